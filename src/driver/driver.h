@@ -1,0 +1,34 @@
+// From a file to a Plan: the pass list in reading order.
+#pragma once
+#include "import/import.h"
+#include "pass/pass.h"
+#include "plan/plan.h"
+
+typedef struct CompileOptions {
+    const char *path;          // .pt2
+    ImportOptions import;
+    int nranks, nthreads;      // nthreads 0: processors / ranks, at least 1
+    AttentionChoice attention;
+    bool update;               // with the optimizer
+    AdamWOptions adamw;
+    bool no_fuse;
+    const char *stop_after;    // pass name or NULL
+    const char *dump_after;    // pass name, "all" or NULL: text to stderr
+    bool verify_each;
+    double square_limit_nbytes;  // 0: default
+} CompileOptions;
+
+typedef struct Compiled {
+    Arena *arena;              // owns the graph, the plan and the reports
+    Graph *graph;              // after the last pass that ran
+    Plan *plan;                // NULL with stop_after
+    ImportReport import;
+    ShardReport shard;
+    double seconds;            // import + passes + plan
+} Compiled;
+void compile_defaults(CompileOptions *o);
+Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
+// As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.
+Status compile_graph(Arena *a, Graph *forward, const CompileOptions *o, Compiled *out, Diag *d);
+void compiled_free(Compiled *c);
+const char *const *pass_names(int *n);  // "import", "canonicalize", ..., "plan"

@@ -1,0 +1,32 @@
+// A Program is a short straight-line scalar expression: what a fused pointwise group computes at each element, and what an
+// attention mask computes at each (b, h, q, k). Instructions are in order; operands are indices of earlier instructions.
+#pragma once
+#include "ir/type.h"
+
+// PROG_* leaves; every other instruction is a pointwise OpKind (ops/ops.def) shifted by PROG_OP.
+typedef enum ProgLeaf {
+    PROG_CONST,    // imm
+    PROG_INPUT,    // fused: input slot `a`, broadcast against the output
+    PROG_INDEX_B,  // attention: global indices, i64
+    PROG_INDEX_H,
+    PROG_INDEX_Q,
+    PROG_INDEX_K,
+    PROG_VEC_Q,    // attention: vector slot `a`, shape [B|1, H|1, Sq|1], read at (b, h, q)
+    PROG_VEC_K,    // attention: vector slot `a`, shape [B|1, H|1, Sk|1], read at (b, h, k)
+    PROG_OP = 64,  // op + PROG_OP: pointwise op of that kind
+} ProgLeaf;
+
+typedef struct Instr {
+    int32_t code;    // ProgLeaf, or PROG_OP + OpKind
+    DType dtype;     // of the result
+    int32_t a, b, c; // instruction indices (or input slot in `a` for leaves); -1 unused
+    double imm;      // PROG_CONST; integers up to 2^53 are exact
+} Instr;
+
+typedef struct Program {
+    int ninstr;
+    const Instr *instr;
+    int nout;              // fused: number of outputs; attention: 2
+    const int32_t *out;    // instruction of each output. attention: out[0] = visible (bool) or -1, out[1] = bias (float) or -1
+} Program;
+bool program_equal(const Program *a, const Program *b);

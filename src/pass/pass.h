@@ -1,0 +1,47 @@
+// The passes, in the order in which the driver runs them. Each reads a graph and makes a new or edited one in the same arena; its
+// file says what it requires and establishes; graph_verify runs after it in debug builds and with --verify-each.
+#pragma once
+#include "ir/graph.h"
+#include "plan/plan.h"
+
+typedef enum AttentionChoice { ATTN_AUTO, ATTN_HEAD, ATTN_GATHER_KV } AttentionChoice;
+const char *attention_choice_name(AttentionChoice c);  // "auto", "head", "gather-kv"
+
+typedef struct AdamWOptions {
+    double beta1, beta2, eps, weight_decay;
+    double clip_norm;            // 0: no clipping
+} AdamWOptions;
+
+typedef struct AttentionReport { // one per attention node, for `autosp plan`
+    NodeId node;                 // in the sharded graph (forward)
+    const char *source, *mask;   // mask in words: "causal", "causal & window 24", "causal & same document", ...
+    const char *strategy;
+    double seconds, nbytes_sent; // of the chosen, forward + backward, slowest rank
+    int nalt;
+    struct { const char *strategy; double seconds, nbytes_sent; bool legal; } alt[4];
+} AttentionReport;
+
+typedef struct ShardReport {
+    VEC(AttentionReport) attention;
+    VEC(const char *) gathered;  // "node ... gathered whole because ..., N bytes": ops with no rule for a sharded input
+    VEC(const char *) square;    // S x S values that stayed tensors, with bytes
+} ShardReport;
+
+typedef struct PassContext {
+    Arena *scratch;              // freed by the driver after all passes
+    int nranks;
+    AttentionChoice attention;
+    const DeviceModel *device;
+    const AdamWOptions *adamw;
+    double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
+    ShardReport *report;         // filled by shard
+} PassContext;
+
+Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
+Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
+Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
+Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param
+Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
+Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
+Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
+const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c

@@ -1,0 +1,98 @@
+// The Plan: for every rank, the steps in order, the address of every buffer, and why each collective is there. Immutable once
+// made; the runtime only executes it. See plan.c (lowering), cost.c (device model), schedule.c (order), memory.c (offsets).
+#pragma once
+#include "backend/backend.h"
+#include "ir/graph.h"
+
+typedef struct DeviceModel {     // seconds from work; plan/device.c
+    const char *name;
+    double matmul_flops;         // per second, per rank
+    double attention_flops;
+    double mem_bandwidth;        // bytes per second, per rank
+    double link_bandwidth;       // bytes per second each way, per rank
+    double link_latency_s;       // per message round
+    double kernel_latency_s;
+    double mem_nbytes;           // per rank; 0 unknown
+} DeviceModel;
+const DeviceModel *device_model_cpu(void);
+double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c);
+
+typedef enum BufferKind { BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT } BufferKind;
+const char *buffer_kind_name(BufferKind k);  // "parameters", "moments", ..., for people
+
+typedef struct Buffer {
+    BufferKind kind;
+    int64_t offset, nbytes;      // within the rank's arena; 64-byte aligned
+    int32_t first, last;         // steps between which it is alive (inclusive); 0..nstep-1; persistent ones span all
+    ValueId value;               // or NO_VALUE (scratch, comm staging)
+} Buffer;
+
+// A box of elements to copy between a value and a packed message: `n` dims, same element order on both sides.
+typedef struct Box {
+    int peer;
+    int ndim;
+    int64_t size[MAX_DIMS];
+    int64_t start[MAX_DIMS];     // first element in the local value
+    int64_t msg_off;             // element offset within the whole staging buffer
+} Box;
+typedef struct Exchange {        // one all-to-all-v: pack boxes -> move -> unpack boxes (add or max where `reduce`)
+    int nsend, nrecv;
+    const Box *send, *recv;      // recv boxes in rank order: reductions are in a fixed order, hence bitwise the same everywhere
+    const int64_t *send_off, *send_nbytes, *recv_off, *recv_nbytes;  // [nranks], bytes
+    Reduce reduce;               // RED_NONE: boxes overwrite; else the destination starts at 0 / -inf and boxes are reduced in
+} Exchange;
+
+typedef enum StepKind { STEP_KERNEL, STEP_EXCHANGE } StepKind;
+typedef struct Step {
+    StepKind kind;
+    NodeId node;
+    int nin, nout;
+    const Operand *in, *out;     // data NULL; addresses are in in_buf/out_buf
+    const int32_t *in_buf, *out_buf;
+    int32_t scratch_buf;         // -1 none; STEP_EXCHANGE: staging (send then recv)
+    const Exchange *exchange;    // STEP_EXCHANGE
+    int64_t staging_send_nbytes; // bytes of the send part of the staging buffer
+    KernelFn kernel;
+} Step;
+
+typedef struct RankPlan {
+    int nstep, nbuffer;
+    const Step *step;
+    const Buffer *buffer;
+    const int32_t *value_buf;    // [values]: buffer of each value (views share), -1 none
+    int64_t arena_nbytes;        // the peak, and exactly what is allocated
+    int64_t lower_bound_nbytes;  // largest sum of live bytes over steps
+    int64_t nbytes_by_kind[BUF_KIND_COUNT];  // alive at the peak step
+    int32_t peak_step;
+    double flops, seconds;       // predicted for this rank
+    double comm_nbytes;          // sent to other ranks per step
+} RankPlan;
+
+typedef struct Plan {
+    const Graph *graph;          // after all passes
+    int nranks, nthreads;
+    DType real;                  // DT_F32 or DT_F64
+    const Backend *backend;
+    const RankPlan *rank;
+    uint64_t hash;               // of everything global; ranks compare it before step 0
+} Plan;
+
+typedef struct PlanOptions {
+    const Backend *backend;
+    const DeviceModel *device;
+    int nthreads;                // workers per rank
+} PlanOptions;
+// Lowers a sharded (and fused) graph to a Plan in arena `a`.
+Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);
+// Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
+Status pass_schedule(const Graph *g, Graph **out, Diag *d);
+// Offsets for n buffers given sizes and lifetimes; returns the arena's size (plan/memory.c).
+int64_t memory_assign(int n, Buffer *buf, int64_t *lower_bound);
+// Operand of value v on `rank`, in arena a.
+Operand plan_operand(Arena *a, const Graph *g, ValueId v, int rank);
+// The exchange that turns `from` into `to` for `rank` (plan/reshard.c).
+const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to, int rank);
+// What people call it: "all-to-all", "all-gather", "reduce-scatter", "all-reduce", "halo exchange", "local slice", ...
+const char *reshard_name(const Graph *g, const Placement *from, const Placement *to);
+// Bytes that `rank` sends to others in this reshard.
+int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to, int rank);
