@@ -6,7 +6,7 @@
 struct LayoutTable {
     Arena *arena;
     int nranks;
-    VEC(Layout) layout;
+    VEC(const Layout *) layout;  // in the arena, so that pointers stay good
     VEC(uint64_t) hash;
     int32_t *slot;  // open addressing over layout ids; -1 empty
     int64_t nslot;
@@ -33,7 +33,7 @@ int layouts_count(const LayoutTable *t) { return (int)t->layout.len; }
 
 const Layout *layouts_get(const LayoutTable *t, LayoutId id) {
     CHECK(id >= 0 && id < t->layout.len, "layout %d of %lld", id, (long long)t->layout.len);
-    return &t->layout.data[id];
+    return t->layout.data[id];
 }
 
 int64_t layout_local(const Layout *l, int rank) {
@@ -118,15 +118,16 @@ static LayoutId intern(LayoutTable *t, int64_t extent, Draft *d) {
     int64_t i = (int64_t)(h & (uint64_t)(t->nslot - 1));
     for (; t->slot[i] >= 0; i = (i + 1) & (t->nslot - 1)) {
         int32_t k = t->slot[i];
-        if (t->hash.data[k] == h && layout_same(&t->layout.data[k], extent, t->nranks, d->first.data, d->span.data)) {
+        if (t->hash.data[k] == h && layout_same(t->layout.data[k], extent, t->nranks, d->first.data, d->span.data)) {
             vec_free(&d->span);
             vec_free(&d->first);
             return k;
         }
     }
-    Layout l = {.extent = extent, .nranks = t->nranks, .overlap = spans_overlap(d->span.data, d->span.len)};
-    l.first = arena_copy(t->arena, d->first.data, sizeof(int32_t) * (size_t)d->first.len);
-    l.span = arena_copy(t->arena, d->span.data, sizeof(Span) * (size_t)d->span.len);
+    Layout *l = ARENA_NEW(t->arena, Layout);
+    *l = (Layout){.extent = extent, .nranks = t->nranks, .overlap = spans_overlap(d->span.data, d->span.len)};
+    l->first = arena_copy(t->arena, d->first.data, sizeof(int32_t) * (size_t)d->first.len);
+    l->span = arena_copy(t->arena, d->span.data, sizeof(Span) * (size_t)d->span.len);
     vec_free(&d->span);
     vec_free(&d->first);
     t->slot[i] = (int32_t)t->layout.len;
