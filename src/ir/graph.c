@@ -205,7 +205,7 @@ void graph_copy_node(const Graph *src, NodeId id, Graph *dst, ValueId *map) {
         n.in[i] = map[old->in[i]];
         CHECK(n.in[i] != NO_VALUE, "%s: input %d (value %d) was not copied yet", op_name(n.op), i, old->in[i]);
     }
-    TypeOut type[MAX_OUTPUTS];
+    TypeOut type[MAX_OUTPUTS] = {0};
     for (int j = 0; j < n.nout; j++) {
         const Value *v = graph_value(src, old->out[j]);
         type[j] = (TypeOut){v->dtype, v->shape};
