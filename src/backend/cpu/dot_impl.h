@@ -1,0 +1,32 @@
+// The kernel of dot.c for one float type (see real.h).
+#include "backend/cpu/real.h"
+
+// Tasks [begin, end) of batch * npanel.
+static void FN(dot_tasks)(void *ctx, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const DotJob *j = ctx;
+    const DotSizes *s = &j->s;
+    int64_t lda = s->trans_a ? s->m : s->k, ldb = s->trans_b ? s->k : s->n;
+    for (int64_t t = begin; t < end; t++) {
+        int64_t batch = t / j->cut.npanel, at = t % j->cut.npanel * j->cut.panel, m = s->m, n = s->n;
+        const REAL *a = (const REAL *)j->a + batch * m * s->k, *b = (const REAL *)j->b + batch * s->k * n;
+        REAL *c = (REAL *)j->c + batch * m * n;
+        if (j->cut.along_m) {
+            m = min_i64(j->cut.panel, m - at);
+            a += s->trans_a ? at : at * s->k, c += at * s->n;
+        } else {
+            n = min_i64(j->cut.panel, n - at);
+            b += s->trans_b ? at * s->k : at, c += at;
+        }
+        FN(blas_gemm)(s->trans_a, s->trans_b, m, n, s->k, 1, a, lda, b, ldb, 0, c, s->n);
+    }
+}
+
+Status FN(cpu_dot)(const KernelArgs *k, Diag *d) {
+    (void)d;
+    DotJob j = {.s = dot_sizes(k->node, &k->in[0], &k->in[1]), .a = k->in[0].data, .b = k->in[1].data, .c = k->out[0].data};
+    if (j.s.batch == 0 || j.s.m == 0 || j.s.n == 0) return ST_OK;
+    j.cut = dot_cut(&j.s, pool_nthreads(k->pool));
+    pool_run(k->pool, FN(dot_tasks), &j, j.s.batch * j.cut.npanel, 1);
+    return ST_OK;
+}
