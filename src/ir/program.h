@@ -30,3 +30,20 @@ typedef struct Program {
     const int32_t *out;    // instruction of each output. attention: out[0] = visible (bool) or -1, out[1] = bias (float) or -1
 } Program;
 bool program_equal(const Program *a, const Program *b);
+
+// Operands that a pointwise OpKind takes as an instruction: 1, 2 or 3; 0 if it is no pointwise op.
+int program_op_arity(int op);
+// Well-formed: operands earlier than their use, slots in [0, nslot), outputs in range (-1 only where `attention`), and only
+// leaves that belong there (attention: indices and vectors; fused: inputs). Hostile text reaches this through the parser.
+Status program_check(const Program *p, bool attention, int nslot, Diag *d);
+// How an attention program uses vector slot `slot`: 'q', 'k', or 0 if it does not. (The mask pass never mixes the two.)
+char program_vec_role(const Program *p, int slot);
+
+// Where an attention program is evaluated. vec[i] is the value of vector slot i at this point; NULL: unknown.
+typedef struct ProgPoint {
+    int64_t b, h, q, k;
+    const double *vec;
+} ProgPoint;
+// Evaluates every instruction, one element, no vectors: value[i] and known[i] (false: depends on an unknown vector) for i in
+// [0, ninstr). and/or/where with one known deciding operand are known. Integers are exact up to 2^53.
+void program_eval_scalar(const Program *p, const ProgPoint *at, double *value, bool *known);
