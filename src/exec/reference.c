@@ -2,6 +2,7 @@
 #include "exec/reference.h"
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include "base/random.h"
 
 bool ref_next(const Shape *s, int64_t *index) {
@@ -130,7 +131,8 @@ static Status run_source(const Run *run, const Node *n, double *out, bool *done,
     if (!*done) return ST_OK;
     int64_t index = node_int(n, ATTR_INDEX), kind = node_int_or(n, ATTR_KIND, 0);
     if (n->op == OP_INPUT) {
-        src = r->inputs ? r->inputs[index] : NULL;
+        bool hyper = r->hyper && !strcmp(g->inputs.data[index].name, "adamw.hyper");  // the one input that is not data (pass/update.c)
+        src = hyper ? r->hyper : r->inputs ? r->inputs[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for input %s", g->inputs.data[index].name);
     } else if (kind == 0) {
         src = r->params ? r->params[index] : NULL;
