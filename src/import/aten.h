@@ -81,6 +81,7 @@ typedef struct AtenUserInput {
     int dtype;
     int ndim;
     Sym *size[MAX_DIMS];
+    int seq_dim, batch_dim;              // which dims are the sequence and the batch, -1 if none
 } AtenUserInput;
 
 typedef struct SymbolInfo {
