@@ -1,0 +1,115 @@
+// grad: reverse-mode differentiation on the global, one-device graph.
+//
+//   %3 = dot(%x, %w)                       %3 = dot(%x, %w)
+//   return loss=%9                 ->      ...
+//                                          %20 = dot(%19, %w) {trans_b}      backward
+//                                          %21 = dot(%19, %x) {trans_a}
+//                                          return loss=%9, grad "w"=%21
+//
+// Requires: one OUT_LOSS, a float scalar; no sdpa (mask ran). Establishes: an OUT_GRAD for every trainable parameter that the loss
+// depends on (a parameter it does not depend on has none, as in PyTorch). Because this happens before sharding, every
+// cotangent has a global meaning and gets a placement like any other value.
+#include "ir/build.h"
+#include "ops/op.h"
+#include "pass/pass.h"
+
+typedef struct GradState {
+    Graph *g;
+    Builder b;
+    bool *needs;       // [forward values] the loss's gradient may flow through this value
+    ValueId *cot;      // [forward values] sum of cotangents so far, NO_VALUE if none
+    ValueId *param;    // [params] gradient so far
+    int64_t nforward;  // forward nodes
+} GradState;
+
+// A value needs a gradient if it is a trainable parameter or a float that depends on one through an op that has a gradient.
+static void mark_needs(GradState *s) {
+    for (int64_t i = 0; i < s->nforward; i++) {
+        const Node *n = graph_node(s->g, (NodeId)i);
+        bool any = n->op == OP_PARAM && node_int_or(n, ATTR_KIND, 0) == 0 && s->g->params.data[node_int(n, ATTR_INDEX)].trainable;
+        for (int k = 0; k < n->nin; k++) any |= s->needs[n->in[k]];
+        if (n->op == OP_STOP_GRAD) any = false;
+        const OpInfo *info = op_info(n->op);
+        if (!info->grad && !info->grad_error && n->op != OP_PARAM) any = false;  // piecewise constant: comparisons, floor, ...
+        for (int j = 0; j < n->nout; j++) s->needs[n->out[j]] = any && dtype_is_float(graph_value(s->g, n->out[j])->dtype);
+    }
+}
+
+static void accumulate(GradState *s, ValueId *slot, ValueId g, Shape shape) {
+    g = build_sum_to(&s->b, g, shape);
+    *slot = *slot == NO_VALUE ? g : build_binary(&s->b, OP_ADD, *slot, g);
+}
+
+static Status differentiate_node(GradState *s, NodeId id, Arena *scratch, Diag *d) {
+    Node n = *graph_node(s->g, id);  // a copy: appending moves the node array
+    ValueId gout[64];
+    bool any = false;
+    for (int j = 0; j < n.nout; j++) {
+        gout[j] = s->cot[n.out[j]];
+        any |= gout[j] != NO_VALUE;
+    }
+    if (!any) return ST_OK;
+    s->b.source = n.source;
+    if (n.op == OP_PARAM) {
+        s->param[node_int(&n, ATTR_INDEX)] = s->param[node_int(&n, ATTR_INDEX)] == NO_VALUE
+                                                 ? gout[0]
+                                                 : build_binary(&s->b, OP_ADD, s->param[node_int(&n, ATTR_INDEX)], gout[0]);
+        return s->b.status;
+    }
+    const OpInfo *info = op_info(n.op);
+    if (info->grad_error)
+        return diag_error(d, ST_UNSUPPORTED, "%s: no gradient: %s", node_describe(s->g, id, scratch), info->grad_error);
+    bool *want = ARENA_ARRAY(scratch, bool, n.nin);
+    ValueId *gin = ARENA_ARRAY(scratch, ValueId, n.nin);
+    for (int k = 0; k < n.nin; k++) {
+        want[k] = s->needs[n.in[k]];
+        gin[k] = NO_VALUE;
+    }
+    GradCtx c = {.b = &s->b, .n = &n, .gout = gout, .want = want, .gin = gin};
+    TRY(info->grad(&c, d));
+    TRY(s->b.status);
+    for (int k = 0; k < n.nin; k++)
+        if (want[k] && gin[k] != NO_VALUE) accumulate(s, &s->cot[n.in[k]], gin[k], *graph_shape(s->g, n.in[k]));
+    return s->b.status;
+}
+
+static Status check_loss(const Graph *g, ValueId *loss, Diag *d) {
+    for (int64_t i = 0; i < g->outputs.len; i++) {
+        const Output *o = &g->outputs.data[i];
+        if (o->kind != OUT_LOSS) continue;
+        const Value *v = graph_value(g, o->value);
+        if (shape_numel(&v->shape) != 1 || !dtype_is_float(v->dtype))
+            return diag_error(d, ST_UNSUPPORTED, "the loss must be one floating-point number");
+        *loss = o->value;
+        return ST_OK;
+    }
+    return diag_error(d, ST_UNSUPPORTED, "the program returns no loss (a scalar float); export a module that returns its training loss");
+}
+
+Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d) {
+    ValueId loss = NO_VALUE;
+    TRY(check_loss(in, &loss, d));
+    Graph *g = graph_new_like(in);
+    ValueId *map = ARENA_ARRAY(c->scratch, ValueId, in->values.len);
+    for (int64_t i = 0; i < in->nodes.len; i++) graph_copy_node(in, (NodeId)i, g, map);
+    for (int64_t i = 0; i < in->outputs.len; i++) {
+        const Output *o = &in->outputs.data[i];
+        graph_add_output(g, o->kind, o->param, o->slot, o->name, map[o->value]);
+    }
+    GradState s = {.g = g, .b = {.g = g, .d = d, .phase = PHASE_BACKWARD}, .nforward = g->nodes.len};
+    s.needs = ARENA_ARRAY(c->scratch, bool, g->values.len);
+    s.cot = ARENA_ARRAY(c->scratch, ValueId, g->values.len);
+    s.param = ARENA_ARRAY(c->scratch, ValueId, g->params.len);
+    for (int64_t i = 0; i < g->values.len; i++) s.cot[i] = NO_VALUE;
+    for (int64_t i = 0; i < g->params.len; i++) s.param[i] = NO_VALUE;
+    mark_needs(&s);
+    loss = map[loss];
+    if (!s.needs[loss]) return diag_error(d, ST_UNSUPPORTED, "the loss does not depend on any trainable parameter: nothing to train");
+    s.b.source = graph_def(g, loss)->source;
+    s.cot[loss] = build_full(&s.b, *graph_shape(g, loss), graph_value(g, loss)->dtype, 1.0);
+    for (int64_t i = s.nforward - 1; i >= 0; i--) TRY(differentiate_node(&s, (NodeId)i, c->scratch, d));
+    for (int64_t p = 0; p < g->params.len; p++)
+        if (s.param[p] != NO_VALUE) graph_add_output(g, OUT_GRAD, (int32_t)p, 0, g->params.data[p].name, s.param[p]);
+    *out = g;
+    return s.b.status;
+}
