@@ -30,7 +30,8 @@ static Status check_instr(const Program *p, int i, bool attention, int nslot, Di
     if ((int)x->dtype < 0 || x->dtype >= DT_COUNT) return diag_error(d, ST_INPUT, "program: instruction %d has no dtype", i);
     if (x->code < PROG_OP) {
         bool slot = x->code == PROG_INPUT || x->code == PROG_VEC_Q || x->code == PROG_VEC_K;
-        bool belongs = x->code == PROG_CONST || (attention ? x->code >= PROG_INDEX_B && x->code <= PROG_VEC_K : x->code == PROG_INPUT);
+        bool mask_leaf = x->code >= PROG_INDEX_B && x->code <= PROG_VEC_K;
+        bool belongs = x->code == PROG_CONST || (attention ? mask_leaf : x->code == PROG_INPUT);
         if (!belongs) return diag_error(d, ST_INPUT, "program: instruction %d is no leaf that may stand here", i);
         if (slot && (x->a < 0 || x->a >= nslot))
             return diag_error(d, ST_INPUT, "program: instruction %d reads operand %d of %d", i, x->a, nslot);

@@ -2,6 +2,7 @@
 // j*stride - lo + k*dilation, k in [0, kernel): a shard of the output needs a halo of the input, which is a layout that overlaps
 // (layout_stencil). The halo is asked for as an operand placement, so that the reshard in front of the node moves it.
 #include "ir/build.h"
+#include "ops/halo.h"
 #include "ops/op.h"
 
 // Sizes beyond this in an attribute are nonsense, and would overflow products.
@@ -141,22 +142,6 @@ static Status grad_conv1d(GradCtx *c, Diag *d) {
 
 // ---- sharding ------------------------------------------------------------------------------------------------------------
 
-// Every element lives somewhere, and no rank holds one twice: what a value's layout must be.
-static bool layout_is_sound(const Layout *l) {
-    for (int r = 0; r < l->nranks; r++)
-        for (int i = 1; i < layout_nspan(l, r); i++)
-            if (layout_spans(l, r)[i].begin < layout_spans(l, r)[i - 1].end) return false;
-    int64_t covered = 0;
-    while (covered < l->extent) {
-        int64_t end = covered;
-        for (int32_t i = 0; i < l->first[l->nranks]; i++)
-            if (l->span[i].begin <= covered) end = max_i64(end, l->span[i].end);
-        if (end == covered) return false;
-        covered = end;
-    }
-    return true;
-}
-
 // Output j sits at padded input position anchor + j*stride: the element that it shares a rank with. With causal padding
 // (lo = reach) that is x[j*stride] itself.
 static int64_t conv_anchor(const Conv *c) { return min_i64(c->lo, c->reach); }
@@ -183,16 +168,25 @@ static LayoutId layout_x_read(LayoutTable *t, const Conv *c, LayoutId out) {
 static LayoutId layout_out_reading(Graph *g, const Conv *c, LayoutId x) {
     if (c->stride == 1) return layout_stencil(g->layouts, x, 1, c->lo - c->reach, c->lo, c->lout);
     const Layout *l = layouts_get(g->layouts, x);
-    int nspan = l->first[l->nranks];
     int32_t *count = ARENA_ARRAY(g->arena, int32_t, l->nranks);
-    Span *span = ARENA_ARRAY(g->arena, Span, nspan + 1);
-    for (int r = 0; r < l->nranks; r++) count[r] = layout_nspan(l, r);
-    for (int i = 0; i < nspan; i++) {
-        int64_t begin = ceil_div(max_i64(0, l->span[i].begin + c->lo - c->reach), c->stride);
-        int64_t end = min_i64(c->lout, (l->span[i].end - 1 + c->lo) / c->stride + 1);
-        span[i] = (Span){begin, max_i64(begin, end)};
+    Span *span = ARENA_ARRAY(g->arena, Span, l->first[l->nranks] + 1);
+    for (int r = 0; r < l->nranks; r++) {
+        int64_t done = 0;  // a rank's intervals may come to overlap each other: keep the union
+        count[r] = layout_nspan(l, r);
+        for (int i = l->first[r]; i < l->first[r + 1]; i++) {
+            int64_t begin = ceil_div(max_i64(0, l->span[i].begin + c->lo - c->reach), c->stride);
+            int64_t end = min_i64(c->lout, (l->span[i].end - 1 + c->lo) / c->stride + 1);
+            begin = max_i64(begin, done);
+            done = max_i64(done, end);
+            span[i] = (Span){begin, max_i64(begin, end)};
+        }
     }
     return layouts_intern(g->layouts, c->lout, count, span);
+}
+
+// `halo` was widened from partition `from` and may be an operand's layout.
+static bool halo_is_legal(const Graph *g, LayoutId from, LayoutId halo) {
+    return layout_is_ascending(layouts_get(g->layouts, from)) && layout_is_complete(layouts_get(g->layouts, halo));
 }
 
 // A batch or linear row; false when `p` is neither. `grad_w`: the output sums over the batch.
@@ -218,7 +212,7 @@ static bool shard_conv1d(Graph *g, const Node *n, int slot, Placement p, Row *ro
     Conv c = conv_of_node(g, n);
     LayoutId out = slot == 0 ? layout_out_from_x(g->layouts, &c, p.layout) : p.layout;
     LayoutId x = layout_x_read(g->layouts, &c, out);
-    if (!layout_is_sound(layouts_get(g->layouts, x))) return false;
+    if (!halo_is_legal(g, out, x)) return false;
     row_replicate(n, row);
     row->in[0] = shard_on(2, x);
     row->out[0] = shard_on(2, out);
@@ -231,7 +225,7 @@ static bool shard_conv1d_grad_x(Graph *g, const Node *n, int slot, Placement p, 
     Conv c = conv_of_node(g, n);
     LayoutId dx = slot == 0 ? layout_x_from_out(g->layouts, &c, p.layout) : p.layout;
     LayoutId gy = layout_out_reading(g, &c, dx);
-    if (!layout_is_sound(layouts_get(g->layouts, gy))) return false;
+    if (!halo_is_legal(g, dx, gy)) return false;
     row_replicate(n, row);
     row->in[0] = shard_on(2, gy);
     row->out[0] = shard_on(2, dx);
@@ -244,7 +238,7 @@ static bool shard_conv1d_grad_w(Graph *g, const Node *n, int slot, Placement p, 
     Conv c = conv_of_node(g, n);
     LayoutId gy = slot == 1 ? layout_out_from_x(g->layouts, &c, p.layout) : p.layout;
     LayoutId x = layout_x_read(g->layouts, &c, gy);
-    if (!layout_is_sound(layouts_get(g->layouts, x))) return false;
+    if (!halo_is_legal(g, gy, x)) return false;
     row_replicate(n, row);
     row->in[0] = shard_on(2, gy);
     row->in[1] = shard_on(2, x);

@@ -55,9 +55,9 @@ typedef struct Operand {
 typedef struct Sample {         // a small legal instance, from which the per-op tests are generated
     const char *label;
     int nin;
-    Shape shape[6];
-    DType dtype[6];
-    int64_t lo[6], hi[6];       // i64 inputs: values drawn from [lo, hi); floats from roughly [-1.5, 1.5] or [lo/8.0, hi/8.0] if set
+    Shape shape[8];
+    DType dtype[8];
+    int64_t lo[8], hi[8];       // i64 inputs: values drawn from [lo, hi); floats from roughly [-1.5, 1.5] or [lo/8.0, hi/8.0] if set
     int nattr;
     Attr attr[10];
 } Sample;
