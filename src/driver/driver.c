@@ -1,0 +1,149 @@
+// The pass list, in reading order.
+#include "driver/driver.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include "backend/backend.h"
+
+void compile_defaults(CompileOptions *o) {
+    *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
+    o->import.real = DT_F32;
+#ifndef NDEBUG
+    o->verify_each = true;
+#endif
+}
+
+typedef Status (*PassFn)(PassContext *c, Graph *in, Graph **out, Diag *d);
+static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
+    (void)c;
+    return pass_schedule(in, out, d);
+}
+
+typedef struct PassEntry {
+    const char *name;
+    PassFn run;
+    bool only_update;  // belongs to the optimizer
+    bool only_fuse;
+} PassEntry;
+
+// clang-format off
+static const PassEntry passes[] = {
+    {"canonicalize", pass_canonicalize, false, false},  // folding, identities, CSE
+    {"experts",      pass_experts,      false, false},  // mixtures of experts become token-wise
+    {"mask",         pass_mask,         false, false},  // attention with predicates
+    {"grad",         pass_grad,         false, false},  // the backward, on the global graph
+    {"simplify",     pass_canonicalize, false, false},  // once more, over the joint graph
+    {"update",       pass_update,       true,  false},  // clipping and AdamW
+    {"shard",        pass_shard,        false, false},  // placements and reshards
+    {"fuse",         pass_fuse,         false, true},   // pointwise groups
+    {"schedule",     run_schedule,      false, false},  // an order
+};
+// clang-format on
+enum { NPASS = sizeof passes / sizeof *passes };
+
+const char *const *pass_names(int *n) {
+    static const char *names[NPASS + 2];
+    names[0] = "import";
+    for (int i = 0; i < NPASS; i++) names[i + 1] = passes[i].name;
+    names[NPASS + 1] = "plan";
+    *n = NPASS + 2;
+    return names;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool wants(const char *option, const char *pass) { return option && (!strcmp(option, pass) || !strcmp(option, "all")); }
+
+static Status after_pass(const CompileOptions *o, const Graph *g, const char *name, Diag *d) {
+    if (wants(o->dump_after, name)) {
+        Str s = {0};
+        graph_print(g, &s);
+        fprintf(stderr, "# after %s\n%s", name, str_text(&s));
+        str_free(&s);
+    }
+    return o->verify_each ? graph_verify(g, name, d) : ST_OK;
+}
+
+static int default_threads(int nranks) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN) / nranks;
+    return n < 1 ? 1 : (int)n;
+}
+
+static double default_square_limit(void) {
+    double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
+    return ram / 8;
+}
+
+static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
+    PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .device = device_model_cpu(), .adamw = &o->adamw,
+                     .report = &out->shard};
+    c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
+    TRY(after_pass(o, *g, "import", d));
+    *stopped = o->stop_after && !strcmp(o->stop_after, "import");
+    for (int i = 0; i < NPASS && !*stopped; i++) {
+        const PassEntry *p = &passes[i];
+        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse);
+        if (!skip) {
+            Graph *next = NULL;
+            Status st = p->run(&c, *g, &next, d);
+            if (next && next != *g) {
+                graph_free_vecs(*g);
+                *g = out->graph = next;
+            }
+            TRY(st);
+            TRY(after_pass(o, *g, p->name, d));
+        }
+        *stopped = o->stop_after && !strcmp(o->stop_after, p->name);
+    }
+    return ST_OK;
+}
+
+Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
+    double start = now();
+    *out = (Compiled){.arena = a, .graph = g, .import = out->import};
+    if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
+    if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
+    g->layouts = layouts_new(a, o->nranks);  // nothing is placed before the shard pass
+    Arena *scratch = arena_new();
+    bool stopped = false;
+    Status st = run_passes(&g, o, out, scratch, &stopped, d);
+    arena_free(scratch);
+    if (st == ST_OK && !stopped) {
+        PlanOptions po = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        st = plan_make(a, g, &po, &out->plan, d);
+    }
+    out->seconds += now() - start;
+    return st;
+}
+
+Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
+    double start = now();
+    *out = (Compiled){0};
+    Arena *a = arena_new();
+    if (!a) return diag_error(d, ST_MEMORY, "out of memory");
+    out->arena = a;
+    Graph *g = NULL;
+    TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
+    out->graph = g;
+    double imported = now() - start;
+    Status st = compile_graph(a, g, o, out, d);
+    out->seconds += imported;
+    return st;
+}
+
+void compiled_free(Compiled *c) {
+    if (c->graph) graph_free_vecs(c->graph);
+    vec_free(&c->import.missing);
+    vec_free(&c->import.leftover);
+    vec_free(&c->import.notes);
+    vec_free(&c->shard.attention);
+    vec_free(&c->shard.gathered);
+    vec_free(&c->shard.square);
+    arena_free(c->arena);
+    *c = (Compiled){0};
+}
