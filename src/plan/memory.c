@@ -48,7 +48,6 @@ static int64_t place_first_fit(Item *item, int n, int64_t limit) {
             if (p->offset <= offset) before = k;
         }
         it->offset = offset;
-        while (before >= 0 && item[before].next >= 0 && item[item[before].next].offset <= offset) before = item[before].next;
         int32_t *link = before < 0 ? &head : &item[before].next;
         while (*link >= 0 && item[*link].offset < offset) link = &item[*link].next;
         it->next = *link;

@@ -40,7 +40,13 @@ typedef struct Exchange {        // one all-to-all-v: pack boxes -> move -> unpa
     const Box *send, *recv;      // recv boxes in rank order: reductions are in a fixed order, hence bitwise the same everywhere
     const int64_t *send_off, *send_nbytes, *recv_off, *recv_nbytes;  // [nranks], bytes
     Reduce reduce;               // RED_NONE: boxes overwrite; else the destination starts at 0 / -inf and boxes are reduced in
+    int ncover;                  // with `reduce`: the first ncover recv boxes cover the destination and overwrite it (no start value)
+    bool collective;             // some rank sends to another; false: every rank only copies from itself
+    bool send_direct, recv_direct;  // messages lie contiguous in the value itself: no staging, offsets are into the value
+    int64_t send_staging, recv_staging;  // bytes of packed messages
 } Exchange;
+// Boxes whose peer is the rank itself never travel: the k-th such send box is copied to the k-th such recv box, and the offsets and
+// byte counts of the own part are 0. Peers that are sent the same boxes (all-gather) share one packed message.
 
 typedef enum StepKind { STEP_KERNEL, STEP_EXCHANGE } StepKind;
 typedef struct Step {
