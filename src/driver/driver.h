@@ -9,6 +9,8 @@ typedef struct CompileOptions {
     ImportOptions import;
     int nranks, nthreads;      // nthreads 0: processors / ranks, at least 1
     AttentionChoice attention;
+    const char *const *strategies;  // replayed decisions, see PassContext
+    int nstrategies;
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;

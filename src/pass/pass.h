@@ -31,6 +31,8 @@ typedef struct PassContext {
     Arena *scratch;              // freed by the driver after all passes
     int nranks;
     AttentionChoice attention;
+    const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
+    int nstrategies;
     const DeviceModel *device;
     const AdamWOptions *adamw;
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused

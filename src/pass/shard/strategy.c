@@ -69,13 +69,20 @@ static Price price_strategy(ShardState *s, NodeId fwd, NodeId bwd, const char *s
     return p;
 }
 
-static Status settle_one(ShardState *s, NodeId fwd) {
+// The strategy that a saved plan or the user demands for attention `index`, or NULL.
+static const char *demanded(const ShardState *s, int index) {
+    if (s->c->strategies) return index < s->c->nstrategies ? s->c->strategies[index] : NULL;
+    return s->c->attention == ATTN_AUTO ? NULL : attention_choice_name(s->c->attention);
+}
+
+static Status settle_one(ShardState *s, NodeId fwd, int index) {
     static const char *const names[] = {"head", "gather-kv", "batch"};
     const Node *n = graph_node(s->g, fwd);
     NodeId bwd = find_grad(s, fwd);
     AttentionReport r = {.node = fwd, .source = n->source, .mask = "full", .strategy = "local"};
     const Program *prog = node_prog(n, ATTR_PROG);
     if (prog) r.mask = mask_in_words(prog, s->g->arena);
+    const char *must = demanded(s, index);
     int best = -1;
     Price price[3] = {0};
     for (int i = 0; i < 3 && s->c->nranks > 1; i++) {
@@ -84,14 +91,14 @@ static Status settle_one(ShardState *s, NodeId fwd) {
         r.alt[i].legal = price[i].legal;
         r.alt[i].seconds = price[i].seconds;
         r.alt[i].nbytes_sent = price[i].sent;
-        bool allowed = s->c->attention == ATTN_AUTO || !strcmp(names[i], attention_choice_name(s->c->attention));
+        bool allowed = !must || !strcmp(names[i], must);
         if (price[i].legal && allowed && (best < 0 || price[i].seconds < price[best].seconds)) best = i;
     }
     if (s->c->nranks > 1) {
         r.nalt = 3;
         if (best < 0)
             return diag_error(s->d, ST_UNSUPPORTED, "%s: attention strategy \"%s\" is not possible here; leave --attention to auto",
-                              node_describe(s->g, fwd, s->c->scratch), attention_choice_name(s->c->attention));
+                              node_describe(s->g, fwd, s->c->scratch), must ? must : "auto");
         r.strategy = names[best];
         r.seconds = price[best].seconds;
         r.nbytes_sent = price[best].sent;
@@ -103,7 +110,10 @@ static Status settle_one(ShardState *s, NodeId fwd) {
 }
 
 Status shard_settle_strategies(ShardState *s) {
+    int index = 0;
     for (int64_t i = 0; i < s->g->nodes.len; i++)
-        if (graph_node(s->g, (NodeId)i)->op == OP_ATTENTION) TRY(settle_one(s, (NodeId)i));
+        if (graph_node(s->g, (NodeId)i)->op == OP_ATTENTION) TRY(settle_one(s, (NodeId)i, index++));
+    if (s->c->strategies && index != s->c->nstrategies)
+        return diag_error(s->d, ST_INPUT, "the saved decisions are for %d attentions, this program has %d", s->c->nstrategies, index);
     return ST_OK;
 }

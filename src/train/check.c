@@ -1,0 +1,278 @@
+#include "train/check.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "exec/exec.h"
+#include "train/values.h"
+
+const double check_loss_limit = 1e-5, check_grad_limit = 1e-4, check_adamw_limit = 1e-4;
+
+// What one compiled program computed: the first loss, every gradient, and the losses before each AdamW step.
+typedef struct Trace {
+    Arena *arena;
+    int nstep;
+    double *loss;            // [nstep]
+    int64_t nparam;
+    const char **name;       // [nparam]
+    const Param *param;      // [nparam], names for matching aliases; owned by the trace's arena
+    double **grad;           // [nparam], NULL where the loss does not depend on the parameter
+    int64_t *numel;
+} Trace;
+
+static void copy_param_table(Trace *t, const Graph *g) {
+    t->nparam = g->params.len;
+    t->name = ARENA_ARRAY(t->arena, const char *, t->nparam);
+    t->grad = ARENA_ARRAY(t->arena, double *, t->nparam);
+    t->numel = ARENA_ARRAY(t->arena, int64_t, t->nparam);
+    Param *copy = ARENA_ARRAY(t->arena, Param, t->nparam);
+    for (int64_t p = 0; p < t->nparam; p++) {
+        const Param *q = &g->params.data[p];
+        copy[p] = *q;
+        copy[p].name = t->name[p] = arena_strdup(t->arena, q->name);
+        copy[p].alias = ARENA_ARRAY(t->arena, const char *, q->nalias);
+        for (int k = 0; k < q->nalias; k++) copy[p].alias[k] = arena_strdup(t->arena, q->alias[k]);
+        copy[p].data = NULL;
+        t->numel[p] = shape_numel(&q->shape);
+    }
+    t->param = copy;
+}
+
+static Status read_gradients(Trace *t, Runtime *rt, const Graph *g, Diag *d) {
+    for (int64_t i = 0; i < g->outputs.len; i++) {
+        const Output *o = &g->outputs.data[i];
+        if (o->kind != OUT_GRAD) continue;
+        t->grad[o->param] = ARENA_ARRAY(t->arena, double, t->numel[o->param]);
+        TRY(runtime_get_output(rt, (int)i, t->grad[o->param], d));
+    }
+    return ST_OK;
+}
+
+static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFile *inputs, Runtime *rt, Trace *t, Diag *d) {
+    TRY(values_load_params(rt, c->graph, o->golden == NULL, o->seed, d));
+    TRY(values_set_inputs(rt, c->graph, inputs, o->seed, d));
+    const AdamWOptions *opt = &o->compile.adamw;
+    for (int step = 1; step <= t->nstep; step++) {
+        runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)});
+        TRY(runtime_step(rt, 0, &t->loss[step - 1], d));  // dropout draws the same numbers at every step of a check
+        if (step == 1) TRY(read_gradients(t, rt, c->graph, d));
+    }
+    return ST_OK;
+}
+
+// Compiles for o->compile.nranks and runs nstep steps.
+static Status trace_run(const CheckOptions *o, const TensorFile *inputs, int nstep, Trace *t, Diag *d) {
+    t->arena = arena_new();
+    t->nstep = nstep;
+    t->loss = ARENA_ARRAY(t->arena, double, nstep);
+    Compiled c;
+    Runtime *rt = NULL;
+    Status st = compile_file(&o->compile, &c, d);
+    if (st == ST_OK) {
+        copy_param_table(t, c.graph);
+        st = runtime_new(c.plan, o->seed, &rt, d);
+    }
+    if (st == ST_OK) st = run_steps(o, &c, inputs, rt, t, d);
+    runtime_free(rt);
+    compiled_free(&c);
+    return st;
+}
+
+static void trace_free(Trace *t) {
+    arena_free(t->arena);
+    *t = (Trace){0};
+}
+
+// ---- comparing -------------------------------------------------------------------------------------------------------------
+
+static double relative(double a, double b) {
+    double e = fabs(a - b) / fmax(fabs(b), 1e-30);
+    return isfinite(e) ? e : INFINITY;  // a NaN is a difference, never a match
+}
+
+// ref[p] NULL: a zero gradient.
+static void compare_gradients(const Trace *t, double *const *ref, CheckResult *r) {
+    double all = 0;
+    for (int64_t p = 0; p < t->nparam; p++)
+        for (int64_t i = 0; ref[p] && i < t->numel[p]; i++) all += ref[p][i] * ref[p][i];
+    r->grad_relerr = 0;
+    for (int64_t p = 0; p < t->nparam; p++) {
+        double norm = 0, diff = 0;
+        for (int64_t i = 0; i < t->numel[p]; i++) {
+            double b = ref[p] ? ref[p][i] : 0, a = t->grad[p] ? t->grad[p][i] : 0;
+            norm += b * b;
+            diff += (a - b) * (a - b);
+        }
+        double e = sqrt(diff) / fmax(sqrt(norm) + 1e-4 * sqrt(all), 1e-300);
+        if (diff == 0) e = 0;
+        if (!isfinite(e)) e = INFINITY;
+        if (e >= r->grad_relerr) {
+            r->grad_relerr = e;
+            snprintf(r->worst, sizeof r->worst, "%s", t->name[p]);
+        }
+    }
+}
+
+static void compare_losses(const Trace *t, const double *adamw, CheckResult *r) {
+    r->adamw_relerr = 0;
+    for (int i = 0; i < t->nstep; i++) r->adamw_relerr = fmax(r->adamw_relerr, relative(t->loss[i], adamw[i]));
+}
+
+static const TensorView *find_gradient(const TensorFile *f, const Param *p) {
+    char name[1024];
+    snprintf(name, sizeof name, "grad.%s", p->name);
+    const TensorView *t = tensors_find(f, name);
+    for (int k = 0; k < p->nalias && !t; k++) {
+        snprintf(name, sizeof name, "grad.%s", p->alias[k]);
+        t = tensors_find(f, name);
+    }
+    return t;
+}
+
+static bool has_gradients(const TensorFile *f) {
+    for (int64_t i = 0; i < tensors_count(f); i++)
+        if (!strncmp(tensors_at(f, i)->name, "grad.", 5)) return true;
+    return false;
+}
+
+static Status golden_gradients(const TensorFile *f, const Trace *t, Arena *a, double ***out, Diag *d) {
+    double **ref = ARENA_ARRAY(a, double *, t->nparam);
+    int64_t used = 0, there = 0;
+    for (int64_t p = 0; p < t->nparam; p++) {
+        const TensorView *v = find_gradient(f, &t->param[p]);
+        if (!v) continue;  // as PyTorch: a parameter without gradient
+        used++;
+        if (!shape_equal(&v->shape, &t->param[p].shape)) return diag_error(d, ST_INPUT, "%s has another shape than the parameter", v->name);
+        ref[p] = ARENA_ARRAY(a, double, t->numel[p]);
+        TRY(tensor_convert(v->data, v->dtype, ref[p], DT_F64, t->numel[p], d));
+    }
+    for (int64_t i = 0; i < tensors_count(f); i++) there += !strncmp(tensors_at(f, i)->name, "grad.", 5);
+    if (used != there) return diag_error(d, ST_INPUT, "the golden has %" PRId64 " gradients, %" PRId64 " of them for parameters of this program", there, used);
+    *out = ref;
+    return ST_OK;
+}
+
+static Status read_doubles(const TensorFile *f, const char *name, int max, double *out, int *n, Diag *d) {
+    const TensorView *v = tensors_find(f, name);
+    if (!v) return diag_error(d, ST_INPUT, "the golden has no tensor \"%s\"", name);
+    int64_t count = shape_numel(&v->shape);
+    if (count < 1 || count > max) return diag_error(d, ST_INPUT, "\"%s\" has %" PRId64 " elements", name, count);
+    *n = (int)count;
+    return tensor_convert(v->data, v->dtype, out, DT_F64, count, d);
+}
+
+// ---- golden ----------------------------------------------------------------------------------------------------------------
+
+// The golden's token tensor says what length to bind: "input_ids" if there is one, else the first whole-number matrix.
+static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
+    const TensorView *pick = tensors_find(f, "input_ids");
+    for (int64_t i = 0; i < tensors_count(f) && !pick; i++) {
+        const TensorView *t = tensors_at(f, i);
+        if (t->known_dtype && (t->dtype == DT_I64 || t->dtype == DT_I32) && t->shape.ndim == 2) pick = t;
+    }
+    if (!pick || pick->shape.ndim != 2) return diag_error(d, ST_INPUT, "the golden has no token ids [batch, sequence] to bind the program to");
+    o->compile.import.batch = pick->shape.dim[0];
+    o->compile.import.seq = pick->shape.dim[1];
+    return ST_OK;
+}
+
+// One rank in float64, unfused: what a golden without gradients is completed with.
+static Status reference_gradients(const CheckOptions *o, const TensorFile *f, Trace *ref, Diag *d) {
+    CheckOptions one = *o;
+    one.compile.nranks = 1;
+    one.compile.no_fuse = true;
+    one.compile.import.real = DT_F64;
+    one.compile.attention = ATTN_AUTO;
+    one.compile.strategies = NULL;
+    return trace_run(&one, f, 1, ref, d);
+}
+
+static Status check_golden(CheckOptions *o, Arena *a, Trace *t, CheckResult *r, Diag *d) {
+    TensorFile *f = NULL;
+    TRY(tensors_open(a, o->golden, &f, d));
+    TRY(golden_binding(f, o, d));
+    r->batch = o->compile.import.batch;
+    r->seq = o->compile.import.seq;
+    double loss = 0, adamw[1024];
+    int one = 0, nstep = 0;
+    TRY(read_doubles(f, "loss", 1, &loss, &one, d));
+    TRY(read_doubles(f, "adamw_losses", 1024, adamw, &nstep, d));
+    TRY(trace_run(o, f, nstep, t, d));
+    double **grad = NULL;
+    Trace ref = {0};
+    r->grad_from_reference = !has_gradients(f);
+    if (r->grad_from_reference) {
+        Status st = reference_gradients(o, f, &ref, d);
+        grad = ref.grad;
+        if (st == ST_OK) compare_gradients(t, grad, r);
+        trace_free(&ref);
+        TRY(st);
+    } else {
+        TRY(golden_gradients(f, t, a, &grad, d));
+        compare_gradients(t, grad, r);
+    }
+    r->loss = t->loss[0];
+    r->loss_relerr = relative(t->loss[0], loss);
+    compare_losses(t, adamw, r);
+    return ST_OK;
+}
+
+// ---- P ranks against one -----------------------------------------------------------------------------------------------------
+
+static Status check_against_one(CheckOptions *o, Arena *a, Trace *t, CheckResult *r, Diag *d) {
+    TensorFile *f = NULL;
+    if (o->inputs) TRY(tensors_open(a, o->inputs, &f, d));
+    r->batch = o->compile.import.batch;
+    r->seq = o->compile.import.seq;
+    CheckOptions one = *o;
+    one.compile.nranks = 1;
+    one.compile.attention = ATTN_AUTO;
+    one.compile.strategies = NULL;
+    Trace ref = {0};
+    Status st = trace_run(&one, f, o->adamw_steps, &ref, d);  // its arena is freed before the other's is made
+    if (st == ST_OK) st = trace_run(o, f, o->adamw_steps, t, d);
+    if (st == ST_OK) {
+        r->loss = t->loss[0];
+        r->loss_relerr = relative(t->loss[0], ref.loss[0]);
+        compare_gradients(t, ref.grad, r);
+        compare_losses(t, ref.loss, r);
+    }
+    trace_free(&ref);
+    return st;
+}
+
+// ---- writing -------------------------------------------------------------------------------------------------------------------
+
+static Status write_trace(const char *path, const Trace *t, Diag *d) {
+    Arena *a = arena_new();
+    TensorView *v = ARENA_ARRAY(a, TensorView, t->nparam + 2);
+    int64_t n = 0;
+    v[n++] = (TensorView){.name = "loss", .dtype = DT_F64, .known_dtype = true, .shape = SHAPE0, .data = t->loss, .nbytes = 8};
+    v[n++] = (TensorView){.name = "adamw_losses", .dtype = DT_F64, .known_dtype = true, .shape = SHAPE(t->nstep), .data = t->loss, .nbytes = 8 * t->nstep};
+    for (int64_t p = 0; p < t->nparam; p++) {
+        if (!t->grad[p]) continue;
+        float *f = ARENA_ARRAY(a, float, t->numel[p]);
+        for (int64_t i = 0; i < t->numel[p]; i++) f[i] = (float)t->grad[p][i];
+        v[n++] = (TensorView){.name = arena_printf(a, "grad.%s", t->name[p]), .dtype = DT_F32, .known_dtype = true, .shape = t->param[p].shape,
+                              .data = f, .nbytes = 4 * t->numel[p]};
+    }
+    Status st = tensors_write(path, n, v, d);
+    arena_free(a);
+    return st;
+}
+
+Status check_run(const CheckOptions *options, CheckResult *r, Diag *d) {
+    CheckOptions o = *options;
+    *r = (CheckResult){.loss_relerr = INFINITY, .grad_relerr = INFINITY, .adamw_relerr = INFINITY};
+    o.compile.update = true;
+    Arena *a = arena_new();
+    Trace t = {0};
+    Status st = o.golden ? check_golden(&o, a, &t, r, d) : check_against_one(&o, a, &t, r, d);
+    if (st == ST_OK && o.out) st = write_trace(o.out, &t, d);
+    if (st == ST_OK)
+        r->pass = r->loss_relerr <= check_loss_limit && r->grad_relerr <= check_grad_limit && r->adamw_relerr <= check_adamw_limit;
+    trace_free(&t);
+    arena_free(a);
+    return st;
+}
