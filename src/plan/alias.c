@@ -1,0 +1,137 @@
+// Which values share a buffer: views, in-place updates, and pointwise results that take over an input nobody reads again. All of it
+// is decided on the global graph, so that every rank decides alike.
+#include "plan/lower.h"
+
+ValueId lower_group(const Lower *l, ValueId v) {
+    while (l->group[v] != v) v = l->group[v] = l->group[l->group[v]];
+    return v;
+}
+
+static void join(Lower *l, ValueId v, ValueId into) {
+    ValueId a = lower_group(l, v), b = lower_group(l, into);
+    if (a == b) return;
+    l->group[a] = b;
+    Group *x = &l->info[a], *y = &l->info[b];
+    y->last = y->last > x->last ? y->last : x->last;
+    y->persistent |= x->persistent;
+    y->output |= x->output;
+}
+
+// AdamW's outputs overwrite its inputs p, m, v.
+static const int adamw_state[3] = {0, 2, 3};
+
+static void find_uses(Lower *l) {
+    const Graph *g = l->g;
+    for (int64_t v = 0; v < g->values.len; v++) {
+        l->group[v] = (ValueId)v;
+        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def};
+    }
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin; k++) l->info[n->in[k]].last = (int32_t)i;
+        if (l->action[i] == ACT_NONE) l->info[n->out[0]].persistent = true;
+    }
+    for (int64_t i = 0; i < g->outputs.len; i++) l->info[g->outputs.data[i].value].output = true;
+}
+
+// Several nodes may name one parameter or moment; all of them are one buffer.
+static Status join_states(Lower *l) {
+    const Graph *g = l->g;
+    ValueId *first = ARENA_ARRAY(l->a, ValueId, 3 * g->params.len);
+    for (int64_t i = 0; i < 3 * g->params.len; i++) first[i] = NO_VALUE;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op != OP_PARAM) continue;
+        int64_t at = 3 * node_int(n, ATTR_INDEX) + node_int_or(n, ATTR_KIND, 0);
+        if (first[at] == NO_VALUE) {
+            first[at] = n->out[0];
+            continue;
+        }
+        if (!placement_equal(&graph_value(g, first[at])->place, &graph_value(g, n->out[0])->place))
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: parameter \"%s\" is placed in two ways", node_describe(g, (NodeId)i, l->a),
+                              g->params.data[node_int(n, ATTR_INDEX)].name);
+        join(l, n->out[0], first[at]);
+    }
+    return ST_OK;
+}
+
+// An in-place update is the last reader of what it overwrites.
+static Status join_in_place(Lower *l, NodeId i, const Node *n) {
+    const Graph *g = l->g;
+    CHECK(n->op == OP_ADAMW, "%s: which inputs does it overwrite?", op_name(n->op));
+    for (int k = 0; k < 3; k++) {
+        ValueId in = n->in[adamw_state[k]], group = lower_group(l, in);
+        if (l->info[group].last > i)
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a), in,
+                              node_describe(g, l->info[group].last, l->a));
+        if (!l->info[group].persistent)
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state", node_describe(g, i, l->a), in);
+    }
+    for (int k = 0; k < 3; k++) join(l, n->out[k], n->in[adamw_state[k]]);
+    return ST_OK;
+}
+
+// Output `v` of pointwise node i may be written over input `in`: same elements at the same places, not read by anyone later, and not
+// read at other places by the same node.
+static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, ValueId in) {
+    const Value *out = graph_value(l->g, v), *x = graph_value(l->g, in);
+    if (!shape_equal(&out->shape, &x->shape) || !placement_equal(&out->place, &x->place)) return false;
+    if (dtype_nbytes(out->dtype) != dtype_nbytes(x->dtype)) return false;
+    const Group *gr = &l->info[lower_group(l, in)];
+    if (gr->persistent || gr->output || gr->last > i) return false;
+    for (int k = 0; k < n->nin; k++)
+        if (lower_group(l, n->in[k]) == lower_group(l, in) && !shape_equal(graph_shape(l->g, n->in[k]), &x->shape)) return false;
+    return true;
+}
+
+static void take_over(Lower *l, NodeId i, const Node *n) {
+    if (n->nout != 1) return;  // kernels write outputs one after the other: the first could destroy what the second reads
+    for (int k = 0; k < n->nin; k++)
+        if (can_take_over(l, i, n, n->out[0], n->in[k])) {
+            join(l, n->out[0], n->in[k]);
+            return;
+        }
+}
+
+static void name_kinds(Lower *l) {
+    const Graph *g = l->g;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nout; k++) {
+            Group *gr = &l->info[lower_group(l, n->out[k])];
+            if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
+            Phase used = graph_node(g, gr->last)->phase;
+            gr->kind = n->phase == PHASE_FORWARD && used != PHASE_FORWARD ? BUF_SAVED : BUF_TRANSIENT;
+            if (n->op == OP_PARAM) gr->kind = node_int_or(n, ATTR_KIND, 0) ? BUF_MOMENT : BUF_PARAM;
+            if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
+            if (n->op == OP_CONSTANT) gr->kind = BUF_CONST;
+        }
+        if (n->op == OP_ADAMW) {
+            Group *gr = &l->info[lower_group(l, n->in[1])];
+            if (!gr->persistent) gr->kind = BUF_GRAD;
+        }
+    }
+    for (int64_t i = 0; i < g->outputs.len; i++) {
+        Group *gr = &l->info[lower_group(l, g->outputs.data[i].value)];
+        if (g->outputs.data[i].kind == OUT_GRAD && !gr->persistent) gr->kind = BUF_GRAD;
+    }
+}
+
+Status lower_groups(Lower *l) {
+    const Graph *g = l->g;
+    l->group = ARENA_ARRAY(l->a, ValueId, g->values.len);
+    l->info = ARENA_ARRAY(l->a, Group, g->values.len);
+    find_uses(l);
+    TRY(join_states(l));
+    for (int64_t i = 0; i < g->nodes.len; i++)
+        if (l->action[i] == ACT_ALIAS) join(l, graph_node(g, (NodeId)i)->out[0], graph_node(g, (NodeId)i)->in[0]);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (l->action[i] != ACT_KERNEL) continue;
+        if (op_flags(n->op) & OPF_INPLACE) TRY(join_in_place(l, (NodeId)i, n));
+        else if (op_is_pointwise(n->op) || n->op == OP_FUSED) take_over(l, (NodeId)i, n);
+    }
+    for (int64_t v = 0; v < g->values.len; v++) l->info[v].kind = BUF_KIND_COUNT;
+    name_kinds(l);
+    return ST_OK;
+}

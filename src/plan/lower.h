@@ -1,0 +1,48 @@
+// What lowering shares between its files: decisions that hold for all ranks (alias.c, plan.c), then one rank's steps (rank.c).
+#pragma once
+#include "plan/reshard.h"
+
+typedef enum Action {
+    ACT_NONE,        // source whose bytes lie in the arena before the step: param, input, constant
+    ACT_ALIAS,       // the output is the input's bytes
+    ACT_KERNEL,
+    ACT_EXCHANGE,
+} Action;
+
+typedef struct ReshardPlan {
+    int nhop;
+    Hop hop[RESHARD_MAX_HOPS];
+    const Exchange *exchange[RESHARD_MAX_HOPS];  // [nranks] each
+    uint64_t key;
+    DType dtype;
+    Shape shape;
+    Placement from, to;
+    bool identity;
+} ReshardPlan;
+
+// Values that share a buffer form a group, named by one of its values.
+typedef struct Group {
+    int32_t last;        // last node that uses it
+    bool persistent;     // param, moment, input, constant
+    bool output;         // of the graph: alive to the end
+    BufferKind kind;
+} Group;
+
+typedef struct Lower {
+    Arena *a;
+    const Graph *g;
+    const PlanOptions *o;
+    Diag *d;
+    DType real;
+    Action *action;              // [nodes]
+    const ReshardPlan **reshard; // [nodes]
+    VEC(ReshardPlan *) reshards; // distinct ones, by from, to, shape and dtype
+    ValueId *group;              // [values]: towards the value that names the group
+    Group *info;                 // [values], valid at group names
+} Lower;
+
+Status lower_actions(Lower *l);  // action, reshard
+Status lower_groups(Lower *l);   // group, info
+ValueId lower_group(const Lower *l, ValueId v);
+void lower_rank(Lower *l, int rank, RankPlan *out);
+void rank_statistics(const Lower *l, RankPlan *p);

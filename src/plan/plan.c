@@ -1,0 +1,165 @@
+// Lowering: what becomes of each node (a kernel, an exchange, an alias, nothing), which values share a buffer, then every rank's
+// steps, buffers and offsets. Decisions are global; only extents and offsets differ from rank to rank.
+#include "plan/plan.h"
+
+#include <string.h>
+
+#include "plan/lower.h"
+
+const char *buffer_kind_name(BufferKind k) {
+    static const char *const name[BUF_KIND_COUNT] = {"parameters", "moments", "inputs", "constants", "gradients", "saved for backward",
+                                                     "transient", "communication", "scratch"};
+    return (unsigned)k < BUF_KIND_COUNT ? name[k] : "?";
+}
+
+static Operand operand_make(const LayoutTable *t, DType dtype, const Shape *shape, const Placement *place, int rank) {
+    Operand o = {.dtype = dtype, .ndim = shape->ndim, .sdim = -1};
+    for (int i = 0; i < shape->ndim; i++) o.dim[i] = o.global[i] = shape->dim[i];
+    if (place->kind == PLACE_SHARD && layouts_nranks(t) > 1) {
+        const Layout *l = layouts_get(t, place->layout);
+        o.sdim = place->dim;
+        o.nspan = layout_nspan(l, rank);
+        o.span = layout_spans(l, rank);
+        o.dim[o.sdim] = layout_local(l, rank);
+    }
+    return o;
+}
+
+Operand plan_operand(Arena *a, const Graph *g, ValueId v, int rank) {
+    (void)a;  // spans stay where the layout keeps them
+    const Value *x = graph_value(g, v);
+    return operand_make(g->layouts, x->dtype, &x->shape, &x->place, rank);
+}
+
+// ---- what becomes of each node ------------------------------------------------------------------------------------------
+static uint64_t reshard_key(const Value *x, const Value *y) {
+    uint64_t h = hash_bytes((uint64_t)dtype_nbytes(x->dtype), x->shape.dim, sizeof *x->shape.dim * (size_t)x->shape.ndim);
+    int64_t place[] = {x->dtype,      x->place.kind, x->place.reduce, x->place.dim,   x->place.layout,
+                       y->place.kind, y->place.reduce, y->place.dim,  y->place.layout};
+    return hash_bytes(h, place, sizeof place);
+}
+
+static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y) {
+    uint64_t key = reshard_key(x, y);
+    for (int64_t i = 0; i < l->reshards.len; i++) {
+        const ReshardPlan *p = l->reshards.data[i];
+        if (p->key == key && p->dtype == x->dtype && shape_equal(&p->shape, &x->shape) && placement_equal(&p->from, &x->place) &&
+            placement_equal(&p->to, &y->place))
+            return p;
+    }
+    ReshardPlan *p = ARENA_NEW(l->a, ReshardPlan);
+    *p = (ReshardPlan){.key = key, .dtype = x->dtype, .shape = x->shape, .from = x->place, .to = y->place};
+    p->nhop = reshard_hops(l->g, &x->shape, x->dtype, &x->place, &y->place, p->hop);
+    p->identity = true;
+    for (int h = 0; h < p->nhop; h++) {
+        const Hop *hop = &p->hop[h];
+        p->exchange[h] = exchange_make(l->a, l->g->layouts, &hop->shape, x->dtype, &hop->from, &hop->to);
+        p->identity = p->identity && exchange_is_identity(p->exchange[h], l->g->layouts, &hop->shape, &hop->from, &hop->to);
+    }
+    vec_push(&l->reshards, p);
+    return p;
+}
+
+// Dims of more than one element stay in order: no byte moves.
+static bool permute_is_view(const Graph *g, const Node *n) {
+    const int64_t *dims;
+    int ndim = node_ints(n, ATTR_DIMS, &dims);
+    int64_t last = -1;
+    for (int i = 0; i < ndim; i++) {
+        if (graph_shape(g, n->in[0])->dim[dims[i]] == 1) continue;
+        if (dims[i] < last) return false;
+        last = dims[i];
+    }
+    return true;
+}
+
+static Action choose_action(Lower *l, NodeId i, const Node *n) {
+    if (n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT) return ACT_NONE;
+    if (n->op == OP_RESHARD) {
+        l->reshard[i] = find_reshard(l, graph_value(l->g, n->in[0]), graph_value(l->g, n->out[0]));
+        return l->reshard[i]->identity ? ACT_ALIAS : ACT_EXCHANGE;
+    }
+    if (op_flags(n->op) & OPF_VIEW || n->op == OP_STOP_GRAD) return ACT_ALIAS;
+    if (n->op == OP_PERMUTE && permute_is_view(l->g, n)) return ACT_ALIAS;
+    return ACT_KERNEL;
+}
+
+Status lower_actions(Lower *l) {
+    const Graph *g = l->g;
+    l->action = ARENA_ARRAY(l->a, Action, g->nodes.len);
+    l->reshard = ARENA_ARRAY(l->a, const ReshardPlan *, g->nodes.len);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        l->action[i] = choose_action(l, (NodeId)i, n);
+        if (l->action[i] == ACT_KERNEL && !l->o->backend->kernel(n->op, l->real))
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: the %s backend has no kernel for %s", node_describe(g, (NodeId)i, l->a),
+                              l->o->backend->name, op_name(n->op));
+    }
+    return ST_OK;
+}
+
+// ---- the whole ----------------------------------------------------------------------------------------------------------
+static DType find_real(const Graph *g) {
+    for (int64_t v = 0; v < g->values.len; v++) {
+        DType t = graph_value(g, (ValueId)v)->dtype;
+        if (dtype_is_float(t)) return t;
+    }
+    return DT_F32;
+}
+
+static bool same_lifetimes(const RankPlan *a, const RankPlan *b) {
+    if (a->nbuffer != b->nbuffer || a->nstep != b->nstep) return false;
+    for (int i = 0; i < a->nbuffer; i++)
+        if (a->buffer[i].nbytes != b->buffer[i].nbytes || a->buffer[i].first != b->buffer[i].first ||
+            a->buffer[i].last != b->buffer[i].last)
+            return false;
+    return true;
+}
+
+// Ranks with the same sizes get the same offsets without computing them again.
+static void assign_offsets(RankPlan *rank, int r) {
+    RankPlan *p = &rank[r];
+    Buffer *buf = (Buffer *)p->buffer;
+    for (int k = 0; k < r; k++) {
+        if (!same_lifetimes(&rank[k], p)) continue;
+        for (int i = 0; i < p->nbuffer; i++) buf[i].offset = rank[k].buffer[i].offset;
+        p->arena_nbytes = rank[k].arena_nbytes;
+        p->lower_bound_nbytes = rank[k].lower_bound_nbytes;
+        return;
+    }
+    p->arena_nbytes = memory_assign(p->nbuffer, buf, &p->lower_bound_nbytes);
+}
+
+static uint64_t plan_hash(const Lower *l, int nranks) {
+    uint64_t h = graph_hash(l->g);
+    for (int64_t i = 0; i < l->g->nodes.len; i++) {
+        const ReshardPlan *p = l->reshard[i];
+        for (int k = 0; p && k < p->nhop; k++)
+            for (int r = 0; r < nranks; r++) h = hash_bytes(h, p->exchange[k][r].send_nbytes, sizeof(int64_t) * (size_t)nranks);
+    }
+    int64_t rest[] = {nranks, l->real};
+    return hash_bytes(h, rest, sizeof rest);
+}
+
+Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d) {
+    CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
+    Lower l = {.a = a, .g = g, .o = o, .d = d, .real = find_real(g)};
+    int nranks = graph_nranks(g);
+    Status st = l.real == DT_F32 || l.real == DT_F64
+                    ? lower_actions(&l)
+                    : diag_error(d, ST_UNSUPPORTED, "the graph computes in %s; f32 and f64 can be run", dtype_name(l.real));
+    if (st == ST_OK) st = lower_groups(&l);
+    if (st == ST_OK) {
+        RankPlan *rank = ARENA_ARRAY(a, RankPlan, nranks);
+        for (int r = 0; r < nranks; r++) {
+            lower_rank(&l, r, &rank[r]);
+            assign_offsets(rank, r);
+            rank_statistics(&l, &rank[r]);
+        }
+        Plan *p = ARENA_NEW(a, Plan);
+        *p = (Plan){g, nranks, o->nthreads, l.real, o->backend, rank, plan_hash(&l, nranks)};
+        *out = p;
+    }
+    vec_free(&l.reshards);
+    return st;
+}
