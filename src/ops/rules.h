@@ -32,8 +32,6 @@ static inline Status rule_result(int *nout, TypeOut *out, DType t, Shape s) {
     out[0] = (TypeOut){t, s};
     return ST_OK;
 }
-// Checks the program of a FUSED node against its operands: what may be referred to, and every instruction's types.
-Status rule_program(const Graph *g, const Node *n, const Program *p, Diag *d);
 // The result type of pointwise op `op` on operand types t[nin]; error if the types are not what it takes. `to`: of CAST.
 Status pointwise_type(OpKind op, int nin, const DType *t, DType to, DType *out, Diag *d);
 int pointwise_nin(OpKind op);
