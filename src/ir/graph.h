@@ -161,6 +161,7 @@ const char *node_describe(const Graph *g, NodeId n, Arena *scratch);
 void graph_print(const Graph *g, Str *out);
 // Parses what graph_print wrote. Weight bytes are not in the text: params and consts over 4096 bytes come back without data.
 Status graph_parse(Arena *a, const char *text, const char *file, Graph **out, Diag *d);
+Status graph_parse_file(Arena *a, const char *path, Graph **out, Diag *d);
 // Everything docs/ir.md demands; `stage` names the pass that just ran (for the message). A failure is a bug in that pass.
 Status graph_verify(const Graph *g, const char *stage, Diag *d);
 uint64_t graph_hash(const Graph *g);  // over the text; equal graphs, equal hash

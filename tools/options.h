@@ -1,0 +1,32 @@
+// Options that several subcommands share, and how they become CompileOptions.
+#pragma once
+#include "args.h"
+#include "commands.h"
+
+typedef struct CommonArgs {
+    int64_t ranks, threads, seq, batch, seed;
+    const char *attention, *weights, *decisions, *dump_after, *stop_after;
+    bool no_fuse, verify_each;
+} CommonArgs;
+
+#define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
+// Rows for the option table.
+#define COMMON_OPTIONS(c)                                                                                                  \
+    {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                  \
+    {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                       \
+    {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                  \
+    {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},  \
+    {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"}, \
+    {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                        \
+    {"", 0, NULL, NULL, "debugging:"},                                                                                     \
+    {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},             \
+    {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                     \
+    {"--verify-each", OPT_FLAG, &(c).verify_each, NULL, "verify the graph after every pass"},                              \
+    {"--no-fuse", OPT_FLAG, &(c).no_fuse, NULL, "leave pointwise chains unfused"}
+
+// Fills o; the strategies of --decisions live in `a`. The Diag says what is wrong with the options.
+Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d);
+// "autosp check: m.pt2: node ...: ..." on stderr.
+void print_error(const char *command, const Diag *d);
+// Archive notes and reports that a user should see, on stderr.
+void print_import_notes(const char *command, const ImportReport *r);
