@@ -1,14 +1,13 @@
-// Reading and writing at computed places: embedding, pick, gather, scatter-add, index-put, and their kin sort, topk, histogram.
+// Reading and writing at computed places: embedding, pick, gather, scatter-add, index-put.
 #include "ops/rules.h"
-
-#include <math.h>
 
 // ---- shapes ------------------------------------------------------------------------------------------------------------
 static Status want_ints(const Graph *g, const Node *n, int i, Diag *d) { return rule_type(g, n, i, TYPE_INT, d); }
 
 // [idx dims..., rest...] where rest = dims 1.. of the table.
 static Status rows_shape(const Node *n, const Shape *idx, const Shape *table, Shape *out, Diag *d) {
-    if (idx->ndim + table->ndim - 1 > MAX_DIMS) return infer_error(d, "%s: a result of more than %d dims", op_name(n->op), MAX_DIMS);
+    if (idx->ndim + table->ndim - 1 > MAX_DIMS)
+        return infer_error(d, "%s: a result of more than %d dims", op_name(n->op), MAX_DIMS);
     *out = *idx;
     for (int i = 1; i < table->ndim; i++) out->dim[out->ndim++] = table->dim[i];
     return rule_check_shape(out, d);
@@ -33,7 +32,9 @@ static Status infer_embedding_grad(const Graph *g, const Node *n, int *nout, Typ
     const Shape *idx = in_shape(g, n, 0), *src = in_shape(g, n, 1);
     bool fits = src->ndim >= idx->ndim;
     for (int i = 0; fits && i < idx->ndim; i++) fits = src->dim[i] == idx->dim[i];
-    if (!fits) return infer_error(d, "embedding_grad: operand 1, %s, must begin with the index's dims %s", shape_text(src).s, shape_text(idx).s);
+    if (!fits)
+        return infer_error(d, "embedding_grad: operand 1, %s, must begin with the index's dims %s", shape_text(src).s,
+                           shape_text(idx).s);
     if (src->ndim - idx->ndim + 1 > MAX_DIMS) return infer_error(d, "embedding_grad: a result of more than %d dims", MAX_DIMS);
     Shape s = {.ndim = 1, .dim = {nrows}};
     for (int i = idx->ndim; i < src->ndim; i++) s.dim[s.ndim++] = src->dim[i];
@@ -49,7 +50,8 @@ static Status infer_pick(const Graph *g, const Node *n, int *nout, TypeOut *out,
     if (x.ndim < 1) return infer_error(d, "pick from a scalar");
     Shape s = shape_of(x.ndim - 1, x.dim);
     if (!shape_equal(&s, in_shape(g, n, 1)))
-        return infer_error(d, "pick: the index must be %s for values of %s, not %s", shape_text(&s).s, shape_text(&x).s, shape_text(in_shape(g, n, 1)).s);
+        return infer_error(d, "pick: the index must be %s for values of %s, not %s", shape_text(&s).s, shape_text(&x).s,
+                           shape_text(in_shape(g, n, 1)).s);
     return rule_result(nout, out, in_dtype(g, n, 0), s);
 }
 
@@ -59,7 +61,8 @@ static Status want_within(const Graph *g, const Node *n, int small, int large, i
     bool fits = a->ndim == b->ndim;
     for (int i = 0; fits && i < a->ndim; i++) fits = i == except || a->dim[i] <= b->dim[i];
     if (fits) return ST_OK;
-    return infer_error(d, "%s: operand %d, %s, does not lie within operand %d, %s", op_name(n->op), small, shape_text(a).s, large, shape_text(b).s);
+    return infer_error(d, "%s: operand %d, %s, does not lie within operand %d, %s", op_name(n->op), small, shape_text(a).s, large,
+                       shape_text(b).s);
 }
 
 static Status infer_gather(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -94,44 +97,9 @@ static Status infer_index_put(const Graph *g, const Node *n, int *nout, TypeOut 
     bool fits = x->ndim >= 1 && idx->ndim == 1 && src->ndim == x->ndim && src->dim[0] == idx->dim[0];
     for (int i = 1; fits && i < x->ndim; i++) fits = x->dim[i] == src->dim[i];
     if (!fits)
-        return infer_error(d, "index_put: rows of %s, index %s and source %s do not fit together", shape_text(x).s, shape_text(idx).s,
-                           shape_text(src).s);
+        return infer_error(d, "index_put: rows of %s, index %s and source %s do not fit together", shape_text(x).s,
+                           shape_text(idx).s, shape_text(src).s);
     return rule_result(nout, out, in_dtype(g, n, 0), *x);
-}
-
-static Status infer_order(const Graph *g, const Node *n, int64_t k, int dim, int *nout, TypeOut *out) {
-    Shape s = *in_shape(g, n, 0);
-    s.dim[dim] = k;
-    *nout = 2;
-    out[0] = (TypeOut){in_dtype(g, n, 0), s};
-    out[1] = (TypeOut){DT_I64, s};
-    return ST_OK;
-}
-
-static Status infer_sort(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    int dim;
-    TRY(rule_nin(n, 1, d));
-    TRY(rule_type(g, n, 0, TYPE_NUMBER, d));
-    TRY(rule_dim(n, in_shape(g, n, 0)->ndim, &dim, d));
-    return infer_order(g, n, in_shape(g, n, 0)->dim[dim], dim, nout, out);
-}
-
-static Status infer_topk(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    int dim;
-    int64_t k;
-    TRY(rule_nin(n, 1, d));
-    TRY(rule_type(g, n, 0, TYPE_NUMBER, d));
-    TRY(rule_dim(n, in_shape(g, n, 0)->ndim, &dim, d));
-    TRY(rule_int(n, ATTR_K, 0, in_shape(g, n, 0)->dim[dim], &k, d));
-    return infer_order(g, n, k, dim, nout, out);
-}
-
-static Status infer_histogram(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    int64_t nrows;
-    TRY(rule_nin(n, 1, d));
-    TRY(want_ints(g, n, 0, d));
-    TRY(rule_int(n, ATTR_NROWS, 0, INT64_MAX / 16, &nrows, d));
-    return rule_result(nout, out, DT_I64, SHAPE(nrows));
 }
 
 // ---- gradients ---------------------------------------------------------------------------------------------------------
@@ -188,14 +156,6 @@ static Status grad_gather(GradCtx *c, Diag *d) {
     (void)d;
     if (!c->want[0]) return ST_OK;
     c->gin[0] = scatter_add(c->b, zeros_like(c->b, c->n->in[0]), c->n->in[1], c->gout[0], node_int(c->n, ATTR_DIM));
-    return c->b->status;
-}
-
-// sort and topk: the values' cotangents go back to where they came from (output 1).
-static Status grad_order(GradCtx *c, Diag *d) {
-    (void)d;
-    if (!c->want[0] || c->gout[0] == NO_VALUE) return ST_OK;
-    c->gin[0] = scatter_add(c->b, zeros_like(c->b, c->n->in[0]), c->n->out[1], c->gout[0], node_int(c->n, ATTR_DIM));
     return c->b->status;
 }
 
@@ -301,25 +261,6 @@ static bool shard_index_put(Graph *g, const Node *n, int slot, Placement p, Row 
     return true;
 }
 
-static int order_axis(const Graph *g, const Node *n, int slot, int dim) {
-    (void)g, (void)slot;
-    return dim == node_int(n, ATTR_DIM) ? NO_AXIS : dim;
-}
-
-static bool shard_order(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    return row_from_axes(g, n, slot, p, order_axis, NULL, row);
-}
-
-// Each rank counts what it has.
-static int histogram_axis(const Graph *g, const Node *n, int slot, int dim) {
-    (void)g, (void)n;
-    return slot < 0 ? NO_AXIS : dim;
-}
-
-static bool shard_histogram(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    return row_from_axes(g, n, slot, p, histogram_axis, &PARTIAL_SUM, row);
-}
-
 // ---- cost --------------------------------------------------------------------------------------------------------------
 // Only the rows that are read count, not the table.
 static void cost_rows(const Node *n, const Operand *in, const Operand *out, Cost *c) {
@@ -332,12 +273,6 @@ static void cost_gather(const Node *n, const Operand *in, const Operand *out, Co
     *c = (Cost){.flops = operand_numel(&out[0]), .nbytes = operand_nbytes(&in[1]) + 2 * operand_nbytes(&out[0])};
 }
 
-static void cost_order(const Node *n, const Operand *in, const Operand *out, Cost *c) {
-    cost_memory_bound(n, in, out, c);
-    double length = (double)in[0].dim[node_int(n, ATTR_DIM)];
-    c->flops = 4 * operand_numel(&in[0]) * log2(length + 2);
-}
-
 static void cost_count(const Node *n, const Operand *in, const Operand *out, Cost *c) {
     cost_memory_bound(n, in, out, c);
     c->flops = operand_numel(&in[0]);
@@ -346,14 +281,27 @@ static void cost_count(const Node *n, const Operand *in, const Operand *out, Cos
 // ---- records -----------------------------------------------------------------------------------------------------------
 static const Sample embedding_samples[] = {
     {.label = "tokens", .nin = 2, .shape = {DIMS(9, 3), DIMS(2, 7)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 9}},
-    {.label = "padding index", .nin = 2, .shape = {DIMS(4, 2), DIMS(6)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 4}, .nattr = 1, .attr = {SAMPLE_I(SKIP, 1)}},
+    {.label = "padding index",
+     .nin = 2,
+     .shape = {DIMS(4, 2), DIMS(6)},
+     .dtype = {DT_F64, DT_I64},
+     .hi = {0, 4},
+     .nattr = 1,
+     .attr = {SAMPLE_I(SKIP, 1)}},
     {.label = "scalars, i64", .nin = 2, .shape = {DIMS(5), DIMS(7)}, .dtype = {DT_I64, DT_I64}, .lo = {-3, 0}, .hi = {4, 5}},
     {.label = "blocks as rows", .nin = 2, .shape = {DIMS(3, 5, 2), DIMS(1)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 3}},
 };
-const OpInfo op_info_EMBEDDING = {.infer = infer_embedding, .grad = grad_embedding, .shard = shard_embedding, .cost = cost_rows, SAMPLES(embedding_samples)};
+const OpInfo op_info_EMBEDDING = {
+    .infer = infer_embedding, .grad = grad_embedding, .shard = shard_embedding, .cost = cost_rows, SAMPLES(embedding_samples)};
 
 static const Sample embedding_grad_samples[] = {
-    {.label = "tokens", .nin = 2, .shape = {DIMS(2, 7), DIMS(2, 7, 3)}, .dtype = {DT_I64, DT_F64}, .hi = {5}, .nattr = 1, .attr = {SAMPLE_I(NROWS, 6)}},
+    {.label = "tokens",
+     .nin = 2,
+     .shape = {DIMS(2, 7), DIMS(2, 7, 3)},
+     .dtype = {DT_I64, DT_F64},
+     .hi = {5},
+     .nattr = 1,
+     .attr = {SAMPLE_I(NROWS, 6)}},
     {.label = "padding index",
      .nin = 2,
      .shape = {DIMS(6), DIMS(6, 5)},
@@ -361,54 +309,97 @@ static const Sample embedding_grad_samples[] = {
      .hi = {4},
      .nattr = 2,
      .attr = {SAMPLE_I(NROWS, 4), SAMPLE_I(SKIP, 2)}},
-    {.label = "scalars", .nin = 2, .shape = {DIMS(7), DIMS(7)}, .dtype = {DT_I64, DT_F64}, .hi = {3}, .nattr = 1, .attr = {SAMPLE_I(NROWS, 3)}},
+    {.label = "scalars",
+     .nin = 2,
+     .shape = {DIMS(7), DIMS(7)},
+     .dtype = {DT_I64, DT_F64},
+     .hi = {3},
+     .nattr = 1,
+     .attr = {SAMPLE_I(NROWS, 3)}},
 };
-const OpInfo op_info_EMBEDDING_GRAD = {
-    .infer = infer_embedding_grad, .grad = grad_embedding_grad, .shard = shard_embedding_grad, .cost = cost_rows, SAMPLES(embedding_grad_samples)};
+const OpInfo op_info_EMBEDDING_GRAD = {.infer = infer_embedding_grad,
+                                       .grad = grad_embedding_grad,
+                                       .shard = shard_embedding_grad,
+                                       .cost = cost_rows,
+                                       SAMPLES(embedding_grad_samples)};
 
 static const Sample pick_samples[] = {
-    {.label = "labels, some outside", .nin = 2, .shape = {DIMS(2, 7, 5), DIMS(2, 7)}, .dtype = {DT_F64, DT_I64}, .lo = {0, -2}, .hi = {0, 7}},
+    {.label = "labels, some outside",
+     .nin = 2,
+     .shape = {DIMS(2, 7, 5), DIMS(2, 7)},
+     .dtype = {DT_F64, DT_I64},
+     .lo = {0, -2},
+     .hi = {0, 7}},
     {.label = "flat", .nin = 2, .shape = {DIMS(6, 3), DIMS(6)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 3}},
 };
-const OpInfo op_info_PICK = {.infer = infer_pick, .grad = grad_pick, .shard = shard_pick, .cost = cost_gather, SAMPLES(pick_samples)};
+const OpInfo op_info_PICK = {
+    .infer = infer_pick, .grad = grad_pick, .shard = shard_pick, .cost = cost_gather, SAMPLES(pick_samples)};
 
 static const Sample gather_samples[] = {
-    {.label = "last dim", .nin = 2, .shape = {DIMS(5, 6), DIMS(5, 2)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 6}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-    {.label = "first dim, fewer columns", .nin = 2, .shape = {DIMS(3, 7), DIMS(4, 5)}, .dtype = {DT_F64, DT_I64}, .hi = {0, 3}, .nattr = 1, .attr = {SAMPLE_I(DIM, 0)}},
+    {.label = "last dim",
+     .nin = 2,
+     .shape = {DIMS(5, 6), DIMS(5, 2)},
+     .dtype = {DT_F64, DT_I64},
+     .hi = {0, 6},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "first dim, fewer columns",
+     .nin = 2,
+     .shape = {DIMS(3, 7), DIMS(4, 5)},
+     .dtype = {DT_F64, DT_I64},
+     .hi = {0, 3},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 0)}},
 };
-const OpInfo op_info_GATHER = {.infer = infer_gather, .grad = grad_gather, .shard = shard_indexed, .cost = cost_gather, SAMPLES(gather_samples)};
+const OpInfo op_info_GATHER = {
+    .infer = infer_gather, .grad = grad_gather, .shard = shard_indexed, .cost = cost_gather, SAMPLES(gather_samples)};
 
 static const Sample scatter_add_samples[] = {
-    {.label = "last dim", .nin = 3, .shape = {DIMS(5, 6), DIMS(5, 3), DIMS(5, 3)}, .dtype = {DT_F64, DT_I64, DT_F64}, .hi = {0, 6, 0}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-    {.label = "larger source", .nin = 3, .shape = {DIMS(3, 7), DIMS(2, 5), DIMS(4, 6)}, .dtype = {DT_F64, DT_I64, DT_F64}, .hi = {0, 3, 0}, .nattr = 1, .attr = {SAMPLE_I(DIM, 0)}},
+    {.label = "last dim",
+     .nin = 3,
+     .shape = {DIMS(5, 6), DIMS(5, 3), DIMS(5, 3)},
+     .dtype = {DT_F64, DT_I64, DT_F64},
+     .hi = {0, 6, 0},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "larger source",
+     .nin = 3,
+     .shape = {DIMS(3, 7), DIMS(2, 5), DIMS(4, 6)},
+     .dtype = {DT_F64, DT_I64, DT_F64},
+     .hi = {0, 3, 0},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 0)}},
 };
-const OpInfo op_info_SCATTER_ADD = {
-    .infer = infer_scatter_add, .grad = grad_scatter_add, .shard = shard_indexed, .cost = cost_count, SAMPLES(scatter_add_samples)};
+const OpInfo op_info_SCATTER_ADD = {.infer = infer_scatter_add,
+                                    .grad = grad_scatter_add,
+                                    .shard = shard_indexed,
+                                    .cost = cost_count,
+                                    SAMPLES(scatter_add_samples)};
 
 // Without accumulation one row only: of several writes to one row, which stays is not defined, and so neither is the gradient.
 static const Sample index_put_samples[] = {
-    {.label = "one row", .nin = 3, .shape = {DIMS(4, 5), DIMS(1), DIMS(1, 5)}, .dtype = {DT_F64, DT_I64, DT_F64}, .hi = {0, 4, 0}, .nattr = 1, .attr = {SAMPLE_I(ACCUMULATE, 0)}},
-    {.label = "accumulate", .nin = 3, .shape = {DIMS(4, 5), DIMS(6), DIMS(6, 5)}, .dtype = {DT_F64, DT_I64, DT_F64}, .hi = {0, 4, 0}, .nattr = 1, .attr = {SAMPLE_I(ACCUMULATE, 1)}},
-    {.label = "scalars", .nin = 3, .shape = {DIMS(7), DIMS(1), DIMS(1)}, .dtype = {DT_I64, DT_I64, DT_I64}, .lo = {-3, 0, 5}, .hi = {4, 7, 9}, .nattr = 1, .attr = {SAMPLE_I(ACCUMULATE, 0)}},
+    {.label = "one row",
+     .nin = 3,
+     .shape = {DIMS(4, 5), DIMS(1), DIMS(1, 5)},
+     .dtype = {DT_F64, DT_I64, DT_F64},
+     .hi = {0, 4, 0},
+     .nattr = 1,
+     .attr = {SAMPLE_I(ACCUMULATE, 0)}},
+    {.label = "accumulate",
+     .nin = 3,
+     .shape = {DIMS(4, 5), DIMS(6), DIMS(6, 5)},
+     .dtype = {DT_F64, DT_I64, DT_F64},
+     .hi = {0, 4, 0},
+     .nattr = 1,
+     .attr = {SAMPLE_I(ACCUMULATE, 1)}},
+    {.label = "scalars",
+     .nin = 3,
+     .shape = {DIMS(7), DIMS(1), DIMS(1)},
+     .dtype = {DT_I64, DT_I64, DT_I64},
+     .lo = {-3, 0, 5},
+     .hi = {4, 7, 9},
+     .nattr = 1,
+     .attr = {SAMPLE_I(ACCUMULATE, 0)}},
 };
-const OpInfo op_info_INDEX_PUT = {.infer = infer_index_put, .grad = grad_index_put, .shard = shard_index_put, .cost = cost_count, SAMPLES(index_put_samples)};
-
-static const Sample sort_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-    {.label = "first dim, downwards", .nin = 1, .shape = {DIMS(6, 3)}, .dtype = {DT_F64}, .nattr = 2, .attr = {SAMPLE_I(DIM, 0), SAMPLE_I(DESCENDING, 1)}},
-    {.label = "i64 with ties", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_I64}, .hi = {3}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-};
-const OpInfo op_info_SORT = {.infer = infer_sort, .grad = grad_order, .shard = shard_order, .cost = cost_order, SAMPLES(sort_samples)};
-
-static const Sample topk_samples[] = {
-    {.label = "largest 2", .nin = 1, .shape = {DIMS(5, 6)}, .dtype = {DT_F64}, .nattr = 3, .attr = {SAMPLE_I(DIM, 1), SAMPLE_I(K, 2), SAMPLE_I(DESCENDING, 1)}},
-    {.label = "smallest 3", .nin = 1, .shape = {DIMS(7, 2)}, .dtype = {DT_F64}, .nattr = 3, .attr = {SAMPLE_I(DIM, 0), SAMPLE_I(K, 3), SAMPLE_I(DESCENDING, 0)}},
-    {.label = "i64 with ties", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_I64}, .hi = {3}, .nattr = 3, .attr = {SAMPLE_I(DIM, 1), SAMPLE_I(K, 2), SAMPLE_I(DESCENDING, 1)}},
-};
-const OpInfo op_info_TOPK = {.infer = infer_topk, .grad = grad_order, .shard = shard_order, .cost = cost_order, SAMPLES(topk_samples)};
-
-static const Sample histogram_samples[] = {
-    {.label = "some outside", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_I64}, .lo = {-1}, .hi = {6}, .nattr = 1, .attr = {SAMPLE_I(NROWS, 5)}},
-    {.label = "flat", .nin = 1, .shape = {DIMS(11)}, .dtype = {DT_I64}, .hi = {3}, .nattr = 1, .attr = {SAMPLE_I(NROWS, 3)}},
-};
-const OpInfo op_info_HISTOGRAM = {.infer = infer_histogram, .shard = shard_histogram, .cost = cost_count, SAMPLES(histogram_samples)};
+const OpInfo op_info_INDEX_PUT = {
+    .infer = infer_index_put, .grad = grad_index_put, .shard = shard_index_put, .cost = cost_count, SAMPLES(index_put_samples)};

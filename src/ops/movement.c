@@ -40,8 +40,8 @@ static Status infer_slice(const Graph *g, const Node *n, int *nout, TypeOut *out
     TRY(rule_int(n, ATTR_STEP, 1, INT64_MAX, &step, d));
     TRY(rule_int(n, ATTR_LENGTH, 0, s.dim[dim], &length, d));
     if (length > 0 && (!mul_i64(length - 1, step, &reach) || reach >= s.dim[dim] - start))
-        return infer_error(d, "slice of %lld elements from %lld by steps of %lld leaves dim %d of %s", (long long)length, (long long)start,
-                           (long long)step, dim, shape_text(&s).s);
+        return infer_error(d, "slice of %lld elements from %lld by steps of %lld leaves dim %d of %s", (long long)length,
+                           (long long)start, (long long)step, dim, shape_text(&s).s);
     s.dim[dim] = length;
     return rule_result(nout, out, in_dtype(g, n, 0), s);
 }
@@ -70,7 +70,9 @@ static Status infer_concat(const Graph *g, const Node *n, int *nout, TypeOut *ou
         const Shape *p = in_shape(g, n, i);
         bool fits = p->ndim == s.ndim;
         for (int k = 0; fits && k < s.ndim; k++) fits = k == dim || p->dim[k] == s.dim[k];
-        if (!fits) return infer_error(d, "concat along dim %d: operand %d is %s, operand 0 %s", dim, i, shape_text(p).s, shape_text(in_shape(g, n, 0)).s);
+        if (!fits)
+            return infer_error(d, "concat along dim %d: operand %d is %s, operand 0 %s", dim, i, shape_text(p).s,
+                               shape_text(in_shape(g, n, 0)).s);
         if (!add_i64(s.dim[dim], p->dim[dim], &s.dim[dim])) return infer_error(d, "concat: too many elements");
     }
     TRY(rule_check_shape(&s, d));
@@ -94,8 +96,8 @@ static Status grad_broadcast(GradCtx *c, Diag *d) {
     return c->b->status;
 }
 
-// Puts step-1 zeros behind each element of dim `dim`: [.., n, ..] -> [.., n*step, ..]. The dims around `dim` stay apart where there
-// is room for one dim more, so that they can stay sharded.
+// Puts step-1 zeros behind each element of dim `dim`: [.., n, ..] -> [.., n*step, ..]. The dims around `dim` stay apart where
+// there is room for one dim more, so that they can stay sharded.
 static ValueId spread(Builder *b, ValueId x, int dim, int64_t step) {
     Shape s = build_shape(b, x), wide = s, flat = s;
     flat.dim[dim] *= step;
@@ -273,15 +275,39 @@ static void cost_copy(const Node *n, const Operand *in, const Operand *out, Cost
 static const Sample permute_samples[] = {
     {.label = "2-d", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 0)}},
     {.label = "3-d", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 2, 0, 1)}},
-    {.label = "4-d, heads", .nin = 1, .shape = {DIMS(2, 5, 3, 2)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0, 2, 1, 3)}},
-    {.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 0)}},
+    {.label = "4-d, heads",
+     .nin = 1,
+     .shape = {DIMS(2, 5, 3, 2)},
+     .dtype = {DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(DIMS, 0, 2, 1, 3)}},
+    {.label = "bool",
+     .nin = 1,
+     .shape = {DIMS(3, 5)},
+     .dtype = {DT_BOOL},
+     .hi = {2},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(DIMS, 1, 0)}},
 };
-const OpInfo op_info_PERMUTE = {.infer = infer_permute, .grad = grad_permute, .shard = shard_permute, .cost = cost_copy, SAMPLES(permute_samples)};
+const OpInfo op_info_PERMUTE = {
+    .infer = infer_permute, .grad = grad_permute, .shard = shard_permute, .cost = cost_copy, SAMPLES(permute_samples)};
 
 static const Sample broadcast_samples[] = {
     {.label = "last dim", .nin = 1, .shape = {DIMS(5, 1)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 5, 3)}},
-    {.label = "two dims", .nin = 1, .shape = {DIMS(1, 6, 1)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 2, 6, 5)}},
-    {.label = "i64", .nin = 1, .shape = {DIMS(1, 1)}, .dtype = {DT_I64}, .lo = {-3}, .hi = {4}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 1, 7)}},
+    {.label = "two dims",
+     .nin = 1,
+     .shape = {DIMS(1, 6, 1)},
+     .dtype = {DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(SHAPE, 2, 6, 5)}},
+    {.label = "i64",
+     .nin = 1,
+     .shape = {DIMS(1, 1)},
+     .dtype = {DT_I64},
+     .lo = {-3},
+     .hi = {4},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(SHAPE, 1, 7)}},
 };
 const OpInfo op_info_BROADCAST = {
     .infer = infer_broadcast, .grad = grad_broadcast, .shard = shard_broadcast, .cost = cost_copy, SAMPLES(broadcast_samples)};
@@ -298,9 +324,11 @@ static const Sample slice_samples[] = {
     {.label = "nothing", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_F64}, SLICE_ATTRS(0, 2, 1, 0)},
     {.label = "i64", .nin = 1, .shape = {DIMS(7)}, .dtype = {DT_I64}, .lo = {-3}, .hi = {4}, SLICE_ATTRS(0, 2, 1, 4)},
 };
-const OpInfo op_info_SLICE = {.infer = infer_slice, .grad = grad_slice, .shard = shard_slice, .cost = cost_copy, SAMPLES(slice_samples)};
+const OpInfo op_info_SLICE = {
+    .infer = infer_slice, .grad = grad_slice, .shard = shard_slice, .cost = cost_copy, SAMPLES(slice_samples)};
 
-#define PAD_ATTRS(D, LO_, HI_, VALUE_) .nattr = 4, .attr = {SAMPLE_I(DIM, D), SAMPLE_I(LO, LO_), SAMPLE_I(HI, HI_), SAMPLE_F(VALUE, VALUE_)}
+#define PAD_ATTRS(D, LO_, HI_, VALUE_) \
+    .nattr = 4, .attr = {SAMPLE_I(DIM, D), SAMPLE_I(LO, LO_), SAMPLE_I(HI, HI_), SAMPLE_F(VALUE, VALUE_)}
 static const Sample pad_samples[] = {
     {.label = "both ends", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, PAD_ATTRS(0, 1, 2, 0)},
     {.label = "front of the last dim", .nin = 1, .shape = {DIMS(2, 6)}, .dtype = {DT_F64}, PAD_ATTRS(1, 3, 0, 0.5)},
@@ -309,9 +337,24 @@ static const Sample pad_samples[] = {
 const OpInfo op_info_PAD = {.infer = infer_pad, .grad = grad_pad, .shard = shard_pad, .cost = cost_copy, SAMPLES(pad_samples)};
 
 static const Sample concat_samples[] = {
-    {.label = "halves", .nin = 2, .shape = {DIMS(5, 3), DIMS(5, 3)}, .dtype = {DT_F64, DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-    {.label = "along rows", .nin = 2, .shape = {DIMS(5, 2), DIMS(7, 2)}, .dtype = {DT_F64, DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 0)}},
-    {.label = "one in front", .nin = 2, .shape = {DIMS(2, 1), DIMS(2, 6)}, .dtype = {DT_F64, DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "halves",
+     .nin = 2,
+     .shape = {DIMS(5, 3), DIMS(5, 3)},
+     .dtype = {DT_F64, DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "along rows",
+     .nin = 2,
+     .shape = {DIMS(5, 2), DIMS(7, 2)},
+     .dtype = {DT_F64, DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 0)}},
+    {.label = "one in front",
+     .nin = 2,
+     .shape = {DIMS(2, 1), DIMS(2, 6)},
+     .dtype = {DT_F64, DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 1)}},
     {.label = "three, i64",
      .nin = 3,
      .shape = {DIMS(5), DIMS(1), DIMS(5)},
@@ -321,4 +364,5 @@ static const Sample concat_samples[] = {
      .nattr = 1,
      .attr = {SAMPLE_I(DIM, 0)}},
 };
-const OpInfo op_info_CONCAT = {.infer = infer_concat, .grad = grad_concat, .shard = shard_concat, .cost = cost_copy, SAMPLES(concat_samples)};
+const OpInfo op_info_CONCAT = {
+    .infer = infer_concat, .grad = grad_concat, .shard = shard_concat, .cost = cost_copy, SAMPLES(concat_samples)};

@@ -132,17 +132,51 @@ static const Sample float_or_int[] = {
 };
 static const Sample one_bool[] = {{.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}}};
 static const Sample cast_samples[] = {
-    {.label = "float to i64", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F64}, .lo = {-30}, .hi = {30}, .nattr = 1, .attr = {SAMPLE_I(DTYPE, DT_I64)}},
-    {.label = "i64 to float", .nin = 1, .shape = {DIMS(5)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}, .nattr = 1, .attr = {SAMPLE_I(DTYPE, DT_F64)}},
-    {.label = "i64 to bool", .nin = 1, .shape = {DIMS(2, 6)}, .dtype = {DT_I64}, .lo = {-1}, .hi = {2}, .nattr = 1, .attr = {SAMPLE_I(DTYPE, DT_BOOL)}},
-    {.label = "bool to float", .nin = 1, .shape = {DIMS(7)}, .dtype = {DT_BOOL}, .hi = {2}, .nattr = 1, .attr = {SAMPLE_I(DTYPE, DT_F64)}},
+    {.label = "float to i64",
+     .nin = 1,
+     .shape = {DIMS(3, 7)},
+     .dtype = {DT_F64},
+     .lo = {-30},
+     .hi = {30},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DTYPE, DT_I64)}},
+    {.label = "i64 to float",
+     .nin = 1,
+     .shape = {DIMS(5)},
+     .dtype = {DT_I64},
+     .lo = {-4},
+     .hi = {5},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DTYPE, DT_F64)}},
+    {.label = "i64 to bool",
+     .nin = 1,
+     .shape = {DIMS(2, 6)},
+     .dtype = {DT_I64},
+     .lo = {-1},
+     .hi = {2},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DTYPE, DT_BOOL)}},
+    {.label = "bool to float",
+     .nin = 1,
+     .shape = {DIMS(7)},
+     .dtype = {DT_BOOL},
+     .hi = {2},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DTYPE, DT_F64)}},
 };
 
 // The second operand of a division stays away from 0.
-#define FLOAT_BINARY(LO0, HI0, LO1, HI1)                                                                                                 \
-    {.label = "equal shapes", .nin = 2, .shape = {DIMS(3, 7), DIMS(3, 7)}, .dtype = {DT_F64, DT_F64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}, \
-    {.label = "broadcast both", .nin = 2, .shape = {DIMS(2, 1, 5), DIMS(3, 1)}, .dtype = {DT_F64, DT_F64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}, \
-    {.label = "scalar", .nin = 2, .shape = {DIMS(6, 2), {0}}, .dtype = {DT_F64, DT_F64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}
+#define FLOAT_PAIR(text, S0, S1, LO0, HI0, LO1, HI1) \
+    {.label = text, .nin = 2, .shape = {S0, S1}, .dtype = {DT_F64, DT_F64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}
+#define SHAPE_3_7 DIMS(3, 7)
+#define SHAPE_2_1_5 DIMS(2, 1, 5)
+#define SHAPE_3_1 DIMS(3, 1)
+#define SHAPE_6_2 DIMS(6, 2)
+#define SCALAR {0}
+#define FLOAT_BINARY(...)                                           \
+    FLOAT_PAIR("equal shapes", SHAPE_3_7, SHAPE_3_7, __VA_ARGS__),       \
+    FLOAT_PAIR("broadcast both", SHAPE_2_1_5, SHAPE_3_1, __VA_ARGS__),   \
+    FLOAT_PAIR("scalar", SHAPE_6_2, SCALAR, __VA_ARGS__)
 #define INT_BINARY(LO0, HI0, LO1, HI1) \
     {.label = "i64", .nin = 2, .shape = {DIMS(5, 1), DIMS(6)}, .dtype = {DT_I64, DT_I64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}
 
@@ -156,16 +190,31 @@ static const Sample two_bools[] = {
     {.label = "bool, sizes of 1", .nin = 2, .shape = {DIMS(1, 6), DIMS(2, 1)}, .dtype = {DT_BOOL, DT_BOOL}, .hi = {2, 2}},
 };
 static const Sample where_samples[] = {
-    {.label = "equal shapes", .nin = 3, .shape = {DIMS(3, 7), DIMS(3, 7), DIMS(3, 7)}, .dtype = {DT_BOOL, DT_F64, DT_F64}, .hi = {2, 0, 0}},
-    {.label = "broadcast", .nin = 3, .shape = {DIMS(5, 1), DIMS(2, 1, 6), {0}}, .dtype = {DT_BOOL, DT_F64, DT_F64}, .hi = {2, 0, 0}},
-    {.label = "i64", .nin = 3, .shape = {DIMS(5), DIMS(5), DIMS(1)}, .dtype = {DT_BOOL, DT_I64, DT_I64}, .lo = {0, -3, 7}, .hi = {2, 3, 8}},
+    {.label = "equal shapes",
+     .nin = 3,
+     .shape = {DIMS(3, 7), DIMS(3, 7), DIMS(3, 7)},
+     .dtype = {DT_BOOL, DT_F64, DT_F64},
+     .hi = {2, 0, 0}},
+    {.label = "broadcast",
+     .nin = 3,
+     .shape = {DIMS(5, 1), DIMS(2, 1, 6), {0}},
+     .dtype = {DT_BOOL, DT_F64, DT_F64},
+     .hi = {2, 0, 0}},
+    {.label = "i64",
+     .nin = 3,
+     .shape = {DIMS(5), DIMS(5), DIMS(1)},
+     .dtype = {DT_BOOL, DT_I64, DT_I64},
+     .lo = {0, -3, 7},
+     .hi = {2, 3, 8}},
 };
 
 // ---- records -----------------------------------------------------------------------------------------------------------
-#define CHEAP(ENUM, GRAD, array) \
-    const OpInfo op_info_##ENUM = {.infer = infer_pointwise, .grad = GRAD, .shard = shard_pointwise, .cost = cost_memory_bound, SAMPLES(array)}
-#define COSTLY(ENUM, GRAD, array) \
-    const OpInfo op_info_##ENUM = {.infer = infer_pointwise, .grad = GRAD, .shard = shard_pointwise, .cost = cost_transcendental, SAMPLES(array)}
+#define CHEAP(ENUM, GRAD, array)    \
+    const OpInfo op_info_##ENUM = { \
+        .infer = infer_pointwise, .grad = GRAD, .shard = shard_pointwise, .cost = cost_memory_bound, SAMPLES(array)}
+#define COSTLY(ENUM, GRAD, array)   \
+    const OpInfo op_info_##ENUM = { \
+        .infer = infer_pointwise, .grad = GRAD, .shard = shard_pointwise, .cost = cost_transcendental, SAMPLES(array)}
 
 CHEAP(NEG, grad_neg, float_or_int);
 CHEAP(ABS, grad_abs, float_or_int);

@@ -10,7 +10,8 @@ static Status infer_reduced(const Graph *g, const Node *n, DType t, bool empty_o
     TRY(rule_dims(n, s.ndim, marked, d));
     for (int i = 0; i < s.ndim; i++) {
         if (!marked[i]) continue;
-        if (s.dim[i] == 0 && !empty_ok) return infer_error(d, "%s over dim %d of %s: nothing to choose from", op_name(n->op), i, shape_text(&s).s);
+        if (s.dim[i] == 0 && !empty_ok)
+            return infer_error(d, "%s over dim %d of %s: nothing to choose from", op_name(n->op), i, shape_text(&s).s);
         s.dim[i] = 1;
     }
     return rule_result(nout, out, t, s);
@@ -153,23 +154,42 @@ static const Sample sum_samples[] = {
     {.label = "outer dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0, 1)}},
     {.label = "size 1", .nin = 1, .shape = {DIMS(1, 6)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0)}},
     {.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
-    {.label = "i64", .nin = 1, .shape = {DIMS(6, 2)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0)}},
+    {.label = "i64",
+     .nin = 1,
+     .shape = {DIMS(6, 2)},
+     .dtype = {DT_I64},
+     .lo = {-4},
+     .hi = {5},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(DIMS, 0)}},
 };
-const OpInfo op_info_SUM = {.infer = infer_sum, .grad = grad_sum, .shard = shard_sum, .cost = cost_reduction, SAMPLES(sum_samples)};
+const OpInfo op_info_SUM = {
+    .infer = infer_sum, .grad = grad_sum, .shard = shard_sum, .cost = cost_reduction, SAMPLES(sum_samples)};
 
 static const Sample amax_samples[] = {
     {.label = "last dim", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
     {.label = "two dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 2)}},
-    {.label = "i64", .nin = 1, .shape = {DIMS(6, 2)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0)}},
+    {.label = "i64",
+     .nin = 1,
+     .shape = {DIMS(6, 2)},
+     .dtype = {DT_I64},
+     .lo = {-4},
+     .hi = {5},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(DIMS, 0)}},
 };
-const OpInfo op_info_AMAX = {.infer = infer_amax, .grad = grad_amax, .shard = shard_amax, .cost = cost_reduction, SAMPLES(amax_samples)};
+const OpInfo op_info_AMAX = {
+    .infer = infer_amax, .grad = grad_amax, .shard = shard_amax, .cost = cost_reduction, SAMPLES(amax_samples)};
 
 static const Sample logsumexp_samples[] = {
     {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
     {.label = "middle dim", .nin = 1, .shape = {DIMS(5, 3, 2)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
 };
-const OpInfo op_info_LOGSUMEXP = {
-    .infer = infer_logsumexp, .grad = grad_logsumexp, .shard = shard_logsumexp, .cost = cost_logsumexp, SAMPLES(logsumexp_samples)};
+const OpInfo op_info_LOGSUMEXP = {.infer = infer_logsumexp,
+                                  .grad = grad_logsumexp,
+                                  .shard = shard_logsumexp,
+                                  .cost = cost_logsumexp,
+                                  SAMPLES(logsumexp_samples)};
 
 static const Sample cumsum_samples[] = {
     {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
@@ -179,7 +199,14 @@ static const Sample cumsum_samples[] = {
      .dtype = {DT_F64},
      .nattr = 2,
      .attr = {SAMPLE_I(DIM, 0), SAMPLE_I(REVERSE, 1)}},
-    {.label = "i64", .nin = 1, .shape = {DIMS(2, 6)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "i64",
+     .nin = 1,
+     .shape = {DIMS(2, 6)},
+     .dtype = {DT_I64},
+     .lo = {-4},
+     .hi = {5},
+     .nattr = 1,
+     .attr = {SAMPLE_I(DIM, 1)}},
 };
 const OpInfo op_info_CUMSUM = {
     .infer = infer_cumsum, .grad = grad_cumsum, .shard = shard_cumsum, .cost = cost_reduction, SAMPLES(cumsum_samples)};

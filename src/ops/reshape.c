@@ -1,4 +1,4 @@
-// reshape: the same elements in the same order under another shape. Its sharding rule is the one place where dims merge and split.
+// reshape: the same elements in the same order under another shape. Its sharding rule is where dims merge and split.
 #include "ops/rules.h"
 
 static Status infer_reshape(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -18,7 +18,8 @@ static Status grad_reshape(GradCtx *c, Diag *d) {
 }
 
 // ---- sharding ----------------------------------------------------------------------------------------------------------
-// Both shapes fall into groups of adjacent dims with equal products, as short as can be: [2,6,5] -> [12,5] has {2,6}|{12} and {5}|{5}.
+// Both shapes fall into groups of adjacent dims with equal products, as short as can be: [2,6,5] -> [12,5] has {2,6}|{12} and
+// {5}|{5}.
 typedef struct DimGroup {
     int begin[2], end[2];  // dims [begin, end) of side 0 (operand) and 1 (result)
 } DimGroup;
@@ -53,8 +54,8 @@ enum { MAX_SPANS = 1 << 16 };
 
 // Dim `dim` of side `from` is divided by `layout`: the dim of the other side that is divided then, and how. False if the ranks'
 // parts are not whole intervals of one dim there.
-static bool map_layout(Graph *g, const Shape *const side[2], const DimGroup *group, int from, int dim, LayoutId layout, int *to_dim,
-                       LayoutId *to_layout) {
+static bool map_layout(Graph *g, const Shape *const side[2], const DimGroup *group, int from, int dim, LayoutId layout,
+                       int *to_dim, LayoutId *to_layout) {
     const Shape *s = side[from], *t = side[!from];
     int64_t outer = product(s, group->begin[from], dim), inner = product(s, dim + 1, group->end[from]);
     const Layout *l = layouts_get(g->layouts, layout);
@@ -126,9 +127,24 @@ static void cost_view(const Node *n, const Operand *in, const Operand *out, Cost
 static const Sample reshape_samples[] = {
     {.label = "merge", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 14, 3)}},
     {.label = "split", .nin = 1, .shape = {DIMS(10, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 2, 5, 3)}},
-    {.label = "split into blocks", .nin = 1, .shape = {DIMS(2, 12)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 2, 6, 2)}},
-    {.label = "heads", .nin = 1, .shape = {DIMS(1, 5, 6)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 1, 5, 3, 2)}},
-    {.label = "sizes of 1", .nin = 1, .shape = {DIMS(5, 1, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 1, 5, 3, 1)}},
+    {.label = "split into blocks",
+     .nin = 1,
+     .shape = {DIMS(2, 12)},
+     .dtype = {DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(SHAPE, 2, 6, 2)}},
+    {.label = "heads",
+     .nin = 1,
+     .shape = {DIMS(1, 5, 6)},
+     .dtype = {DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(SHAPE, 1, 5, 3, 2)}},
+    {.label = "sizes of 1",
+     .nin = 1,
+     .shape = {DIMS(5, 1, 3)},
+     .dtype = {DT_F64},
+     .nattr = 1,
+     .attr = {SAMPLE_INTS(SHAPE, 1, 5, 3, 1)}},
     {.label = "regroup", .nin = 1, .shape = {DIMS(4, 6)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 6, 4)}},
     {.label = "scalar", .nin = 1, .shape = {DIMS(1, 1)}, .dtype = {DT_F64}, .nattr = 1, .attr = {{.key = ATTR_SHAPE}}},
 };

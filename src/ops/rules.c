@@ -41,15 +41,16 @@ Status rule_type(const Graph *g, const Node *n, int i, int classes, Diag *d) {
 Status rule_same_type(const Graph *g, const Node *n, int i, int j, Diag *d) {
     DType s = in_dtype(g, n, i), t = in_dtype(g, n, j);
     if (s == t) return ST_OK;
-    return infer_error(d, "operands %d and %d of %s differ in type: %s and %s", i, j, op_name(n->op), dtype_name(s), dtype_name(t));
+    return infer_error(d, "operands %d and %d of %s differ in type: %s and %s", i, j, op_name(n->op), dtype_name(s),
+                       dtype_name(t));
 }
 
 Status rule_int(const Node *n, AttrKey k, int64_t lo, int64_t hi, int64_t *out, Diag *d) {
     const Attr *a = node_attr(n, k);
     if (!a) return infer_error(d, "%s needs attribute %s", op_name(n->op), attr_name(k));
     if (a->u.i < lo || a->u.i > hi)
-        return infer_error(d, "%s of %s is %lld, outside [%lld, %lld]", attr_name(k), op_name(n->op), (long long)a->u.i, (long long)lo,
-                           (long long)hi);
+        return infer_error(d, "%s of %s is %lld, outside [%lld, %lld]", attr_name(k), op_name(n->op), (long long)a->u.i,
+                           (long long)lo, (long long)hi);
     *out = a->u.i;
     return ST_OK;
 }

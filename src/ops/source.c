@@ -1,7 +1,7 @@
 // Sources: parameters, inputs, constants and generated values. None has a gradient; each rank loads or generates its own part.
 #include "ops/rules.h"
 
-// A table entry's type. The tables hold stored types; attribute dtype says as what the program computes with it where that differs.
+// A table entry's type. The tables hold stored types; attribute dtype says what the program computes in where that differs.
 static Status infer_entry(const Node *n, DType stored, Shape shape, int *nout, TypeOut *out, Diag *d) {
     DType t = stored == DT_BF16 || stored == DT_F16 ? DT_F32 : stored == DT_I32 ? DT_I64 : stored;
     if (node_attr(n, ATTR_DTYPE)) TRY(rule_dtype(n, &t, d));

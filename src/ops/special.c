@@ -51,7 +51,8 @@ static Status infer_fused(const Graph *g, const Node *n, int *nout, TypeOut *out
     Shape s = SHAPE0, whole;
     for (int i = 0; i < n->nin; i++)
         if (!broadcast_shapes(&s, in_shape(g, n, i), &s))
-            return infer_error(d, "operand %d of fused, %s, does not broadcast with %s", i, shape_text(in_shape(g, n, i)).s, shape_text(&s).s);
+            return infer_error(d, "operand %d of fused, %s, does not broadcast with %s", i, shape_text(in_shape(g, n, i)).s,
+                               shape_text(&s).s);
     if (node_attr(n, ATTR_SHAPE)) {
         TRY(rule_shape(n, &whole, d));
         Shape both;
@@ -95,8 +96,18 @@ static const Instr sample_instr[] = {
 static const Program sample_program = {
     .ninstr = sizeof sample_instr / sizeof sample_instr[0], .instr = sample_instr, .nout = 2, .out = (const int32_t[]){5, 6}};
 static const Sample fused_samples[] = {
-    {.label = "equal shapes", .nin = 2, .shape = {DIMS(5, 3), DIMS(5, 3)}, .dtype = {DT_F64, DT_F64}, .nattr = 1, .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
-    {.label = "broadcast", .nin = 2, .shape = {DIMS(2, 1, 7), DIMS(3, 1)}, .dtype = {DT_F64, DT_F64}, .nattr = 1, .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
+    {.label = "equal shapes",
+     .nin = 2,
+     .shape = {DIMS(5, 3), DIMS(5, 3)},
+     .dtype = {DT_F64, DT_F64},
+     .nattr = 1,
+     .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
+    {.label = "broadcast",
+     .nin = 2,
+     .shape = {DIMS(2, 1, 7), DIMS(3, 1)},
+     .dtype = {DT_F64, DT_F64},
+     .nattr = 1,
+     .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
 };
 const OpInfo op_info_FUSED = {.infer = infer_fused,
                               .grad_error = "groups are fused after gradients are taken",

@@ -12,7 +12,8 @@ static Status infer_adamw(const Graph *g, const Node *n, int *nout, TypeOut *out
     }
     for (int i = ADAMW_G; i <= ADAMW_V; i++)
         if (!shape_equal(p, in_shape(g, n, i)))
-            return infer_error(d, "adamw: the parameter is %s, operand %d is %s", shape_text(p).s, i, shape_text(in_shape(g, n, i)).s);
+            return infer_error(d, "adamw: the parameter is %s, operand %d is %s", shape_text(p).s, i,
+                               shape_text(in_shape(g, n, i)).s);
     if (hyper->ndim != 1 || hyper->dim[0] != 3) return infer_error(d, "adamw: hyper must be [3], not %s", shape_text(hyper).s);
     if (scale->ndim != 0) return infer_error(d, "adamw: scale must be a scalar, not %s", shape_text(scale).s);
     static const AttrKey needed[] = {ATTR_BETA1, ATTR_BETA2, ATTR_EPS, ATTR_DECAY};
