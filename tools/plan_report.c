@@ -1,0 +1,215 @@
+#include "plan_report.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <string.h>
+
+// ---- collectives -----------------------------------------------------------------------------------------------------------
+
+typedef struct Collective {  // one reshard, or a group of alike ones
+    const char *name, *why, *phase;
+    double nbytes;           // sent to other ranks by the busiest rank, each
+    int64_t count;
+} Collective;
+typedef struct Collectives {
+    VEC(Collective) item;
+} Collectives;
+
+static const char *phase_name(Phase p) {
+    static const char *const name[] = {"forward", "backward", "update"};
+    return name[p];
+}
+
+static double sent_nbytes(const Graph *g, const Node *n) {
+    const Value *from = graph_value(g, n->in[0]), *to = graph_value(g, n->out[0]);
+    int64_t most = 0;
+    int ranks = graph_nranks(g);
+    for (int r = 0; r < ranks; r++) {
+        if (ranks > 16 && r > 1 && r < ranks - 2) continue;  // the ranks between are like their neighbours
+        most = max_i64(most, reshard_sent_nbytes(g, &to->shape, to->dtype, &from->place, &to->place, r));
+    }
+    return (double)most;
+}
+
+// "gradient of model.layers.3.mlp.up.weight, ..." and "... layers.4 ..." are one group: the digits do not count.
+static bool same_but_digits(const char *a, const char *b) {
+    for (;; a++, b++) {
+        while (*a >= '0' && *a <= '9') a++;
+        while (*b >= '0' && *b <= '9') b++;
+        if (*a != *b) return false;
+        if (!*a) return true;
+    }
+}
+
+static void collect(const Compiled *c, bool group, Collectives *out) {
+    const Graph *g = c->graph;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op != OP_RESHARD) continue;
+        const Placement *from = &graph_value(g, n->in[0])->place, *to = &graph_value(g, n->out[0])->place;
+        Collective x = {.name = reshard_name(g, from, to), .why = n->note ? n->note : "", .phase = phase_name(n->phase), .nbytes = sent_nbytes(g, n), .count = 1};
+        if (x.nbytes == 0) continue;  // a local slice
+        bool known = false;
+        for (int64_t k = 0; k < out->item.len && group && !known; k++) {
+            Collective *y = &out->item.data[k];
+            known = !strcmp(x.name, y->name) && !strcmp(x.phase, y->phase) && x.nbytes == y->nbytes && same_but_digits(x.why, y->why);
+            if (known) y->count++;
+        }
+        if (!known) vec_push(&out->item, x);
+    }
+}
+
+// ---- text --------------------------------------------------------------------------------------------------------------------
+
+static void print_bytes(FILE *f, double v, int width) {
+    if (v >= 1e9)
+        fprintf(f, "%*.2f GB", width, v / 1e9);
+    else if (v >= 1e6)
+        fprintf(f, "%*.2f MB", width, v / 1e6);
+    else
+        fprintf(f, "%*.2f kB", width, v / 1e3);
+}
+
+static void print_ranks(FILE *f, const Compiled *c) {
+    const Plan *p = c->plan;
+    fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
+    for (int k = 0; k < BUF_KIND_COUNT; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
+    fprintf(f, " %13s %13s\n", "peak", "bytes");
+    for (int r = 0; r < p->nranks; r++) {
+        const RankPlan *x = &p->rank[r];
+        fprintf(f, "  %4d ", r);
+        for (int k = 0; k < BUF_KIND_COUNT; k++) {
+            fprintf(f, " ");
+            print_bytes(f, (double)x->nbytes_by_kind[k], 10);
+        }
+        fprintf(f, " ");
+        print_bytes(f, (double)x->arena_nbytes, 10);
+        fprintf(f, " %13" PRId64 "\n", x->arena_nbytes);
+    }
+    fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
+    print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
+    fprintf(f, " on rank 0)\n\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
+    for (int r = 0; r < p->nranks; r++) {
+        fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);
+        print_bytes(f, p->rank[r].comm_nbytes, 10);
+        fprintf(f, "\n");
+    }
+}
+
+static bool same_attention(const AttentionReport *a, const AttentionReport *b) {
+    return !strcmp(a->mask, b->mask) && !strcmp(a->strategy, b->strategy) && a->nbytes_sent == b->nbytes_sent;
+}
+
+static void print_attention(FILE *f, const Compiled *c) {
+    const ShardReport *s = &c->shard;
+    if (!s->attention.len) return;
+    fprintf(f, "\nattention (forward and backward, the slowest rank, predicted)\n");
+    for (int64_t i = 0, next; i < s->attention.len; i = next) {
+        const AttentionReport *r = &s->attention.data[i];
+        for (next = i + 1; next < s->attention.len && same_attention(r, &s->attention.data[next]);) next++;
+        if (next == i + 1)
+            fprintf(f, "  layer %" PRId64, i);
+        else
+            fprintf(f, "  layers %" PRId64 "-%" PRId64, i, next - 1);
+        fprintf(f, ": mask %s; strategy %s", r->mask, r->strategy);
+        if (r->source) fprintf(f, "; at %s", r->source);
+        fprintf(f, "\n");
+        for (int k = 0; k < r->nalt; k++) {
+            fprintf(f, "    %c %-10s", strcmp(r->alt[k].strategy, r->strategy) ? ' ' : '*', r->alt[k].strategy);
+            if (!r->alt[k].legal) {
+                fprintf(f, " not possible (fewer rows in the batch than ranks)\n");
+                continue;
+            }
+            fprintf(f, " %9.4f s, sends ", r->alt[k].seconds);
+            print_bytes(f, r->alt[k].nbytes_sent, 0);
+            fprintf(f, "\n");
+        }
+    }
+}
+
+static void print_collectives(FILE *f, const Compiled *c, bool every) {
+    Collectives list = {0};
+    collect(c, !every, &list);
+    double total = 0;
+    fprintf(f, "\ncollectives (bytes that the busiest rank sends, each)\n");
+    for (int64_t i = 0; i < list.item.len; i++) {
+        const Collective *x = &list.item.data[i];
+        total += x->nbytes * (double)x->count;
+        fprintf(f, "  %4" PRId64 " x %-9s %-16s ", x->count, x->phase, x->name);
+        print_bytes(f, x->nbytes, 9);
+        fprintf(f, "  %s\n", x->why);
+    }
+    if (list.item.len) {
+        fprintf(f, "  together ");
+        print_bytes(f, total, 0);
+        fprintf(f, "\n");
+    } else {
+        fprintf(f, "  none\n");
+    }
+    vec_free(&list.item);
+}
+
+void plan_report_text(FILE *f, const Compiled *c, bool every) {
+    const Graph *g = c->graph;
+    const Plan *p = c->plan;
+    int64_t nparam = 0;
+    for (int64_t i = 0; i < g->params.len; i++) nparam += shape_numel(&g->params.data[i].shape);
+    fprintf(f, "program %s: batch %" PRId64 ", sequence %" PRId64 ", %.4g M parameters in %" PRId64 " tensors\n", g->name, g->batch, g->seq,
+            (double)nparam / 1e6, g->params.len);
+    fprintf(f, "plan for %d rank%s, %d thread%s each, %s on %s; %" PRId64 " nodes; compiled in %.2f s; hash %016" PRIx64 "\n", p->nranks,
+            p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", dtype_name(p->real), p->backend->name, g->nodes.len, c->seconds, p->hash);
+    print_ranks(f, c);
+    print_attention(f, c);
+    print_collectives(f, c, every);
+    if (c->shard.gathered.len) fprintf(f, "\ncomputed whole on every rank\n");
+    for (int64_t i = 0; i < c->shard.gathered.len; i++) fprintf(f, "  %s\n", c->shard.gathered.data[i]);
+    if (c->shard.square.len) fprintf(f, "\nS x S tensors\n");
+    for (int64_t i = 0; i < c->shard.square.len; i++) fprintf(f, "  %s\n", c->shard.square.data[i]);
+    if (c->import.missing.len) fprintf(f, "\n%" PRId64 " parameters have no bytes in the archive (give --weights to train)\n", c->import.missing.len);
+}
+
+// ---- JSON --------------------------------------------------------------------------------------------------------------------
+
+static json_t *rank_json(const RankPlan *x) {
+    json_t *kinds = json_object();
+    for (int k = 0; k < BUF_KIND_COUNT; k++)
+        json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
+    return json_pack("{s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
+                     (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds", x->seconds,
+                     "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
+}
+
+static json_t *attention_json(const AttentionReport *r) {
+    json_t *alt = json_array();
+    for (int k = 0; k < r->nalt; k++)
+        json_array_append_new(alt, json_pack("{s:s, s:b, s:f, s:f}", "strategy", r->alt[k].strategy, "possible", (int)r->alt[k].legal, "seconds",
+                                             r->alt[k].seconds, "sent_nbytes", r->alt[k].nbytes_sent));
+    return json_pack("{s:s?, s:s, s:s, s:o}", "source", r->source, "mask", r->mask, "strategy", r->strategy, "alternatives", alt);
+}
+
+Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
+    const Plan *p = c->plan;
+    json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(), *square = json_array();
+    for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
+    for (int64_t i = 0; i < c->shard.attention.len; i++) json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
+    Collectives list = {0};
+    collect(c, false, &list);
+    for (int64_t i = 0; i < list.item.len; i++) {
+        const Collective *x = &list.item.data[i];
+        json_array_append_new(coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
+    }
+    vec_free(&list.item);
+    for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
+    for (int64_t i = 0; i < c->shard.square.len; i++) json_array_append_new(square, json_string(c->shard.square.data[i]));
+    char hash[32];
+    snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:s, s:f, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
+                            (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks", p->nranks, "threads", p->nthreads, "dtype",
+                            dtype_name(p->real), "backend", p->backend->name, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks,
+                            "attention", attention, "collectives", coll, "computed_whole", gathered, "square_tensors", square);
+    if (!top) return diag_error(d, ST_MEMORY, "out of memory");
+    int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    fputc('\n', f);
+    json_decref(top);
+    return bad ? diag_error(d, ST_IO, "cannot write the plan") : ST_OK;
+}
