@@ -1,9 +1,8 @@
 // One-dimensional convolution over the sequence and its two gradients. Output element j reads the inputs
 // j*stride - lo + k*dilation, k in [0, kernel): a shard of the output needs a halo of the input, which is a layout that overlaps
 // (layout_stencil). The halo is asked for as an operand placement, so that the reshard in front of the node moves it.
-#include "ir/build.h"
 #include "ops/halo.h"
-#include "ops/op.h"
+#include "ops/rules.h"
 
 // Sizes beyond this in an attribute are nonsense, and would overflow products.
 #define CONV_LIMIT (INT64_C(1) << 40)
@@ -84,7 +83,7 @@ static Status infer_conv1d(const Graph *g, const Node *n, int *nout, TypeOut *ou
     TRY(conv_length(&c, d));
     out[0] = (TypeOut){graph_value(g, n->in[0])->dtype, SHAPE(x->dim[0], w->dim[0], c.lout)};
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 static Status infer_conv1d_grad_x(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -100,7 +99,7 @@ static Status infer_conv1d_grad_x(const Graph *g, const Node *n, int *nout, Type
     if (!mul_i64(w->dim[1], c.groups, &channels)) return infer_error(d, "too many channels");
     out[0] = (TypeOut){graph_value(g, n->in[0])->dtype, SHAPE(gy->dim[0], channels, c.lin)};
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 static Status infer_conv1d_grad_w(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -115,7 +114,7 @@ static Status infer_conv1d_grad_w(const Graph *g, const Node *n, int *nout, Type
     TRY(check_groups(c.groups, x->dim[1], gy->dim[1], x->dim[1] / c.groups, d));
     out[0] = (TypeOut){graph_value(g, n->in[0])->dtype, SHAPE(gy->dim[1], x->dim[1] / c.groups, c.kernel)};
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 // ---- gradient ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 // Contractions: dot (every matrix product and linear layer). The dims of its operands fall into four groups: batch (in a, b and
 // out), free_a (a, out), free_b (b, out) and contract (a, b); shape, gradient, sharding and cost all follow from the groups.
-#include "ir/build.h"
-#include "ops/op.h"
+#include "ops/rules.h"
 
 typedef enum DotGroup { DOT_BATCH, DOT_FREE_A, DOT_FREE_B, DOT_CONTRACT, DOT_NGROUP } DotGroup;
 
@@ -62,7 +61,7 @@ static Status infer_dot(const Graph *g, const Node *n, int *nout, TypeOut *out, 
     for (int i = 0; i < t.n[DOT_FREE_B]; i++)
         out[0].shape.dim[t.start[2][DOT_FREE_B] + i] = b->shape.dim[t.start[1][DOT_FREE_B] + i];
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 

@@ -1,7 +1,6 @@
 // The grouped product of a mixture of experts: every row times the matrix of its expert. Rows are tokens (times top-k), so
 // sharding rows is sharding tokens: each rank sorts and multiplies its own.
-#include "ir/build.h"
-#include "ops/op.h"
+#include "ops/rules.h"
 
 static Status check_rows(const Value *x, const Value *expert, const char *what, Diag *d) {
     if (!dtype_is_float(x->dtype)) return infer_error(d, "%s must be float, not %s", what, dtype_name(x->dtype));
@@ -23,7 +22,7 @@ static Status infer_expert_matmul(const Graph *g, const Node *n, int *nout, Type
                            (long long)w->shape.dim[trans ? 2 : 1]);
     out[0] = (TypeOut){x->dtype, SHAPE(x->shape.dim[0], w->shape.dim[trans ? 1 : 2])};
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -38,7 +37,7 @@ static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout,
     int64_t in = x->shape.dim[1], res = gy->shape.dim[1];
     out[0] = (TypeOut){x->dtype, SHAPE(node_int(n, ATTR_NROWS), trans ? res : in, trans ? in : res)};
     *nout = 1;
-    return ST_OK;
+    return rule_check_shape(&out[0].shape, d);
 }
 
 static Status grad_expert_matmul(GradCtx *c, Diag *d) {
