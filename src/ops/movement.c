@@ -273,12 +273,12 @@ static void cost_copy(const Node *n, const Operand *in, const Operand *out, Cost
 
 // ---- records -----------------------------------------------------------------------------------------------------------
 static const Sample permute_samples[] = {
-    {.label = "2-d", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 0)}},
-    {.label = "3-d", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 2, 0, 1)}},
+    {.label = "2-d", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 0)}},
+    {.label = "3-d", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 2, 0, 1)}},
     {.label = "4-d, heads",
      .nin = 1,
      .shape = {DIMS(2, 5, 3, 2)},
-     .dtype = {DT_F64},
+     .dtype = {DT_F32},
      .nattr = 1,
      .attr = {SAMPLE_INTS(DIMS, 0, 2, 1, 3)}},
     {.label = "bool",
@@ -293,11 +293,11 @@ const OpInfo op_info_PERMUTE = {
     .infer = infer_permute, .grad = grad_permute, .shard = shard_permute, .cost = cost_copy, SAMPLES(permute_samples)};
 
 static const Sample broadcast_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 1)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 5, 3)}},
+    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 1)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(SHAPE, 5, 3)}},
     {.label = "two dims",
      .nin = 1,
      .shape = {DIMS(1, 6, 1)},
-     .dtype = {DT_F64},
+     .dtype = {DT_F32},
      .nattr = 1,
      .attr = {SAMPLE_INTS(SHAPE, 2, 6, 5)}},
     {.label = "i64",
@@ -315,13 +315,13 @@ const OpInfo op_info_BROADCAST = {
 #define SLICE_ATTRS(D, START_, STEP_, LENGTH_) \
     .nattr = 4, .attr = {SAMPLE_I(DIM, D), SAMPLE_I(START, START_), SAMPLE_I(STEP, STEP_), SAMPLE_I(LENGTH, LENGTH_)}
 static const Sample slice_samples[] = {
-    {.label = "shift", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_F64}, SLICE_ATTRS(1, 1, 1, 6)},
-    {.label = "front", .nin = 1, .shape = {DIMS(7, 3)}, .dtype = {DT_F64}, SLICE_ATTRS(0, 0, 1, 5)},
-    {.label = "one", .nin = 1, .shape = {DIMS(2, 6, 3)}, .dtype = {DT_F64}, SLICE_ATTRS(1, 5, 1, 1)},
-    {.label = "steps", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_F64}, SLICE_ATTRS(1, 1, 2, 3)},
-    {.label = "steps to the end", .nin = 1, .shape = {DIMS(7, 2)}, .dtype = {DT_F64}, SLICE_ATTRS(0, 0, 3, 3)},
-    {.label = "steps, 8 dims", .nin = 1, .shape = {DIMS(1, 2, 1, 5, 1, 2, 1, 1)}, .dtype = {DT_F64}, SLICE_ATTRS(3, 0, 2, 2)},
-    {.label = "nothing", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_F64}, SLICE_ATTRS(0, 2, 1, 0)},
+    {.label = "shift", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_F32}, SLICE_ATTRS(1, 1, 1, 6)},
+    {.label = "front", .nin = 1, .shape = {DIMS(7, 3)}, .dtype = {DT_F32}, SLICE_ATTRS(0, 0, 1, 5)},
+    {.label = "one", .nin = 1, .shape = {DIMS(2, 6, 3)}, .dtype = {DT_F32}, SLICE_ATTRS(1, 5, 1, 1)},
+    {.label = "steps", .nin = 1, .shape = {DIMS(2, 7)}, .dtype = {DT_F32}, SLICE_ATTRS(1, 1, 2, 3)},
+    {.label = "steps to the end", .nin = 1, .shape = {DIMS(7, 2)}, .dtype = {DT_F32}, SLICE_ATTRS(0, 0, 3, 3)},
+    {.label = "steps, 8 dims", .nin = 1, .shape = {DIMS(1, 2, 1, 5, 1, 2, 1, 1)}, .dtype = {DT_F32}, SLICE_ATTRS(3, 0, 2, 2)},
+    {.label = "nothing", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_F32}, SLICE_ATTRS(0, 2, 1, 0)},
     {.label = "i64", .nin = 1, .shape = {DIMS(7)}, .dtype = {DT_I64}, .lo = {-3}, .hi = {4}, SLICE_ATTRS(0, 2, 1, 4)},
 };
 const OpInfo op_info_SLICE = {
@@ -330,8 +330,8 @@ const OpInfo op_info_SLICE = {
 #define PAD_ATTRS(D, LO_, HI_, VALUE_) \
     .nattr = 4, .attr = {SAMPLE_I(DIM, D), SAMPLE_I(LO, LO_), SAMPLE_I(HI, HI_), SAMPLE_F(VALUE, VALUE_)}
 static const Sample pad_samples[] = {
-    {.label = "both ends", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, PAD_ATTRS(0, 1, 2, 0)},
-    {.label = "front of the last dim", .nin = 1, .shape = {DIMS(2, 6)}, .dtype = {DT_F64}, PAD_ATTRS(1, 3, 0, 0.5)},
+    {.label = "both ends", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F32}, PAD_ATTRS(0, 1, 2, 0)},
+    {.label = "front of the last dim", .nin = 1, .shape = {DIMS(2, 6)}, .dtype = {DT_F32}, PAD_ATTRS(1, 3, 0, 0.5)},
     {.label = "labels", .nin = 1, .shape = {DIMS(1, 7)}, .dtype = {DT_I64}, .lo = {0}, .hi = {9}, PAD_ATTRS(1, 0, 1, -100)},
 };
 const OpInfo op_info_PAD = {.infer = infer_pad, .grad = grad_pad, .shard = shard_pad, .cost = cost_copy, SAMPLES(pad_samples)};
@@ -340,19 +340,19 @@ static const Sample concat_samples[] = {
     {.label = "halves",
      .nin = 2,
      .shape = {DIMS(5, 3), DIMS(5, 3)},
-     .dtype = {DT_F64, DT_F64},
+     .dtype = {DT_F32, DT_F32},
      .nattr = 1,
      .attr = {SAMPLE_I(DIM, 1)}},
     {.label = "along rows",
      .nin = 2,
      .shape = {DIMS(5, 2), DIMS(7, 2)},
-     .dtype = {DT_F64, DT_F64},
+     .dtype = {DT_F32, DT_F32},
      .nattr = 1,
      .attr = {SAMPLE_I(DIM, 0)}},
     {.label = "one in front",
      .nin = 2,
      .shape = {DIMS(2, 1), DIMS(2, 6)},
-     .dtype = {DT_F64, DT_F64},
+     .dtype = {DT_F32, DT_F32},
      .nattr = 1,
      .attr = {SAMPLE_I(DIM, 1)}},
     {.label = "three, i64",

@@ -119,15 +119,15 @@ static void cost_transcendental(const Node *n, const Operand *in, const Operand 
 // ---- samples: broadcasting on either side, odd sizes, dims of size 1, a scalar -------------------------------------------
 #define FLOAT_UNARY(array, LO, HI)                                                                                            \
     static const Sample array[] = {                                                                                           \
-        {.label = "2-d", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F64}, .lo = {LO}, .hi = {HI}},                         \
-        {.label = "3-d", .nin = 1, .shape = {DIMS(2, 1, 5)}, .dtype = {DT_F64}, .lo = {LO}, .hi = {HI}},                      \
+        {.label = "2-d", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F32}, .lo = {LO}, .hi = {HI}},                         \
+        {.label = "3-d", .nin = 1, .shape = {DIMS(2, 1, 5)}, .dtype = {DT_F32}, .lo = {LO}, .hi = {HI}},                      \
     }
 FLOAT_UNARY(any_float, 0, 0);
 FLOAT_UNARY(positive_float, 2, 16);
 FLOAT_UNARY(above_minus_one, -5, 12);
 
 static const Sample float_or_int[] = {
-    {.label = "float", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F64}},
+    {.label = "float", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F32}},
     {.label = "i64", .nin = 1, .shape = {DIMS(6)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}},
 };
 static const Sample one_bool[] = {{.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}}};
@@ -135,7 +135,7 @@ static const Sample cast_samples[] = {
     {.label = "float to i64",
      .nin = 1,
      .shape = {DIMS(3, 7)},
-     .dtype = {DT_F64},
+     .dtype = {DT_F32},
      .lo = {-30},
      .hi = {30},
      .nattr = 1,
@@ -147,7 +147,7 @@ static const Sample cast_samples[] = {
      .lo = {-4},
      .hi = {5},
      .nattr = 1,
-     .attr = {SAMPLE_I(DTYPE, DT_F64)}},
+     .attr = {SAMPLE_I(DTYPE, DT_F32)}},
     {.label = "i64 to bool",
      .nin = 1,
      .shape = {DIMS(2, 6)},
@@ -162,12 +162,12 @@ static const Sample cast_samples[] = {
      .dtype = {DT_BOOL},
      .hi = {2},
      .nattr = 1,
-     .attr = {SAMPLE_I(DTYPE, DT_F64)}},
+     .attr = {SAMPLE_I(DTYPE, DT_F32)}},
 };
 
 // The second operand of a division stays away from 0.
 #define FLOAT_PAIR(text, S0, S1, LO0, HI0, LO1, HI1) \
-    {.label = text, .nin = 2, .shape = {S0, S1}, .dtype = {DT_F64, DT_F64}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}
+    {.label = text, .nin = 2, .shape = {S0, S1}, .dtype = {DT_F32, DT_F32}, .lo = {LO0, LO1}, .hi = {HI0, HI1}}
 #define SHAPE_3_7 DIMS(3, 7)
 #define SHAPE_2_1_5 DIMS(2, 1, 5)
 #define SHAPE_3_1 DIMS(3, 1)
@@ -193,12 +193,12 @@ static const Sample where_samples[] = {
     {.label = "equal shapes",
      .nin = 3,
      .shape = {DIMS(3, 7), DIMS(3, 7), DIMS(3, 7)},
-     .dtype = {DT_BOOL, DT_F64, DT_F64},
+     .dtype = {DT_BOOL, DT_F32, DT_F32},
      .hi = {2, 0, 0}},
     {.label = "broadcast",
      .nin = 3,
      .shape = {DIMS(5, 1), DIMS(2, 1, 6), {0}},
-     .dtype = {DT_BOOL, DT_F64, DT_F64},
+     .dtype = {DT_BOOL, DT_F32, DT_F32},
      .hi = {2, 0, 0}},
     {.label = "i64",
      .nin = 3,

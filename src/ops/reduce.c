@@ -150,9 +150,9 @@ static void cost_logsumexp(const Node *n, const Operand *in, const Operand *out,
 
 // ---- records -----------------------------------------------------------------------------------------------------------
 static const Sample sum_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
-    {.label = "outer dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0, 1)}},
-    {.label = "size 1", .nin = 1, .shape = {DIMS(1, 6)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0)}},
+    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
+    {.label = "outer dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0, 1)}},
+    {.label = "size 1", .nin = 1, .shape = {DIMS(1, 6)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 0)}},
     {.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
     {.label = "i64",
      .nin = 1,
@@ -167,8 +167,8 @@ const OpInfo op_info_SUM = {
     .infer = infer_sum, .grad = grad_sum, .shard = shard_sum, .cost = cost_reduction, SAMPLES(sum_samples)};
 
 static const Sample amax_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
-    {.label = "two dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 2)}},
+    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1)}},
+    {.label = "two dims", .nin = 1, .shape = {DIMS(2, 7, 3)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_INTS(DIMS, 1, 2)}},
     {.label = "i64",
      .nin = 1,
      .shape = {DIMS(6, 2)},
@@ -182,8 +182,8 @@ const OpInfo op_info_AMAX = {
     .infer = infer_amax, .grad = grad_amax, .shard = shard_amax, .cost = cost_reduction, SAMPLES(amax_samples)};
 
 static const Sample logsumexp_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
-    {.label = "middle dim", .nin = 1, .shape = {DIMS(5, 3, 2)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "middle dim", .nin = 1, .shape = {DIMS(5, 3, 2)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
 };
 const OpInfo op_info_LOGSUMEXP = {.infer = infer_logsumexp,
                                   .grad = grad_logsumexp,
@@ -192,11 +192,11 @@ const OpInfo op_info_LOGSUMEXP = {.infer = infer_logsumexp,
                                   SAMPLES(logsumexp_samples)};
 
 static const Sample cumsum_samples[] = {
-    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F64}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
+    {.label = "last dim", .nin = 1, .shape = {DIMS(5, 7)}, .dtype = {DT_F32}, .nattr = 1, .attr = {SAMPLE_I(DIM, 1)}},
     {.label = "first dim, from the end",
      .nin = 1,
      .shape = {DIMS(5, 3)},
-     .dtype = {DT_F64},
+     .dtype = {DT_F32},
      .nattr = 2,
      .attr = {SAMPLE_I(DIM, 0), SAMPLE_I(REVERSE, 1)}},
     {.label = "i64",

@@ -99,7 +99,7 @@ const OpInfo op_info_INPUT = {.infer = infer_input, .shard = shard_source, .cost
 const OpInfo op_info_CONSTANT = {.infer = infer_constant, .shard = shard_source, .cost = cost_nothing};
 
 static const Sample full_samples[] = {
-    {.label = "float", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 3, 5), SAMPLE_I(DTYPE, DT_F64), SAMPLE_F(VALUE, 0.25)}},
+    {.label = "float", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 3, 5), SAMPLE_I(DTYPE, DT_F32), SAMPLE_F(VALUE, 0.25)}},
     {.label = "i64", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 7), SAMPLE_I(DTYPE, DT_I64), SAMPLE_F(VALUE, -100)}},
     {.label = "bool", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 1, 6), SAMPLE_I(DTYPE, DT_BOOL), SAMPLE_F(VALUE, 1)}},
 };
@@ -111,12 +111,12 @@ static const Sample iota_samples[] = {
      .attr = {SAMPLE_INTS(SHAPE, 2, 7), SAMPLE_I(DIM, 1), SAMPLE_I(START, 3), SAMPLE_I(STEP, 2), SAMPLE_I(DTYPE, DT_I64)}},
     {.label = "first dim, downwards, float",
      .nattr = 5,
-     .attr = {SAMPLE_INTS(SHAPE, 5, 3), SAMPLE_I(DIM, 0), SAMPLE_I(START, 4), SAMPLE_I(STEP, -1), SAMPLE_I(DTYPE, DT_F64)}},
+     .attr = {SAMPLE_INTS(SHAPE, 5, 3), SAMPLE_I(DIM, 0), SAMPLE_I(START, 4), SAMPLE_I(STEP, -1), SAMPLE_I(DTYPE, DT_F32)}},
 };
 const OpInfo op_info_IOTA = {.infer = infer_iota, .shard = shard_source, .cost = cost_memory_bound, SAMPLES(iota_samples)};
 
 static const Sample random_samples[] = {
-    {.label = "2-d", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 5, 6), SAMPLE_I(DTYPE, DT_F64), SAMPLE_I(SEED, 3)}},
-    {.label = "3-d", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 2, 5, 3), SAMPLE_I(DTYPE, DT_F64), SAMPLE_I(SEED, 4)}},
+    {.label = "2-d", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 5, 6), SAMPLE_I(DTYPE, DT_F32), SAMPLE_I(SEED, 3)}},
+    {.label = "3-d", .nattr = 3, .attr = {SAMPLE_INTS(SHAPE, 2, 5, 3), SAMPLE_I(DTYPE, DT_F32), SAMPLE_I(SEED, 4)}},
 };
 const OpInfo op_info_RANDOM = {.infer = infer_random, .shard = shard_source, .cost = cost_random, SAMPLES(random_samples)};

@@ -89,8 +89,8 @@ static void cost_fused(const Node *n, const Operand *in, const Operand *out, Cos
 
 // exp(x*2 + y) and its comparison with x
 static const Instr sample_instr[] = {
-    {PROG_INPUT, DT_F64, 0, -1, -1, 0},       {PROG_INPUT, DT_F64, 1, -1, -1, 0},       {PROG_CONST, DT_F64, -1, -1, -1, 2},
-    {PROG_OP + OP_MUL, DT_F64, 0, 2, -1, 0},  {PROG_OP + OP_ADD, DT_F64, 3, 1, -1, 0},  {PROG_OP + OP_EXP, DT_F64, 4, -1, -1, 0},
+    {PROG_INPUT, DT_F32, 0, -1, -1, 0},       {PROG_INPUT, DT_F32, 1, -1, -1, 0},       {PROG_CONST, DT_F32, -1, -1, -1, 2},
+    {PROG_OP + OP_MUL, DT_F32, 0, 2, -1, 0},  {PROG_OP + OP_ADD, DT_F32, 3, 1, -1, 0},  {PROG_OP + OP_EXP, DT_F32, 4, -1, -1, 0},
     {PROG_OP + OP_LT, DT_BOOL, 5, 0, -1, 0},
 };
 static const Program sample_program = {
@@ -99,13 +99,13 @@ static const Sample fused_samples[] = {
     {.label = "equal shapes",
      .nin = 2,
      .shape = {DIMS(5, 3), DIMS(5, 3)},
-     .dtype = {DT_F64, DT_F64},
+     .dtype = {DT_F32, DT_F32},
      .nattr = 1,
      .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
     {.label = "broadcast",
      .nin = 2,
      .shape = {DIMS(2, 1, 7), DIMS(3, 1)},
-     .dtype = {DT_F64, DT_F64},
+     .dtype = {DT_F32, DT_F32},
      .nattr = 1,
      .attr = {{.key = ATTR_PROG, .u.prog = &sample_program}}},
 };

@@ -38,7 +38,7 @@ static void cost_adamw(const Node *n, const Operand *in, const Operand *out, Cos
     {.label = text,                                                                                \
      .nin = ADAMW_NIN,                                                                             \
      .shape = {DIMS(__VA_ARGS__), DIMS(__VA_ARGS__), DIMS(__VA_ARGS__), DIMS(__VA_ARGS__), DIMS(3), {0}}, \
-     .dtype = {DT_F64, DT_F64, DT_F64, DT_F64, DT_F64, DT_F64},                                    \
+     .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32},                                    \
      .lo = {0, 0, 0, 1, 1, 4},                                                                     \
      .hi = {0, 0, 0, 8, 8, 8},                                                                     \
      .nattr = 4,                                                                                   \
