@@ -132,8 +132,7 @@ static void try_attributes(Report *r, OpKind op, const Sample *s, Pool *pool) {
             m = *s;
             if (kind == ATTRK_INT) m.attr[i].u.i = values[v];
             if (kind == ATTRK_INTS) {
-                memcpy(ints, s->attr[i].u.ints, sizeof *ints * (size_t)s->attr[i].n);
-                if (s->attr[i].n) ints[s->attr[i].n - 1] = values[v];
+                for (int k = 0; k < s->attr[i].n; k++) ints[k] = k < s->attr[i].n - 1 ? s->attr[i].u.ints[k] : values[v];
                 m.attr[i].u.ints = ints;
             }
             char what[64];
@@ -212,7 +211,7 @@ static Status grad_case_new(GradCase *c, OpKind op, const Sample *sample, bool f
         loss = loss == NO_VALUE ? term : build_binary(&b, OP_ADD, loss, term);
     }
     TRY(b.status);
-    if (loss == NO_VALUE) return diag_error(d, ST_UNSUPPORTED, "no float output");
+    if (loss == NO_VALUE) return ST_OK;  // nothing to differentiate
     graph_add_output(g, OUT_LOSS, -1, 0, "loss", loss);
     PassContext pc = {.scratch = c->arena, .nranks = 1};
     return pass_grad(&pc, g, &c->joint, d);
@@ -270,11 +269,14 @@ static void compare_differences(Report *r, OpKind op, const Sample *s, const Gra
     }
 }
 
-// Defined to be something else than the derivative: stop_grad, and an embedding whose padding row gets none.
+// Defined to be something else than the derivative: stop_grad; an embedding whose padding row gets none; attention rows that see no
+// key and are uniform, which get what autograd gives where adding the most negative number rounded the scores away.
 static bool gradient_is_defined_otherwise(OpKind op, const Sample *s) {
     if (op == OP_STOP_GRAD) return true;
-    for (int i = 0; i < s->nattr; i++)
+    for (int i = 0; i < s->nattr; i++) {
         if (s->attr[i].key == ATTR_SKIP && s->attr[i].u.i >= 0) return true;
+        if (s->attr[i].key == ATTR_MASKED_ROW && s->attr[i].u.i == 2) return true;
+    }
     return false;
 }
 
@@ -289,8 +291,11 @@ static void check_gradient(Report *r, OpKind op, const Sample *s) {
     }
     double *grad[OP_MAX_IN];
     for (int p = 0; p < c.nparam; p++) grad[p] = ARENA_ARRAY(c.arena, double, shape_numel(&c.forward->params.data[p].shape) + 1);
-    if (st == ST_OK) st = gradients_of(&c, grad, &d);
-    if (st == ST_OK)
+    bool differentiable = st != ST_OK || c.joint;
+    if (st == ST_OK && differentiable) st = gradients_of(&c, grad, &d);
+    if (!differentiable)
+        r->nrun--;
+    else if (st == ST_OK)
         compare_differences(r, op, s, &c, grad);
     else if (!op_info(op)->grad_error)
         report_fail(r, op, s, "gradient", d.text);
