@@ -1,0 +1,135 @@
+// What docs/ir.md demands of a graph, executed. Runs after every pass with --verify-each and in the tests; a failure is a bug in the
+// pass that just ran, so the message names it.
+#include <inttypes.h>
+
+#include "ir/graph.h"
+#include "ops/op.h"
+
+typedef struct Verify {
+    const Graph *g;
+    const char *stage;
+    Arena *scratch;
+    bool *covered;  // [layouts] already found to own every element
+    Diag *d;
+} Verify;
+
+static Status fail(const Verify *v, NodeId n, const char *what) {
+    if (n == NO_NODE) return diag_error(v->d, ST_INPUT, "after %s the graph is not valid: %s", v->stage, what);
+    return diag_error(v->d, ST_INPUT, "after %s the graph is not valid: node %d, %s: %s", v->stage, n, node_describe(v->g, n, v->scratch), what);
+}
+
+static int compare_spans(const void *pa, const void *pb) {
+    const Span *a = pa, *b = pb;
+    return a->begin < b->begin ? -1 : a->begin > b->begin;
+}
+
+// Every element of the axis lives on some rank, on exactly one unless the layout says overlap.
+static bool layout_covers(const Layout *l, Arena *scratch) {
+    int n = l->first[l->nranks];
+    Span *s = arena_copy(scratch, l->span, sizeof(Span) * (size_t)n);
+    if (n) qsort(s, (size_t)n, sizeof *s, compare_spans);
+    int64_t at = 0;
+    bool overlap = false;
+    for (int i = 0; i < n; i++) {
+        if (s[i].begin > at || s[i].begin < 0 || s[i].end > l->extent || s[i].begin >= s[i].end) return false;
+        overlap |= s[i].begin < at;
+        at = max_i64(at, s[i].end);
+    }
+    return at == l->extent && overlap == l->overlap;
+}
+
+static Status verify_placement(Verify *v, NodeId id, const Value *x) {
+    const Placement *p = &x->place;
+    if (p->kind == PLACE_PARTIAL && p->reduce == RED_NONE) return fail(v, id, "a partial value without a reduction");
+    if (p->kind == PLACE_PARTIAL && !dtype_is_float(x->dtype) && x->dtype != DT_I64) return fail(v, id, "a partial value that is no number");
+    if (p->kind != PLACE_SHARD) return ST_OK;
+    if (p->dim < 0 || p->dim >= x->shape.ndim) return fail(v, id, "sharded on a dim that it does not have");
+    if (p->layout < 0 || p->layout >= layouts_count(v->g->layouts)) return fail(v, id, "sharded by a layout that does not exist");
+    const Layout *l = layouts_get(v->g->layouts, p->layout);
+    if (l->extent != x->shape.dim[p->dim]) return fail(v, id, "sharded by a layout of another extent");
+    if (p->reduce && !l->overlap) return fail(v, id, "terms to be reduced in a layout that does not overlap");
+    if (!v->covered[p->layout] && !layout_covers(l, v->scratch)) return fail(v, id, "its layout leaves elements nowhere, or hides an overlap");
+    v->covered[p->layout] = true;
+    return ST_OK;
+}
+
+static bool row_matches(const Verify *v, const Node *n, const Row *row) {
+    for (int i = 0; i < n->nin; i++)
+        if (!placement_equal(&row->in[i], &graph_value(v->g, n->in[i])->place)) return false;
+    for (int j = 0; j < n->nout; j++)
+        if (!placement_equal(&row->out[j], &graph_value(v->g, n->out[j])->place)) return false;
+    return true;
+}
+
+// The placements of a node's operands and results are a row of its op's sharding rule.
+static Status verify_row(Verify *v, NodeId id) {
+    const Node *n = graph_node(v->g, id);
+    if (n->op == OP_RESHARD) return ST_OK;
+    Row row = {.in = ARENA_ARRAY(v->scratch, Placement, n->nin), .out = ARENA_ARRAY(v->scratch, Placement, n->nout)};
+    row_replicate(n, &row);
+    if (row_matches(v, n, &row)) return ST_OK;
+    const OpInfo *info = op_info(n->op);
+    Graph *g = (Graph *)v->g;  // rules may intern a layout; they change nothing else
+    for (int slot = -n->nout; slot < n->nin && info->shard; slot++) {
+        Placement p = graph_value(g, slot < 0 ? n->out[~slot] : n->in[slot])->place;
+        if (p.kind != PLACE_SHARD && p.kind != PLACE_PARTIAL) continue;
+        if (info->shard(g, n, slot, p, &row) && row_matches(v, n, &row)) return ST_OK;
+    }
+    for (int k = 0; info->extra_rows && k < info->extra_rows(g, n, k, &row); k++)
+        if (row_matches(v, n, &row)) return ST_OK;
+    return fail(v, id, "its placements are no row of the op's sharding rule");
+}
+
+static Status verify_types(Verify *v, NodeId id) {
+    const Node *n = graph_node(v->g, id);
+    TypeOut type[64];
+    int nout = 0;
+    Node copy = *n;
+    Diag inner = {0};
+    if (op_info(n->op)->infer(v->g, &copy, &nout, type, &inner) != ST_OK) return fail(v, id, inner.text);
+    if (nout != n->nout) return fail(v, id, "the op has another number of results");
+    for (int j = 0; j < nout; j++) {
+        const Value *x = graph_value(v->g, n->out[j]);
+        if (x->dtype != type[j].dtype || !shape_equal(&x->shape, &type[j].shape)) return fail(v, id, "a result's type is not what the op infers");
+        if (x->def != id || x->index != j) return fail(v, id, "a result does not know its node");
+    }
+    return ST_OK;
+}
+
+static Status verify_node(Verify *v, NodeId id, bool placed) {
+    const Node *n = graph_node(v->g, id);
+    for (int i = 0; i < n->nin; i++) {
+        if (n->in[i] < 0 || n->in[i] >= v->g->values.len) return fail(v, id, "an operand that does not exist");
+        if (graph_value(v->g, n->in[i])->def >= id) return fail(v, id, "an operand made later");
+    }
+    TRY(verify_types(v, id));
+    if (!placed) return ST_OK;
+    for (int j = 0; j < n->nout; j++) TRY(verify_placement(v, id, graph_value(v->g, n->out[j])));
+    return verify_row(v, id);
+}
+
+Status graph_verify(const Graph *g, const char *stage, Diag *d) {
+    Verify v = {.g = g, .stage = stage, .scratch = arena_new(), .d = d};
+    v.covered = ARENA_ARRAY(v.scratch, bool, layouts_count(g->layouts) + 1);
+    bool placed = g->values.len && graph_value(g, 0)->place.kind != PLACE_NONE;
+    Status st = ST_OK;
+    for (int64_t i = 0; i < g->values.len && st == ST_OK; i++) {
+        NodeId def = graph_value(g, (ValueId)i)->def;
+        if (def < 0 || def >= g->nodes.len) st = fail(&v, NO_NODE, "a value without a node");
+        if ((graph_value(g, (ValueId)i)->place.kind != PLACE_NONE) != placed) st = fail(&v, def, "some values are placed and some are not");
+    }
+    for (int64_t i = 0; i < g->nodes.len && st == ST_OK; i++) st = verify_node(&v, (NodeId)i, placed);
+    for (int64_t i = 0; i < g->outputs.len && st == ST_OK; i++) {
+        const Output *o = &g->outputs.data[i];
+        if (o->value < 0 || o->value >= g->values.len) {
+            st = fail(&v, NO_NODE, "an output that does not exist");
+            continue;
+        }
+        const Value *x = graph_value(g, o->value);
+        if (o->kind == OUT_LOSS && (shape_numel(&x->shape) != 1 || !dtype_is_float(x->dtype))) st = fail(&v, x->def, "the loss is no scalar float");
+        if (o->kind == OUT_GRAD && !shape_equal(&x->shape, &g->params.data[o->param].shape)) st = fail(&v, x->def, "a gradient of another shape than its parameter");
+        if (placed && x->place.kind != PLACE_REPLICATE) st = fail(&v, x->def, "an output that not every rank holds");
+    }
+    arena_free(v.scratch);
+    return st;
+}
