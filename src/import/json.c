@@ -26,7 +26,7 @@ static int64_t count_values(const char *s, int64_t n) {
 static void release(void *p) { json_decref(p); }
 
 Status json_parse(Arena *scratch, const char *what, const void *text, int64_t n, json_t **out, Diag *d) {
-    if (n > MAX_NBYTES) return diag_error(d, ST_INPUT, "%s: %lld bytes of JSON is more than any program needs", what, (long long)n);
+    if (n > MAX_NBYTES) return diag_error(d, ST_INPUT, "%s: %lld bytes of JSON exceeds 64 MiB", what, (long long)n);
     if (count_values(text, n) > MAX_VALUES) return diag_error(d, ST_INPUT, "%s: over %lld JSON values", what, MAX_VALUES);
     json_error_t e;
     json_t *root = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, &e);
@@ -68,7 +68,8 @@ Status json_field_opt(const json_t *o, const char *key, json_type type, json_t *
     if (!json_is_object(o)) return diag_error(d, ST_INPUT, "no object to hold field \"%s\"", key);
     if (!v || json_is_null(v)) return ST_OK;
     if (!type_fits(v, type))
-        return diag_error(d, ST_INPUT, "field \"%s\" is %s where %s is expected", key, json_type_name(json_typeof(v)), json_type_name(type));
+        return diag_error(d, ST_INPUT, "field \"%s\" is %s where %s is expected", key,
+                          json_type_name(json_typeof(v)), json_type_name(type));
     *out = v;
     return ST_OK;
 }

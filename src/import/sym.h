@@ -33,7 +33,7 @@ Status pred_parse(const SymScope *s, const char *text, Pred **out, Diag *d);
 
 // values[k] == SYM_UNBOUND: symbol k has no value (yet).
 #define SYM_UNBOUND INT64_MIN
-typedef enum EvalResult { EVAL_OK, EVAL_UNBOUND, EVAL_OVERFLOW, EVAL_DOMAIN } EvalResult;  // DOMAIN: division by 0, negative power
+typedef enum EvalResult { EVAL_OK, EVAL_UNBOUND, EVAL_OVERFLOW, EVAL_DOMAIN } EvalResult;  // DOMAIN: x/0, x**-1
 EvalResult sym_value(const Sym *s, const int64_t *values, int64_t *out);
 EvalResult pred_value(const Pred *p, const int64_t *values, bool *out);
 // For messages: "S*B" with the archive's symbol names.

@@ -29,6 +29,6 @@ Status zip_open(Arena *a, const char *path, Zip **out, Diag *d);
 // The same over bytes in memory, which must outlive the arena. `name` is used in messages.
 Status zip_open_bytes(Arena *a, const char *name, const void *data, int64_t nbytes, Zip **out, Diag *d);
 ZipMember *zip_find(const Zip *z, const char *name);  // NULL if absent
-// The member's bytes: in place when stored, inflated (once) into memory of arena `a` otherwise. With `check`, its CRC is compared;
-// inflated members are always checked. Refuses members above `limit` bytes.
+// The member's bytes: in place when stored, inflated (once) into memory of arena `a` otherwise. With `check` its CRC is compared
+// (always when inflated). Refuses members above `limit` bytes.
 Status zip_bytes(Zip *z, Arena *a, ZipMember *m, int64_t limit, bool check, const void **out, Diag *d);
