@@ -156,9 +156,9 @@ static void make_available(Sched *s, NodeId i) {
         for (int k = 0; k < n->nout; k++)
             for (int32_t u = s->use_first[n->out[k]]; u < s->use_first[n->out[k] + 1]; u++) {
                 NodeId c = s->use[u];
-                if (--s->missing[c] > 0 || s->state[c] != NEW) continue;
+                if (--s->missing[c] > 0) continue;
                 if (s->late[c]) vec_push(&s->stack, c);
-                else vec_push(&s->eager, c);
+                else if (s->state[c] == NEW) vec_push(&s->eager, c);
             }
     }
 }

@@ -1,0 +1,112 @@
+#include "exec/exchange.h"
+
+#include <math.h>
+#include <string.h>
+
+// One side of a box copy: a dense row-major array of `dim` and where the box starts in it.
+typedef struct Place {
+    char *data;
+    const int64_t *dim, *start;
+} Place;
+
+static const int64_t zeros[MAX_DIMS];
+
+static void fill_start(const Operand *o, Reduce reduce) {
+    int64_t n = 1;
+    for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
+    if (n == 0) return;
+    memset(o->data, 0, (size_t)n * (size_t)dtype_nbytes(o->dtype));
+    if (reduce != RED_MAX) return;
+    if (o->dtype == DT_F32)
+        for (int64_t i = 0; i < n; i++) ((float *)o->data)[i] = -INFINITY;
+    if (o->dtype == DT_F64)
+        for (int64_t i = 0; i < n; i++) ((double *)o->data)[i] = -INFINITY;
+    if (o->dtype == DT_I64)
+        for (int64_t i = 0; i < n; i++) ((int64_t *)o->data)[i] = INT64_MIN;
+}
+
+#define REDUCE_RUN(T)                                                                                          \
+    do {                                                                                                       \
+        T *x = dst;                                                                                            \
+        const T *y = src;                                                                                      \
+        if (reduce == RED_SUM)                                                                                 \
+            for (int64_t i = 0; i < n; i++) x[i] += y[i];                                                      \
+        else                                                                                                   \
+            for (int64_t i = 0; i < n; i++) x[i] = y[i] > x[i] || y[i] != y[i] ? y[i] : x[i]; /* NaN stays */ \
+    } while (0)
+
+static void reduce_run(void *dst, const void *src, int64_t n, DType t, Reduce reduce) {
+    switch (t) {
+    case DT_F32: REDUCE_RUN(float); break;
+    case DT_F64: REDUCE_RUN(double); break;
+    case DT_I64: REDUCE_RUN(int64_t); break;
+    case DT_BOOL:  // sum and maximum of truth values are both "or"
+        for (int64_t i = 0; i < n; i++) ((uint8_t *)dst)[i] |= ((const uint8_t *)src)[i];
+        break;
+    default: CHECK(false, "a reduction of %s", dtype_name(t));
+    }
+}
+
+// dst box (= or op=) src box, `size` elements per dim, in runs that are contiguous on both sides.
+static void copy_box(const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce) {
+    int inner = ndim - 1;  // dims from `inner` on form one run
+    while (inner > 0 && size[inner] == dst->dim[inner] && size[inner] == src->dim[inner]) inner--;
+    int64_t run = 1, outer = 1, at[MAX_DIMS] = {0}, elem = dtype_nbytes(t);
+    for (int i = inner < 0 ? 0 : inner; i < ndim; i++) run *= size[i];
+    for (int i = 0; i < inner; i++) outer *= size[i];
+    if (run == 0) return;
+    for (int64_t k = 0; k < outer; k++) {
+        int64_t to = 0, from = 0;
+        for (int i = 0; i < ndim; i++) {
+            to = to * dst->dim[i] + dst->start[i] + at[i];
+            from = from * src->dim[i] + src->start[i] + at[i];
+        }
+        if (reduce == RED_NONE) memcpy(dst->data + to * elem, src->data + from * elem, (size_t)(run * elem));
+        else reduce_run(dst->data + to * elem, src->data + from * elem, run, t, reduce);
+        for (int i = inner - 1; i >= 0 && ++at[i] == size[i]; i--) at[i] = 0;
+    }
+}
+
+// A scalar's boxes are those of a one-element vector.
+static const int64_t one_dim[1] = {1};
+static Place place_of(const Operand *o, const Box *b) {
+    return (Place){o->data, o->ndim > 0 ? o->dim : one_dim, b->start};
+}
+
+static void pack(const Exchange *e, const Operand *in, char *message, int self) {
+    for (int i = 0; i < e->nsend; i++) {
+        const Box *b = &e->send[i];
+        if (b->peer == self) continue;
+        Place dst = {message + b->msg_off * dtype_nbytes(in->dtype), b->size, zeros}, src = place_of(in, b);
+        copy_box(&dst, &src, b->ndim, b->size, in->dtype, RED_NONE);
+    }
+}
+
+static void unpack(const Exchange *e, const Operand *in, const Operand *out, char *message, int self) {
+    int own = 0;  // next own send box: paired in order with own recv boxes
+    if (e->reduce != RED_NONE && e->ncover == 0) fill_start(out, e->reduce);
+    for (int i = 0; i < e->nrecv; i++) {
+        const Box *b = &e->recv[i];
+        Reduce reduce = i < e->ncover ? RED_NONE : e->reduce;
+        Place dst = place_of(out, b), src;
+        if (b->peer == self) {
+            while (e->send[own].peer != self) own++;
+            src = place_of(in, &e->send[own++]);
+        } else {
+            if (e->recv_direct) continue;
+            src = (Place){message + b->msg_off * dtype_nbytes(out->dtype), b->size, zeros};
+        }
+        copy_box(&dst, &src, b->ndim, b->size, out->dtype, reduce);
+    }
+}
+
+Status exchange_run(Comm *c, const Step *s, const Operand *in, const Operand *out, void *staging, const char *label, Diag *d) {
+    const Exchange *e = s->exchange;
+    char *send = staging, *recv = staging ? (char *)staging + s->staging_send_nbytes : NULL;
+    if (!e->send_direct) pack(e, in, send, c->rank);
+    if (e->collective)
+        TRY(c->vt->alltoallv(c, e->send_direct ? in->data : send, e->send_off, e->send_nbytes, e->recv_direct ? out->data : recv,
+                             e->recv_off, e->recv_nbytes, label, d));
+    unpack(e, in, out, recv, c->rank);
+    return ST_OK;
+}

@@ -1,0 +1,169 @@
+// Whole values into the ranks' arenas and out of them, by placement.
+#include <math.h>
+
+#include "exec/runtime.h"
+#include "ir/convert.h"
+
+typedef enum Direction { INTO_ARENA, OUT_OF_ARENA } Direction;
+
+static ValueId find_source(const Graph *g, OpKind op, int64_t index, int64_t kind, NodeId from) {
+    for (int64_t i = from; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op == op && node_int(n, ATTR_INDEX) == index && (op != OP_PARAM || node_int_or(n, ATTR_KIND, 0) == kind)) return n->out[0];
+    }
+    return NO_VALUE;
+}
+
+// Calls fn for every run of elements that is contiguous both in the whole value and in this rank's part.
+typedef void (*RunFn)(void *ctx, int64_t whole, int64_t local, int64_t n);
+static void for_each_run(const Operand *o, RunFn fn, void *ctx) {
+    int64_t outer = 1, inner = 1;
+    if (o->sdim < 0) {
+        for (int i = 0; i < o->ndim; i++) inner *= o->dim[i];
+        fn(ctx, 0, 0, inner);
+        return;
+    }
+    for (int i = 0; i < o->sdim; i++) outer *= o->dim[i];
+    for (int i = o->sdim + 1; i < o->ndim; i++) inner *= o->dim[i];
+    for (int64_t k = 0; k < outer; k++) {
+        int64_t at = k * o->dim[o->sdim];
+        for (int s = 0; s < o->nspan; s++) {
+            int64_t len = o->span[s].end - o->span[s].begin;
+            fn(ctx, (k * o->global[o->sdim] + o->span[s].begin) * inner, at * inner, len * inner);
+            at += len;
+        }
+    }
+}
+
+typedef struct Transfer {
+    char *whole, *local;
+    DType whole_type, local_type;
+    Direction direction;
+} Transfer;
+static void transfer_run(void *ctx, int64_t whole, int64_t local, int64_t n) {
+    const Transfer *t = ctx;
+    char *w = t->whole + whole * dtype_nbytes(t->whole_type), *l = t->local + local * dtype_nbytes(t->local_type);
+    if (t->direction == INTO_ARENA) convert_array(w, t->whole_type, l, t->local_type, n);
+    else convert_array(l, t->local_type, w, t->whole_type, n);
+}
+
+static void transfer(const Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction) {
+    const Rank *r = &rt->rank[rank];
+    Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
+    Transfer x = {data, rank_buffer(r, rt->plan->rank[rank].value_buf[v]), t, o.dtype, direction};
+    for_each_run(&o, transfer_run, &x);
+}
+
+static bool is_terms(const Placement *p) { return p->kind == PLACE_PARTIAL || (p->kind == PLACE_SHARD && p->reduce != RED_NONE); }
+
+// Every rank takes its part of the whole value.
+static void scatter_value(Runtime *rt, ValueId v, const void *data, DType t) {
+    CHECK(!is_terms(&graph_value(rt->plan->graph, v)->place), "%%%d: a source cannot be made of terms", v);
+    for (int r = 0; r < rt->plan->nranks; r++) transfer(rt, v, r, (void *)data, t, INTO_ARENA);
+}
+
+static void gather_copies(const Runtime *rt, ValueId v, void *data, DType t) {
+    bool shard = graph_value(rt->plan->graph, v)->place.kind == PLACE_SHARD;
+    for (int r = 0; r < (shard ? rt->plan->nranks : 1); r++) transfer(rt, v, r, data, t, OUT_OF_ARENA);
+}
+
+typedef struct Terms {
+    double *whole;
+    const char *local;
+    DType type;
+    Reduce reduce;
+} Terms;
+static void reduce_run(void *ctx, int64_t whole, int64_t local, int64_t n) {
+    const Terms *t = ctx;
+    double *w = t->whole + whole;
+    for (int64_t i = 0; i < n; i++) {
+        double x;
+        convert_array(t->local + (local + i) * dtype_nbytes(t->type), t->type, &x, DT_F64, 1);
+        if (t->reduce == RED_SUM) w[i] += x;
+        else if (x > w[i] || isnan(x)) w[i] = x;
+    }
+}
+
+static void gather_terms(const Runtime *rt, ValueId v, double *data) {
+    const Value *x = graph_value(rt->plan->graph, v);
+    int64_t n = shape_numel(&x->shape);
+    for (int64_t i = 0; i < n; i++) data[i] = x->place.reduce == RED_MAX ? -INFINITY : 0;
+    for (int r = 0; r < rt->plan->nranks; r++) {
+        Operand o = plan_operand(NULL, rt->plan->graph, v, r);
+        Terms t = {data, rank_buffer(&rt->rank[r], rt->plan->rank[r].value_buf[v]), o.dtype, x->place.reduce};
+        for_each_run(&o, reduce_run, &t);
+    }
+}
+
+// ---- parameters and optimizer state -------------------------------------------------------------------------------------
+static Status check_state(const Runtime *rt, int32_t param, int slot, Diag *d) {
+    const Graph *g = rt->plan->graph;
+    if (param < 0 || param >= g->params.len || slot < 0 || slot > 2)
+        return diag_error(d, ST_INPUT, "state %d of parameter %d: the program has %lld parameters", slot, param, (long long)g->params.len);
+    return ST_OK;
+}
+
+Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data, DType t, Diag *d) {
+    TRY(check_state(rt, param, slot, d));
+    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot, 0);
+    if (v != NO_VALUE) scatter_value(rt, v, data, t);  // else the step does not use it
+    return ST_OK;
+}
+
+Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType t, Diag *d) {
+    TRY(check_state(rt, param, slot, d));
+    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot, 0);
+    if (v == NO_VALUE)
+        return diag_error(d, ST_INPUT, "parameter \"%s\": the program's step does not hold its %s", rt->plan->graph->params.data[param].name,
+                          slot ? "moments" : "value");
+    gather_copies(rt, v, data, t);
+    return ST_OK;
+}
+
+// ---- inputs and outputs -------------------------------------------------------------------------------------------------
+Status runtime_set_input(Runtime *rt, int32_t input, const void *data, Diag *d) {
+    const Graph *g = rt->plan->graph;
+    if (input < 0 || input >= g->inputs.len)
+        return diag_error(d, ST_INPUT, "input %d of %lld", input, (long long)g->inputs.len);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input) scatter_value(rt, n->out[0], data, graph_value(g, n->out[0])->dtype);
+    }
+    return ST_OK;
+}
+
+Status runtime_set_const_inputs(Runtime *rt, Diag *d) {
+    const Graph *g = rt->plan->graph;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op != OP_CONSTANT) continue;
+        const Const *c = &g->consts.data[node_int(n, ATTR_INDEX)];
+        if (!c->data && shape_numel(&c->shape) > 0)
+            return diag_error(d, ST_INPUT, "constant \"%s\" has no value in the archive", c->name ? c->name : "?");
+        scatter_value(rt, n->out[0], c->data, c->dtype);
+    }
+    return ST_OK;
+}
+
+void runtime_set_hyper(Runtime *rt, const double hyper[3]) {
+    const Graph *g = rt->plan->graph;
+    ValueId last = NO_VALUE;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op != OP_ADAMW) continue;
+        ValueId v = n->in[4];
+        while (graph_def(g, v)->op == OP_RESHARD) v = graph_def(g, v)->in[0];
+        if (v == last || graph_def(g, v)->op != OP_INPUT) continue;  // usually one for all
+        scatter_value(rt, v, hyper, DT_F64);
+        last = v;
+    }
+}
+
+Status runtime_get_output(Runtime *rt, int i, double *data, Diag *d) {
+    const Graph *g = rt->plan->graph;
+    if (i < 0 || i >= g->outputs.len) return diag_error(d, ST_INPUT, "output %d of %lld", i, (long long)g->outputs.len);
+    ValueId v = g->outputs.data[i].value;
+    if (is_terms(&graph_value(g, v)->place)) gather_terms(rt, v, data);
+    else gather_copies(rt, v, data, DT_F64);
+    return ST_OK;
+}
