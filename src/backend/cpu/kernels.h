@@ -42,6 +42,14 @@ KERNEL_A(adamw)
 
 // ---- what the kernels share ----------------------------------------------------------------------------------------------------
 
+// In front of a loop whose iterations are independent, even where a result takes over an operand's memory (then both are at the same
+// place). Clang's form of this pragma complains of loops that it cannot vectorise, such as calls of the C library.
+#if defined(__clang__)
+#define KERNEL_LOOP
+#else
+#define KERNEL_LOOP _Pragma("GCC ivdep")
+#endif
+
 static inline int64_t operand_count(const Operand *o, int begin, int end) {  // product of local dims [begin, end)
     int64_t n = 1;
     for (int i = begin; i < end; i++) n *= o->dim[i];

@@ -6,7 +6,7 @@
         (void)pb, (void)pc;                                                                          \
         REAL *o = dst;                                                                               \
         const REAL *x = pa;                                                                          \
-        VM_LOOP for (int64_t i = 0; i < n; i++) {                                                    \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) {                                                    \
             REAL a = x[i];                                                                           \
             o[i] = (expr);                                                                           \
         }                                                                                            \
@@ -16,7 +16,7 @@
         (void)pc;                                                                                    \
         TYPE *o = dst;                                                                               \
         const REAL *x = pa, *y = pb;                                                                 \
-        VM_LOOP for (int64_t i = 0; i < n; i++) {                                                    \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) {                                                    \
             REAL a = x[i], b = y[i];                                                                 \
             o[i] = (TYPE)(expr);                                                                     \
         }                                                                                            \
@@ -60,9 +60,9 @@ COMPARE(ge, a >= b)
         REAL *o = dst;                                                                               \
         const REAL *x = pa;                                                                          \
         int32_t beyond = 0;                                                                          \
-        VM_LOOP for (int64_t i = 0; i < n; i++) beyond |= !(x[i] <= VTRIG_MAX && x[i] >= -VTRIG_MAX); \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) beyond |= !(x[i] <= VTRIG_MAX && x[i] >= -VTRIG_MAX); \
         if (!beyond) {                                                                               \
-            VM_LOOP for (int64_t i = 0; i < n; i++) o[i] = FN(v##name)(x[i]);                        \
+            KERNEL_LOOP for (int64_t i = 0; i < n; i++) o[i] = FN(v##name)(x[i]);                        \
         } else {                                                                                     \
             for (int64_t i = 0; i < n; i++) o[i] = (REAL)name(x[i]);                                 \
         }                                                                                            \
@@ -92,7 +92,7 @@ static void FN(vm_pow)(void *dst, const void *pa, const void *pb, const void *pc
     REAL *o = dst;
     const REAL *x = pa, *y = pb;
     int32_t differ = 0;
-    VM_LOOP for (int64_t i = 0; i < n; i++) differ |= y[i] != y[0];
+    KERNEL_LOOP for (int64_t i = 0; i < n; i++) differ |= y[i] != y[0];
     REAL e = differ ? 0 : y[0];
     if (e == 2) FN(vm_square)(dst, pa, pb, pc, n);
     else if (e == 3) FN(vm_cube)(dst, pa, pb, pc, n);
@@ -106,7 +106,7 @@ static void FN(vm_where)(void *dst, const void *pa, const void *pb, const void *
     REAL *o = dst;
     const uint8_t *cond = pa;
     const REAL *x = pb, *y = pc;
-    VM_LOOP for (int64_t i = 0; i < n; i++) o[i] = cond[i] ? x[i] : y[i];
+    KERNEL_LOOP for (int64_t i = 0; i < n; i++) o[i] = cond[i] ? x[i] : y[i];
 }
 
 static const VmFn FN(vm_table)[OP_COUNT] = {

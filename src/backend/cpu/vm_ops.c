@@ -1,15 +1,8 @@
 // The loops that a program's instructions are made of: one per op and element type.
 #include <stdint.h>
+#include "backend/cpu/kernels.h"
 #include "backend/cpu/vm.h"
 #include "backend/cpu/vmath.h"
-
-// Iterations are independent even where dst is one of the sources (then both are at the same place). Clang's form of this pragma
-// complains of loops that it cannot vectorise, such as calls of the C library.
-#if defined(__clang__)
-#define VM_LOOP
-#else
-#define VM_LOOP _Pragma("GCC ivdep")
-#endif
 
 static inline float vsqrt_f32(float x) { return sqrtf(x); }
 static inline double vsqrt_f64(double x) { return sqrt(x); }
@@ -31,7 +24,7 @@ static inline double vpow_f64(double x, double y) { return pow(x, y); }
         (void)pb, (void)pc;                                                                     \
         T *o = dst;                                                                             \
         const T *x = pa;                                                                        \
-        VM_LOOP for (int64_t i = 0; i < n; i++) {                                               \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) {                                               \
             T a = x[i];                                                                         \
             o[i] = (T)(expr);                                                                   \
         }                                                                                       \
@@ -41,7 +34,7 @@ static inline double vpow_f64(double x, double y) { return pow(x, y); }
         (void)pc;                                                                               \
         TO *o = dst;                                                                            \
         const T *x = pa, *y = pb;                                                               \
-        VM_LOOP for (int64_t i = 0; i < n; i++) {                                               \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) {                                               \
             T a = x[i], b = y[i];                                                               \
             o[i] = (TO)(expr);                                                                  \
         }                                                                                       \
@@ -51,7 +44,7 @@ static inline double vpow_f64(double x, double y) { return pow(x, y); }
         T *o = dst;                                                                             \
         const uint8_t *cond = pa;                                                               \
         const T *x = pb, *y = pc;                                                               \
-        VM_LOOP for (int64_t i = 0; i < n; i++) o[i] = cond[i] ? x[i] : y[i];                   \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) o[i] = cond[i] ? x[i] : y[i];                   \
     }
 #define COMPARISONS(p, T)                 \
     BINARY(p##_eq, T, uint8_t, a == b)    \
@@ -118,7 +111,7 @@ static const VmFn bool_table[OP_COUNT] = {
         (void)pb, (void)pc;                                                                     \
         TO *o = dst;                                                                            \
         const FROM *x = pa;                                                                     \
-        VM_LOOP for (int64_t i = 0; i < n; i++) {                                               \
+        KERNEL_LOOP for (int64_t i = 0; i < n; i++) {                                               \
             FROM a = x[i];                                                                      \
             o[i] = (expr);                                                                      \
         }                                                                                       \
