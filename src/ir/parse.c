@@ -175,10 +175,10 @@ static Status parse_instr(Parser *p, int i, Instr *x) {
 }
 
 static Status parse_program(Parser *p, const Program **out) {
-    enum { MAX_INSTR = 4096, MAX_OUT = 64 };
+    enum { MAX_INSTR = 512, MAX_OUT = 64 };
     Program *prog = ARENA_NEW(p->a, Program);
-    Instr *instr = ARENA_ARRAY(p->a, Instr, MAX_INSTR);
-    int32_t *result = ARENA_ARRAY(p->a, int32_t, MAX_OUT);
+    Instr instr[MAX_INSTR];
+    int32_t result[MAX_OUT];
     TRY(scan_expect(&p->s, "{"));
     while (!scan_accept_word(&p->s, "out")) {
         if (prog->ninstr == MAX_INSTR) return scan_error(&p->s, "a shorter program");
@@ -195,8 +195,8 @@ static Status parse_program(Parser *p, const Program **out) {
         }
         result[prog->nout++] = (int32_t)at;
     }
-    prog->instr = instr;
-    prog->out = result;
+    prog->instr = arena_copy(p->a, instr, sizeof *instr * (size_t)prog->ninstr);
+    prog->out = arena_copy(p->a, result, sizeof *result * (size_t)prog->nout);
     *out = prog;
     return ST_OK;
 }
@@ -222,14 +222,14 @@ static Status parse_attr(Parser *p, Attr *x) {
         case ATTRK_PROG: return parse_program(p, &x->u.prog);
         case ATTRK_INTS: break;
     }
-    int64_t *ints = ARENA_ARRAY(p->a, int64_t, 64);
+    int64_t ints[64];
     TRY(scan_expect(&p->s, "["));
     while (!scan_accept(&p->s, "]")) {
         if (x->n == 64) return scan_error(&p->s, "a shorter list");
         if (x->n) TRY(scan_expect(&p->s, ","));
         TRY(scan_int(&p->s, &ints[x->n++]));
     }
-    x->u.ints = ints;
+    x->u.ints = arena_copy(p->a, ints, sizeof *ints * (size_t)x->n);
     return ST_OK;
 }
 
@@ -295,7 +295,7 @@ static Status parse_node(Parser *p) {
     TRY(scan_expect(&p->s, "="));
     TRY(scan_word(&p->s, word, sizeof word));
     if (!op_from_name(word, &op)) return scan_error(&p->s, "an op");
-    ValueId *in = ARENA_ARRAY(p->a, ValueId, MAX_OPERANDS);
+    ValueId in[MAX_OPERANDS];
     TRY(scan_expect(&p->s, "("));
     while (!scan_accept(&p->s, ")")) {
         if (nin == MAX_OPERANDS) return scan_error(&p->s, "fewer operands");
