@@ -6,8 +6,8 @@
 
 typedef enum Direction { INTO_ARENA, OUT_OF_ARENA } Direction;
 
-static ValueId find_source(const Graph *g, OpKind op, int64_t index, int64_t kind, NodeId from) {
-    for (int64_t i = from; i < g->nodes.len; i++) {
+static ValueId find_source(const Graph *g, OpKind op, int64_t index, int64_t kind) {
+    for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op == op && node_int(n, ATTR_INDEX) == index && (op != OP_PARAM || node_int_or(n, ATTR_KIND, 0) == kind)) return n->out[0];
     }
@@ -105,14 +105,14 @@ static Status check_state(const Runtime *rt, int32_t param, int slot, Diag *d) {
 
 Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
-    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot, 0);
+    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot);
     if (v != NO_VALUE) scatter_value(rt, v, data, t);  // else the step does not use it
     return ST_OK;
 }
 
 Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
-    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot, 0);
+    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot);
     if (v == NO_VALUE)
         return diag_error(d, ST_INPUT, "parameter \"%s\": the program's step does not hold its %s", rt->plan->graph->params.data[param].name,
                           slot ? "moments" : "value");
