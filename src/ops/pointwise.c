@@ -130,7 +130,10 @@ static const Sample float_or_int[] = {
     {.label = "float", .nin = 1, .shape = {DIMS(3, 7)}, .dtype = {DT_F32}},
     {.label = "i64", .nin = 1, .shape = {DIMS(6)}, .dtype = {DT_I64}, .lo = {-4}, .hi = {5}},
 };
-static const Sample one_bool[] = {{.label = "bool", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}}};
+static const Sample one_bool[] = {
+    {.label = "2-d", .nin = 1, .shape = {DIMS(3, 5)}, .dtype = {DT_BOOL}, .hi = {2}},
+    {.label = "3-d", .nin = 1, .shape = {DIMS(2, 1, 7)}, .dtype = {DT_BOOL}, .hi = {2}},
+};
 static const Sample cast_samples[] = {
     {.label = "float to i64",
      .nin = 1,

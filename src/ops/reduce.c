@@ -1,8 +1,6 @@
 // Reductions (the reduced dim stays, with size 1) and scans.
 #include "ops/rules.h"
 
-#include <math.h>
-
 // ---- shapes ------------------------------------------------------------------------------------------------------------
 static Status infer_reduced(const Graph *g, const Node *n, DType t, bool empty_ok, int *nout, TypeOut *out, Diag *d) {
     Shape s = *in_shape(g, n, 0);
@@ -69,18 +67,13 @@ static Status grad_amax(GradCtx *c, Diag *d) {
     return b->status;
 }
 
-// softmax(x) * g. A row of -inf everywhere has lse = -inf and gets zeros, not exp(-inf + inf) = NaN.
+// softmax(x) * g. A row of -inf everywhere gets NaN, as in PyTorch.
 static Status grad_logsumexp(GradCtx *c, Diag *d) {
     (void)d;
     if (!c->want[0]) return ST_OK;
-    Builder *b = c->b;
-    ValueId lse = c->n->out[0];
-    DType t = build_dtype(b, lse);
-    ValueId none = build_binary_scalar(b, OP_EQ, lse, -INFINITY);
-    ValueId shift = build_where(b, none, build_scalar(b, t, 0), lse);
-    ValueId p = build_unary(b, OP_EXP, build_binary(b, OP_SUB, c->n->in[0], shift));
-    c->gin[0] = build_binary(b, OP_MUL, p, c->gout[0]);
-    return b->status;
+    ValueId p = build_unary(c->b, OP_EXP, build_binary(c->b, OP_SUB, c->n->in[0], c->n->out[0]));
+    c->gin[0] = build_binary(c->b, OP_MUL, p, c->gout[0]);
+    return c->b->status;
 }
 
 static Status grad_cumsum(GradCtx *c, Diag *d) {
