@@ -54,7 +54,7 @@ static Status find_program(ArchiveReader *r, ZipMember **out) {
         r->stem = arena_strndup(r->a, file, len - 5);
     }
     if (!found)
-        return diag_error(r->d, ST_INPUT, "no <name>/models/<name>.json inside: not an archive of torch.export.save (PyTorch 2.8 or later)");
+        return diag_error(r->d, ST_INPUT, "no <name>/models/<name>.json inside: not a torch.export archive of PyTorch 2.8+");
     if (n > 1 && strcmp(r->stem, "model") != 0)
         return diag_error(r->d, ST_UNSUPPORTED, "%d programs in one archive; export the one to train by itself", n);
     *out = found;
@@ -69,7 +69,8 @@ static Status expect_text(ArchiveReader *r, const char *name, const char *want) 
     TRY(zip_bytes(r->zip, r->a, m, 64, true, &text, r->d));
     size_t n = strlen(want);
     if (m->nbytes >= (int64_t)n && memcmp(text, want, n) == 0) return ST_OK;
-    return diag_error(r->d, ST_UNSUPPORTED, "%s is \"%.*s\" where \"%s\" is supported", name, (int)m->nbytes, (const char *)text, want);
+    return diag_error(r->d, ST_UNSUPPORTED, "%s is \"%.*s\" where \"%s\" is supported", name, (int)m->nbytes,
+                      (const char *)text, want);
 }
 
 static Status read_version(ArchiveReader *r, const json_t *program) {
@@ -93,13 +94,14 @@ static Status read_extra(ArchiveReader *r) {
     if (!m) return ST_OK;
     TRY(archive_json(r, m, &r->extra));
     Status st = json_field_int(r->extra, "autosp", &version, r->d);
-    if (st == ST_OK && version != 1) st = diag_error(r->d, ST_UNSUPPORTED, "version %lld; this reads version 1", (long long)version);
+    if (st == ST_OK && version != 1)
+        st = diag_error(r->d, ST_UNSUPPORTED, "version %lld; this reads version 1", (long long)version);
     if (st == ST_OK) st = json_field_opt(r->extra, "checkpoint_names", JSON_OBJECT, &names, r->d);
     return st == ST_OK ? ST_OK : diag_where(r->d, "%s", m->name);
 }
 
 static Status read_program(ArchiveReader *r) {
-    ZipMember *m;
+    ZipMember *m = NULL;
     json_t *program, *gm, *graph, *signature;
     TRY(find_program(r, &m));
     size_t ntop = strlen(r->top);

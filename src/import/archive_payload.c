@@ -62,7 +62,7 @@ static Status read_table(ArchiveReader *r, const char *dir, PayloadTable *t) {
     if (!m) {
         ZipMember *old = archive_member(r, "data/%s/%s.pt", dir, r->stem);
         if (!old) return ST_OK;
-        return diag_error(r->d, ST_UNSUPPORTED, "member '%s' is pickled (an older PyTorch wrote it); export again with PyTorch 2.11",
+        return diag_error(r->d, ST_UNSUPPORTED, "member '%s' is pickled (an older PyTorch wrote it); export with PyTorch 2.11",
                           old->name);
     }
     TRY(archive_json(r, m, &root));

@@ -13,7 +13,8 @@ typedef struct Override {
 
 static Status check_shape(Override *o, const TensorView *v, const char *name, const Shape *want) {
     Arena *s = o->r->scratch;
-    if (!v->known_dtype) return diag_error(o->r->d, ST_UNSUPPORTED, "tensor '%.200s' has a dtype that is not supported", v->name);
+    if (!v->known_dtype)
+        return diag_error(o->r->d, ST_UNSUPPORTED, "tensor '%.200s' has a dtype that is not supported", v->name);
     if (shape_equal(&v->shape, want)) return ST_OK;
     return diag_error(o->r->d, ST_INPUT, "tensor '%.200s' has shape %s, but '%.200s' of the program needs %s", v->name,
                       shape_text(s, &v->shape), name, shape_text(s, want));
@@ -28,7 +29,8 @@ static Status take_param(Override *o, Param *p, const char *name, const TensorVi
         return diag_error(o->r->d, ST_INPUT, "tensor '%.200s' is %s, but the parameter is a float", v->name, dtype_name(v->dtype));
     map_set(o->taken, v->name, 1);
     if (*got && ((*got)->nbytes != v->nbytes || memcmp((*got)->data, v->data, (size_t)v->nbytes) != 0))
-        return diag_error(o->r->d, ST_INPUT, "tensors '%.200s' and '%.200s' differ, but the program ties them", (*got)->name, v->name);
+        return diag_error(o->r->d, ST_INPUT, "tensors '%.200s' and '%.200s' differ, but the program ties them",
+                          (*got)->name, v->name);
     if (!*got) *got = v;
     return ST_OK;
 }
@@ -77,7 +79,8 @@ Status archive_override_weights(ArchiveReader *r, const char *weights) {
         if (!map_get(o.taken, name, &yes)) vec_push(&r->report->leftover, name);
     }
     if (o.nkept)
-        vec_push(&r->report->notes, arena_printf(r->a, "%lld parameters are not in %s and keep the archive's values, among them '%s'",
-                                                 (long long)o.nkept, weights, o.kept));
+        vec_push(&r->report->notes,
+                 arena_printf(r->a, "%lld parameters are not in %s and keep the archive's values, among them '%s'",
+                              (long long)o.nkept, weights, o.kept));
     return ST_OK;
 }

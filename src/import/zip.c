@@ -257,7 +257,7 @@ Status zip_bytes(Zip *z, Arena *a, ZipMember *m, int64_t limit, bool check, cons
             st = diag_error(d, ST_INPUT, "its checksum does not match: the file is damaged");
         m->crc_checked = st == ST_OK;
     }
-    if (st != ST_OK) return diag_where(d, "%s: member '%s'", z->path, m->name);
+    if (st != ST_OK) return diag_where(d, "member '%s'", m->name);
     *out = m->plain;
     return ST_OK;
 }
