@@ -98,7 +98,10 @@ static bool shard_reshape(Graph *g, const Node *n, int slot, Placement p, Row *r
 }
 
 // Where a group splits or merges dims, a layout that comes from elsewhere may cut across the blocks (S in blocks of W, say, with
-// ranks' borders inside a block). So each dim of such a group is also offered divided evenly, the rest following.
+// ranks' borders inside a block). So each dim of such a group is also offered divided evenly, the rest following; but not those
+// deep inside, which would leave a rank with many small intervals.
+enum { MAX_OUTER = 64 };
+
 static int extra_rows_reshape(Graph *g, const Node *n, int i, Row *row) {
     const Shape *const side[2] = {in_shape(g, n, 0), graph_shape(g, n->out[0])};
     if (shape_numel(side[0]) == 0) return 0;
@@ -110,7 +113,7 @@ static int extra_rows_reshape(Graph *g, const Node *n, int i, Row *row) {
             int wide = 0;  // dims of more than one element
             for (int e = group[k].begin[from]; e < group[k].end[from]; e++) wide += side[from]->dim[e] > 1;
             for (int e = group[k].begin[from]; e < group[k].end[from] && wide > 1; e++) {
-                if (side[from]->dim[e] <= 1) continue;
+                if (side[from]->dim[e] <= 1 || product(side[from], group[k].begin[from], e) > MAX_OUTER) continue;
                 LayoutId even = layouts_even(g->layouts, side[from]->dim[e]);
                 if (fill_row(g, n, group, ngroup, from, e, even, count == i ? row : &scratch)) count++;
             }
