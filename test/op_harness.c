@@ -45,7 +45,8 @@ Status op_sources(Graph *g, const Sample *s, uint64_t seed, ValueId *ids, double
         if (param)
             vec_push(&g->params, ((Param){.name = name, .shape = s->shape[i], .dtype = s->dtype[i], .trainable = true}));
         else
-            vec_push(&g->inputs, ((Input){.name = name, .shape = s->shape[i], .dtype = s->dtype[i], .seq_dim = -1, .batch_dim = -1}));
+            vec_push(&g->inputs,
+                     ((Input){.name = name, .shape = s->shape[i], .dtype = s->dtype[i], .seq_dim = -1, .batch_dim = -1}));
         NodeId n;
         TRY(graph_add(g, param ? OP_PARAM : OP_INPUT, 0, NULL, param ? 2 : 1, attr, NULL, PHASE_FORWARD, &n, d));
         ids[i] = graph_node(g, n)->out[0];
@@ -321,8 +322,8 @@ static double element_load(const void *data, DType t, int64_t at) {
     }
 }
 
-// Element `k` of rank's term of a partial operand: random but for the last rank's, which makes the sum right; the maximum is held by
-// one rank, the others have something less.
+// Element `k` of rank's term of a partial operand: random but for the last rank's, which makes the sum right; the maximum is held
+// by one rank, the others have something less.
 static double partial_term(const OpCase *c, const Placement *p, int slot, int rank, int64_t k, double whole) {
     if (p->reduce == RED_MAX) return k % c->nranks == rank ? whole : whole - 1 - random_uniform(c->run_seed, rank, 100 + slot, k);
     double before = 0;
@@ -366,7 +367,7 @@ static int inplace_operand(OpKind op, int j) {
     return op_flags(op) & OPF_INPLACE && j < 3 ? adamw[j] : -1;
 }
 
-static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, KernelFn kernel, const Row *row, int rank, RankRun *r, Diag *d) {
+static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, const Row *row, int rank, RankRun *r, Diag *d) {
     const Node *n = op_case_node(c);
     *r = (RankRun){0};
     for (int i = 0; i < c->nin; i++) {
@@ -383,7 +384,7 @@ static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, KernelFn k
     r->scratch = buffer_new(r->scratch_nbytes);
     KernelArgs k = {.node = n, .nin = c->nin, .nout = c->nout, .in = r->in, .out = r->out, .scratch = r->scratch,
                     .scratch_nbytes = r->scratch_nbytes, .pool = pool, .run_seed = c->run_seed, .step = c->step};
-    return kernel(&k, d);
+    return backend->kernel(c->op, c->real)(&k, d);
 }
 
 static void free_rank(OpCase *c, RankRun *r) {
@@ -442,15 +443,14 @@ static bool compare_output(OpCase *c, const Row *row, const RankRun *run, int j,
 }
 
 bool op_check_row(OpCase *c, const Backend *backend, Pool *pool, const Row *row, bool *ran, Str *why) {
-    KernelFn kernel = backend->kernel(c->op, c->real);
-    *ran = kernel != NULL;
-    if (!kernel) return true;
+    *ran = backend->kernel(c->op, c->real) != NULL;
+    if (!*ran) return true;
     RankRun *run = calloc((size_t)c->nranks, sizeof *run);
     CHECK(run, "out of memory");
     bool ok = true;
     for (int r = 0; r < c->nranks; r++) {
         Diag d = {0};
-        if (run_rank(c, backend, pool, kernel, row, r, &run[r], &d) == ST_OK) continue;
+        if (run_rank(c, backend, pool, row, r, &run[r], &d) == ST_OK) continue;
         str_printf(why, "rank %d: %s", r, d.text);
         ok = false;
     }

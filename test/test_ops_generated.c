@@ -1,5 +1,5 @@
 // Tests generated from the op table: for every op and every sample of its record
-//   shapes    wrong arity, types, shapes and attributes are errors with a text, never a crash, and what is accepted can be computed
+//   shapes    wrong arity, types, shapes and attributes are errors with a text, never a crash; what is accepted can be computed
 //   gradient  the gradient rule against central differences, float64, by the reference executor
 //   kernel    the CPU kernel against the reference executor, float32 and float64
 //   sharded   every row of the sharding rule, P = 2, 3, 4: the kernel on each rank's part against the whole
@@ -178,8 +178,8 @@ typedef struct GradCase {
     double *param[OP_MAX_IN], *input[OP_MAX_IN + OP_MAX_OUT];
 } GradCase;
 
-// loss = sum over float outputs of sum(output * random weights); only output 0 if `first_only`. Bit p of `trainable`: a gradient of
-// the p-th float operand is wanted.
+// loss = sum over float outputs of sum(output * random weights); only output 0 if `first_only`. Bit p of `trainable`: a gradient
+// of the p-th float operand is wanted.
 static Status grad_case_new(GradCase *c, OpKind op, const Sample *sample, bool first_only, unsigned trainable, Diag *d) {
     *c = (GradCase){.arena = arena_new()};
     Graph *g = c->forward = graph_new(c->arena, "gradient", 1);
@@ -225,9 +225,16 @@ static void grad_case_free(GradCase *c) {
     arena_free(c->arena);
 }
 
+static Reference reference_of(const GradCase *c) {
+    return (Reference){.run_seed = SEED,
+                       .step = 3,
+                       .inputs = (const double *const *)c->input,
+                       .params = (const double *const *)c->param};
+}
+
 static double loss_of(const GradCase *c, Diag *d) {
     double loss = NAN;
-    Reference r = {.run_seed = SEED, .step = 3, .inputs = (const double *const *)c->input, .params = (const double *const *)c->param};
+    Reference r = reference_of(c);
     if (reference_run(c->forward, &r, (double *[]){&loss}, d) != ST_OK) return NAN;
     return loss;
 }
@@ -241,7 +248,7 @@ static Status gradients_of(const GradCase *c, double **grad, Diag *d) {
         if (o->kind == OUT_GRAD && !shape_equal(graph_shape(c->joint, o->value), &c->joint->params.data[o->param].shape))
             return diag_error(d, ST_MISMATCH, "the gradient of operand %d has another shape", o->param);
     }
-    Reference r = {.run_seed = SEED, .step = 3, .inputs = (const double *const *)c->input, .params = (const double *const *)c->param};
+    Reference r = reference_of(c);
     return reference_run(c->joint, &r, out, d);
 }
 
@@ -265,15 +272,15 @@ static void compare_differences(Report *r, OpKind op, const Sample *s, const Gra
             double want = (up - down) / (2 * h);
             if (fabs(grad[p][k] - want) <= 1e-6 * largest) continue;
             char why[512];
-            snprintf(why, sizeof why, "%s[%lld]: rule %.9g, differences %.9g %.200s", c->forward->params.data[p].name, (long long)k,
-                     grad[p][k], want, d.text);
+            snprintf(why, sizeof why, "%s[%lld]: rule %.9g, differences %.9g %.200s", c->forward->params.data[p].name,
+                     (long long)k, grad[p][k], want, d.text);
             report_fail(r, op, s, "gradient", why);
         }
     }
 }
 
-// Defined to be something else than the derivative: stop_grad; an embedding whose padding row gets none; attention rows that see no
-// key and are uniform, which get what autograd gives where adding the most negative number rounded the scores away.
+// Defined to be something else than the derivative: stop_grad; an embedding whose padding row gets none; attention rows that see
+// no key and are uniform, which get what autograd gives where adding the most negative number rounded the scores away.
 static bool gradient_is_defined_otherwise(OpKind op, const Sample *s) {
     if (op == OP_STOP_GRAD) return true;
     for (int i = 0; i < s->nattr; i++) {

@@ -4,8 +4,8 @@
 #include "ops/attention.h"
 
 enum {
-    ROW_SAMPLES = 16,    // query rows per estimate
-    KEY_SAMPLES = 32,    // evenly spaced keys per row
+    ROW_SAMPLES = 8,     // query rows per estimate
+    KEY_SAMPLES = 16,    // evenly spaced keys per row
     NEAR_SAMPLES = 48,   // keys at +-2^i from the row, so that a narrow window is seen at any length
     MAX_INSTR = 512,     // longer programs count as all visible
     KEY_BLOCK = 64,      // kernels work on whole blocks: part of one more per row
