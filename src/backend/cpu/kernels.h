@@ -13,10 +13,7 @@ KERNEL_A(pointwise)
 KERNEL_A(fused)
 KERNEL_A(sum)
 KERNEL_A(amax)
-KERNEL_A(logsumexp)
-KERNEL_A(cumsum)
 KERNEL_A(sort)  // and topk
-KERNEL_A(histogram)
 #undef KERNEL_A
 
 #define KERNEL_A(name) Status cpu_##name(const KernelArgs *k, Diag *d);  // without scratch
@@ -31,12 +28,15 @@ KERNEL_A(slice)
 KERNEL_A(pad)
 KERNEL_A(concat)
 KERNEL_A(reshard)  // the part of a reshard that needs no other rank
+KERNEL_A(logsumexp)
+KERNEL_A(cumsum)
 KERNEL_A(embedding)
 KERNEL_A(embedding_grad)
 KERNEL_A(pick)
 KERNEL_A(gather)
 KERNEL_A(scatter_add)
 KERNEL_A(index_put)
+KERNEL_A(histogram)
 KERNEL_A(adamw)
 #undef KERNEL_A
 
@@ -70,6 +70,25 @@ static inline Axis axis_of(const Operand *o, int dim) {
     a.whole = (Span){0, o->dim[dim]};
     if (o->sdim == dim) a.nspan = o->nspan, a.span = o->span;
     return a;
+}
+static inline int64_t axis_local(const Axis *a, int64_t global) {  // where this rank keeps it; -1 if it does not
+    int64_t pos = 0;
+    for (int i = 0; i < a->nspan; i++) {
+        Span s = axis_spans(a)[i];
+        if (global >= s.begin && global < s.end) return pos + global - s.begin;
+        pos += s.end - s.begin;
+    }
+    return -1;
+}
+
+// The inverse: the global position of a local one.
+static inline int64_t axis_global(const Axis *a, int64_t local) {
+    for (int i = 0; i < a->nspan; i++) {
+        Span s = axis_spans(a)[i];
+        if (local < s.end - s.begin) return s.begin + local;
+        local -= s.end - s.begin;
+    }
+    return -1;
 }
 
 // fn(ctx, begin, end) over n items of about `cost` element steps each: parts are worth waking a thread for.

@@ -62,25 +62,6 @@ typedef struct StepCopy {
     int64_t start, step, row;
 } StepCopy;
 
-static int64_t axis_local(const Axis *a, int64_t global) {  // where this rank keeps it; -1 if it does not
-    int64_t pos = 0;
-    for (int i = 0; i < a->nspan; i++) {
-        Span s = axis_spans(a)[i];
-        if (global >= s.begin && global < s.end) return pos + global - s.begin;
-        pos += s.end - s.begin;
-    }
-    return -1;
-}
-
-static int64_t axis_global(const Axis *a, int64_t local) {
-    for (int i = 0; i < a->nspan; i++) {
-        Span s = axis_spans(a)[i];
-        if (local < s.end - s.begin) return s.begin + local;
-        local -= s.end - s.begin;
-    }
-    return -1;
-}
-
 static void step_copy_part(void *ctx, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const StepCopy *c = ctx;
