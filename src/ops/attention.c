@@ -6,9 +6,9 @@
 //   head       dim 1 by L                dim 1 by L     dim 1 by L in KV heads   the same, copies summed     dim 1 by L
 //   gather-kv  dim 2 by L                dim 2 by L     whole                    partial sums                dim 2 by L if over q
 // where a size-1 dim of a vector stays whole.
-#include "ir/build.h"
 #include "ops/attention.h"
 #include "ops/halo.h"
+#include "ops/rules.h"
 
 // ---- shapes --------------------------------------------------------------------------------------------------------------
 
@@ -56,11 +56,30 @@ static Status infer_sdpa(const Graph *g, const Node *n, int *nout, TypeOut *out,
     return ST_OK;
 }
 
+// Every instruction has the type that its op gives; indices are i64. (Places and leaves were found in order by program_check.)
+static Status check_mask_types(const Program *p, Diag *d) {
+    for (int i = 0; i < p->ninstr; i++) {
+        const Instr *x = &p->instr[i];
+        DType t[3], result = x->dtype;
+        const int32_t operand[3] = {x->a, x->b, x->c};
+        if (x->code >= PROG_INDEX_B && x->code <= PROG_INDEX_K) result = DT_I64;
+        if (x->code >= PROG_OP) {
+            OpKind op = (OpKind)(x->code - PROG_OP);
+            for (int k = 0; k < pointwise_nin(op); k++) t[k] = p->instr[operand[k]].dtype;
+            TRY(pointwise_type(op, pointwise_nin(op), t, x->dtype, &result, d));
+        }
+        if (result != x->dtype || !type_class(result))
+            return infer_error(d, "mask instruction %d gives %s, not %s", i, dtype_name(result), dtype_name(x->dtype));
+    }
+    return ST_OK;
+}
+
 // Vectors from input `first` on: [B|1, H|1, L|1], L = Sq or Sk by the vector's role, and a program that fits them.
 static Status check_mask(const Graph *g, const Node *n, int first, Diag *d) {
     const Program *p = node_prog(n, ATTR_PROG);
     if (!p) return n->nin == first ? ST_OK : infer_error(d, "has vectors but no program that reads them");
     TRY(program_check(p, true, n->nin - first, d));
+    TRY(check_mask_types(p, d));
     const Shape *q = graph_shape(g, n->in[0]), *k = graph_shape(g, n->in[1]);
     for (int i = 0; i < n->nin - first; i++) {
         const Shape *s = graph_shape(g, n->in[first + i]);
