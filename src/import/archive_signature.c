@@ -18,7 +18,8 @@ static Status read_range(ArchiveReader *r, const char *name, const json_t *v, St
     int64_t min = lo ? json_integer_value(lo) : 0, max = hi ? json_integer_value(hi) : INT64_MAX;
     if (min > max) return diag_error(r->d, ST_INPUT, "an empty range [%lld, %lld]", (long long)min, (long long)max);
     if (is_identifier(name)) {
-        SymbolInfo *s = &r->syms.symbol.data[symtable_intern(&r->syms, name)];
+        int64_t k = symtable_intern(&r->syms, name);  // may move the table
+        SymbolInfo *s = &r->syms.symbol.data[k];
         s->min = min;
         s->max = max;
         return ST_OK;

@@ -87,7 +87,7 @@ static void sync_folder(const char *path) {
 }
 
 static Status write_file(const char *path, const char *temp, int64_t n, const TensorView *t, const int64_t *order, Diag *d) {
-    int fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (fd < 0) return diag_error(d, ST_IO, "%s: cannot create: %s", temp, strerror(errno));
     bool ok = write_content(fd, n, t, order) && fsync(fd) == 0;
     int err = errno;

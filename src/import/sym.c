@@ -408,7 +408,7 @@ static Status parse_all(const SymScope *s, const char *text, Parser *p, Item *ou
 Status sym_parse(const SymScope *s, const char *text, Sym **out, Diag *d) {
     Parser p;
     Item x = {0};
-    Num v;
+    Num v = {0};
     TRY(parse_all(s, text, &p, &x, d));
     TRY(number_of(&p, &x, &v));
     if (v.den != 1) return fail(&p, "a size that need not be whole");

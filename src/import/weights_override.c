@@ -26,7 +26,8 @@ static Status take_param(Override *o, Param *p, const char *name, const TensorVi
     if (!v || v == *got) return ST_OK;
     TRY(check_shape(o, v, p->name, &p->shape));
     if (!dtype_is_float(v->dtype))
-        return diag_error(o->r->d, ST_INPUT, "tensor '%.200s' is %s, but the parameter is a float", v->name, dtype_name(v->dtype));
+        return diag_error(o->r->d, ST_INPUT, "tensor '%.200s' is %s, but the parameter is a float", v->name,
+                          dtype_name(v->dtype));
     map_set(o->taken, v->name, 1);
     if (*got && ((*got)->nbytes != v->nbytes || memcmp((*got)->data, v->data, (size_t)v->nbytes) != 0))
         return diag_error(o->r->d, ST_INPUT, "tensors '%.200s' and '%.200s' differ, but the program ties them",
