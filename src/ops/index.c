@@ -200,7 +200,7 @@ static int embedding_axis(const Graph *g, const Node *n, int slot, int dim) {
 static bool shard_embedding(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, embedding_axis, NULL, row);
     if (slot == 1) return false;
-    row_all(n, row, p);
+    if (!row_terms(g, n, p, row)) return false;
     row->in[1] = REPLICATE;
     return true;
 }
@@ -214,7 +214,7 @@ static int embedding_grad_axis(const Graph *g, const Node *n, int slot, int dim)
 static bool shard_embedding_grad(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, embedding_grad_axis, &PARTIAL_SUM, row);
     if (slot == 0 || p.reduce != RED_SUM) return false;
-    row_all(n, row, p);
+    if (!row_terms(g, n, p, row)) return false;
     row->in[0] = REPLICATE;
     return true;
 }
@@ -226,7 +226,7 @@ static int pick_axis(const Graph *g, const Node *n, int slot, int dim) {
 static bool shard_pick(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, pick_axis, NULL, row);
     if (slot == 1 || p.reduce != RED_SUM) return false;
-    row_all(n, row, p);
+    if (!row_terms(g, n, p, row)) return false;
     row->in[1] = REPLICATE;
     return true;
 }
@@ -243,7 +243,7 @@ static int indexed_axis(const Graph *g, const Node *n, int slot, int dim) {
 static bool shard_indexed(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, indexed_axis, NULL, row);
     if (slot == 1 || p.reduce != RED_SUM) return false;  // linear in the values, all of which are sums then
-    row_all(n, row, p);
+    if (!row_terms(g, n, p, row)) return false;
     row->in[1] = REPLICATE;
     return true;
 }
@@ -256,7 +256,7 @@ static int index_put_axis(const Graph *g, const Node *n, int slot, int dim) {
 static bool shard_index_put(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, index_put_axis, NULL, row);
     if (slot == 1 || p.reduce != RED_SUM) return false;
-    row_all(n, row, p);
+    if (!row_terms(g, n, p, row)) return false;
     row->in[1] = REPLICATE;
     return true;
 }

@@ -54,7 +54,7 @@ static Status infer_pad(const Graph *g, const Node *n, int *nout, TypeOut *out, 
     TRY(rule_dim(n, s.ndim, &dim, d));
     TRY(rule_int(n, ATTR_LO, 0, INT64_MAX / 4, &lo, d));
     TRY(rule_int(n, ATTR_HI, 0, INT64_MAX / 4, &hi, d));
-    if (!node_attr(n, ATTR_VALUE)) return infer_error(d, "pad needs attribute value");
+    TRY(rule_value(n, in_dtype(g, n, 0), d));
     s.dim[dim] += lo + hi;
     TRY(rule_check_shape(&s, d));
     return rule_result(nout, out, in_dtype(g, n, 0), s);
@@ -155,11 +155,7 @@ static Status grad_concat(GradCtx *c, Diag *d) {
 }
 
 // ---- sharding ----------------------------------------------------------------------------------------------------------
-// Moving elements commutes with adding and with taking the maximum.
-static bool shard_partial(const Node *n, Placement p, Row *row) {
-    row_all(n, row, p);
-    return true;
-}
+// Terms of sums and maxima pass through all of these: moving elements commutes with adding and with taking the maximum.
 
 static int permute_axis(const Graph *g, const Node *n, int slot, int dim) {
     (void)g;
@@ -169,7 +165,7 @@ static int permute_axis(const Graph *g, const Node *n, int slot, int dim) {
 }
 
 static bool shard_permute(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) return shard_partial(n, p, row);
+    if (p.kind == PLACE_PARTIAL) return row_terms(g, n, p, row);
     return row_from_axes(g, n, slot, p, permute_axis, NULL, row);
 }
 
@@ -179,7 +175,7 @@ static int broadcast_axis(const Graph *g, const Node *n, int slot, int dim) {
 }
 
 static bool shard_broadcast(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) return shard_partial(n, p, row);
+    if (p.kind == PLACE_PARTIAL) return row_terms(g, n, p, row);
     return row_from_axes(g, n, slot, p, broadcast_axis, NULL, row);
 }
 
@@ -200,7 +196,7 @@ static bool row_in_out(const Node *n, int dim, LayoutId in, LayoutId out, Row *r
 // Along the sliced dim the output's intervals are the input's, clipped and shifted. Given the output's, the input's are the same
 // shifted back, what was cut off going to the nearest owner; with step > 1 what lies between has no natural owner.
 static bool shard_slice(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) return shard_partial(n, p, row);
+    if (p.kind == PLACE_PARTIAL) return row_terms(g, n, p, row);
     if (p.dim != node_int(n, ATTR_DIM)) return row_from_axes(g, n, slot, p, other_axis, NULL, row);
     int64_t start = node_int(n, ATTR_START), step = node_int(n, ATTR_STEP), length = node_int(n, ATTR_LENGTH);
     if (!row_slot_ok(g, n, slot, &p) || length == 0) return false;
@@ -213,7 +209,7 @@ static bool shard_slice(Graph *g, const Node *n, int slot, Placement p, Row *row
 static bool shard_pad(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind == PLACE_PARTIAL) {
         if (p.reduce == RED_SUM && node_float(n, ATTR_VALUE) != 0) return false;  // it would be added once per rank
-        return shard_partial(n, p, row);
+        return row_terms(g, n, p, row);
     }
     if (p.dim != node_int(n, ATTR_DIM)) return row_from_axes(g, n, slot, p, other_axis, NULL, row);
     int64_t lo = node_int(n, ATTR_LO), hi = node_int(n, ATTR_HI), extent = in_shape(g, n, 0)->dim[p.dim];
@@ -257,7 +253,7 @@ static bool concat_from_input(Graph *g, const Node *n, int slot, Placement p, Ro
 }
 
 static bool shard_concat(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) return shard_partial(n, p, row);
+    if (p.kind == PLACE_PARTIAL) return row_terms(g, n, p, row);
     if (p.dim != node_int(n, ATTR_DIM)) return row_from_axes(g, n, slot, p, other_axis, NULL, row);
     if (!row_slot_ok(g, n, slot, &p)) return false;
     row_replicate(n, row);

@@ -81,13 +81,13 @@ int pointwise_axis(const Graph *g, const Node *n, int slot, int dim) {
 }
 
 // Where a sum may be carried out later: f(sum of x_r) = sum of f(x_r).
-static bool shard_partial(const Node *n, int slot, Placement p, Row *row) {
+static bool shard_partial(const Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.reduce != RED_SUM) return false;
     switch (n->op) {
     case OP_NEG:
     case OP_STOP_GRAD:
     case OP_ADD:  // every operand must be a sum: a replicated one would be added once per rank
-    case OP_SUB: row_all(n, row, p); return true;
+    case OP_SUB: return row_terms(g, n, p, row);
     case OP_MUL:
     case OP_DIV: {  // one factor; the divisor cannot be
         int factor = slot < 0 ? 0 : slot;
@@ -98,7 +98,7 @@ static bool shard_partial(const Node *n, int slot, Placement p, Row *row) {
     }
     case OP_WHERE:
         if (slot == 0) return false;
-        row_all(n, row, p);
+        if (!row_terms(g, n, p, row)) return false;
         row->in[0] = REPLICATE;
         return true;
     default: return false;
@@ -106,7 +106,7 @@ static bool shard_partial(const Node *n, int slot, Placement p, Row *row) {
 }
 
 static bool shard_pointwise(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) return shard_partial(n, slot, p, row);
+    if (p.kind == PLACE_PARTIAL) return shard_partial(g, n, slot, p, row);
     return row_from_axes(g, n, slot, p, pointwise_axis, NULL, row);
 }
 

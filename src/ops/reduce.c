@@ -103,15 +103,13 @@ static int reduction_axis(const Graph *g, const Node *n, int slot, int dim) {
 static bool shard_sum(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, reduction_axis, &PARTIAL_SUM, row);
     if (p.reduce != RED_SUM || in_dtype(g, n, 0) == DT_BOOL) return false;
-    row_all(n, row, p);
-    return true;
+    return row_terms(g, n, p, row);
 }
 
 static bool shard_amax(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, reduction_axis, &PARTIAL_MAX, row);
     if (p.reduce != RED_MAX) return false;
-    row_all(n, row, p);
-    return true;
+    return row_terms(g, n, p, row);
 }
 
 static int scan_axis(const Graph *g, const Node *n, int slot, int dim) {
@@ -126,8 +124,7 @@ static bool shard_logsumexp(Graph *g, const Node *n, int slot, Placement p, Row 
 static bool shard_cumsum(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (p.kind != PLACE_PARTIAL) return row_from_axes(g, n, slot, p, scan_axis, NULL, row);
     if (p.reduce != RED_SUM) return false;
-    row_all(n, row, p);
-    return true;
+    return row_terms(g, n, p, row);
 }
 
 // ---- cost --------------------------------------------------------------------------------------------------------------

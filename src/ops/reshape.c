@@ -86,10 +86,7 @@ static bool fill_row(Graph *g, const Node *n, const DimGroup *group, int ngroup,
 }
 
 static bool shard_reshape(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (p.kind == PLACE_PARTIAL) {
-        row_all(n, row, p);
-        return true;
-    }
+    if (p.kind == PLACE_PARTIAL) return row_terms(g, n, p, row);  // moves nothing
     const Shape *const side[2] = {in_shape(g, n, 0), graph_shape(g, n->out[0])};
     if (!row_slot_ok(g, n, slot, &p) || shape_numel(side[0]) == 0) return false;
     DimGroup group[MAX_DIMS];

@@ -105,10 +105,21 @@ Status rule_shape(const Node *n, Shape *out, Diag *d) {
     return ST_OK;
 }
 
-void row_all(const Node *n, Row *row, Placement p) {
+Status rule_value(const Node *n, DType t, Diag *d) {
+    const Attr *a = node_attr(n, ATTR_VALUE);
+    if (!a) return infer_error(d, "%s needs attribute value", op_name(n->op));
+    double v = a->u.f, exact = INT64_C(1) << 53;
+    bool fits = t == DT_BOOL ? v == 0 || v == 1 : t == DT_I64 ? v >= -exact && v <= exact && v == (double)(int64_t)v : true;
+    return fits ? ST_OK : infer_error(d, "%s: no %s has the value %g", op_name(n->op), dtype_name(t), v);
+}
+
+bool row_terms(const Graph *g, const Node *n, Placement p, Row *row) {
+    for (int i = 0; i < n->nout; i++)
+        if (graph_value(g, n->out[i])->dtype == DT_BOOL) return false;
     row_replicate(n, row);
     for (int i = 0; i < n->nin; i++) row->in[i] = p;
     for (int i = 0; i < n->nout; i++) row->out[i] = p;
+    return true;
 }
 
 bool row_slot_ok(const Graph *g, const Node *n, int slot, const Placement *p) {

@@ -26,6 +26,7 @@ Status rule_dim(const Node *n, int ndim, int *out, Diag *d);                   /
 Status rule_dims(const Node *n, int ndim, bool *marked, Diag *d);              // attribute dims: distinct; marked[ndim]
 Status rule_dtype(const Node *n, DType *out, Diag *d);                         // attribute dtype: a type that values can have
 Status rule_shape(const Node *n, Shape *out, Diag *d);                         // attribute shape
+Status rule_value(const Node *n, DType t, Diag *d);                            // attribute value: one that type t has
 Status rule_check_shape(const Shape *s, Diag *d);                              // sizes >= 0, bytes fit 63 bits
 static inline Status rule_result(int *nout, TypeOut *out, DType t, Shape s) {
     *nout = 1;
@@ -39,7 +40,8 @@ int pointwise_nin(OpKind op);
 // ---- sharding rules ----------------------------------------------------------------------------------------------------
 static inline ValueId slot_value(const Node *n, int slot) { return slot >= 0 ? n->in[slot] : n->out[~slot]; }
 static inline Placement *row_slot(Row *row, int slot) { return slot >= 0 ? &row->in[slot] : &row->out[~slot]; }
-void row_all(const Node *n, Row *row, Placement p);
+// Every operand and result has placement `p`, a term of a sum or maximum. False where results are bools, which have neither.
+bool row_terms(const Graph *g, const Node *n, Placement p, Row *row);
 // The placement is a partition of a dim (of more than one element) that the operand has.
 bool row_slot_ok(const Graph *g, const Node *n, int slot, const Placement *p);
 

@@ -46,8 +46,8 @@ static Status infer_generated(const Node *n, int classes, int *nout, TypeOut *ou
 
 static Status infer_full(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
     (void)g;
-    if (!node_attr(n, ATTR_VALUE)) return infer_error(d, "full needs attribute value");
-    return infer_generated(n, TYPE_ANY, nout, out, d);
+    TRY(infer_generated(n, TYPE_ANY, nout, out, d));
+    return rule_value(n, out[0].dtype, d);
 }
 
 static Status infer_iota(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
