@@ -139,6 +139,8 @@ static void test_errors_name_operand_and_size(void **state) {
     expect_error(f, build_reduce(b, OP_AMAX, zeros(f, SHAPE(0), DT_F32), 0), "nothing to choose from");
     expect_error(f, build_full(b, SHAPE(INT64_C(1) << 40, INT64_C(1) << 40), DT_F32, 0), "too many elements");
     expect_error(f, build_full(b, SHAPE(3), DT_BF16, 0), "bf16");
+    expect_error(f, build_full(b, SHAPE(3), DT_I64, 0.5), "no i64 has the value 0.5");
+    expect_error(f, build_pad(b, i, 0, 1, 0, INFINITY), "no i64 has the value inf");
     expect_error(f, build_binary(b, OP_EMBEDDING, x, x), "operand 1 of embedding must be an i64");
     expect_error(f, build_binary(b, OP_PICK, x, i), "index must be [2]");
     fixture_free(f);

@@ -108,8 +108,8 @@ Status rule_shape(const Node *n, Shape *out, Diag *d) {
 Status rule_value(const Node *n, DType t, Diag *d) {
     const Attr *a = node_attr(n, ATTR_VALUE);
     if (!a) return infer_error(d, "%s needs attribute value", op_name(n->op));
-    double v = a->u.f, exact = INT64_C(1) << 53;
-    bool fits = t == DT_BOOL ? v == 0 || v == 1 : t == DT_I64 ? v >= -exact && v <= exact && v == (double)(int64_t)v : true;
+    double v = a->u.f;
+    bool fits = t == DT_BOOL ? v == 0 || v == 1 : t == DT_I64 ? v >= -0x1p63 && v < 0x1p63 && v == (double)(int64_t)v : true;
     return fits ? ST_OK : infer_error(d, "%s: no %s has the value %g", op_name(n->op), dtype_name(t), v);
 }
 
