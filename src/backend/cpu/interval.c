@@ -133,7 +133,8 @@ static Interval binary(const Instr *in, OpKind op, Interval x, Interval y, DType
 
 Interval interval_of(const Instr *in, const Interval *range, DType operand_type, DType real) {
     OpKind op = (OpKind)(in->code - PROG_OP);
-    Interval x = in->a >= 0 ? range[in->a] : interval_unknown(), y = in->b >= 0 ? range[in->b] : interval_unknown();
+    int arity = program_op_arity(op);
+    Interval x = range[in->a], y = arity > 1 ? range[in->b] : interval_unknown();
     Interval r;
     switch (op) {
     case OP_EQ: case OP_NE: case OP_LT: case OP_LE: case OP_GT: case OP_GE: return compare(op, x, y);
@@ -148,6 +149,6 @@ Interval interval_of(const Instr *in, const Interval *range, DType operand_type,
         r = range[in->c];
         if (!interval_is_point(x, 0)) interval_join(&r, y);
         return r;
-    default: return in->b >= 0 ? binary(in, op, x, y, real) : unary(in, op, x, operand_type, real);
+    default: return arity > 1 ? binary(in, op, x, y, real) : unary(in, op, x, operand_type, real);
     }
 }

@@ -113,8 +113,8 @@ static void need(const Program *p, int out, PredInstr *pi, bool visible) {
     for (int i = out; i >= 0; i--) {
         if (!(visible ? pi[i].for_visible : pi[i].for_bias) || p->instr[i].code < PROG_OP) continue;
         int32_t arg[3] = {p->instr[i].a, p->instr[i].b, p->instr[i].c};
-        for (int j = 0; j < 3; j++)
-            if (arg[j] >= 0) *(visible ? &pi[arg[j]].for_visible : &pi[arg[j]].for_bias) = true;
+        for (int j = 0; j < program_op_arity(p->instr[i].code - PROG_OP); j++)
+            *(visible ? &pi[arg[j]].for_visible : &pi[arg[j]].for_bias) = true;
     }
 }
 
@@ -131,8 +131,8 @@ static void analyse(const Predicate *p, PredInstr *pi) {
             continue;
         }
         int32_t arg[3] = {in->a, in->b, in->c};
-        for (int j = 0; j < 3; j++)
-            if (arg[j] >= 0) pi[i].on_q |= pi[arg[j]].on_q, pi[i].on_k |= pi[arg[j]].on_k;
+        for (int j = 0; j < program_op_arity(in->code - PROG_OP); j++)
+            pi[i].on_q |= pi[arg[j]].on_q, pi[i].on_k |= pi[arg[j]].on_k;
         int from = in->code == PROG_OP + OP_WHERE ? in->b : in->a;
         pi[i].from = p->prog->instr[from].dtype;
     }
@@ -345,9 +345,11 @@ static void eval_lane(PredWorker *w, int i, int64_t q) {
     case PROG_VEC_Q:
         t->load(&p->vec[in->a], w->vec_row[in->a] + (p->instr[i].on_q ? local_index(&p->vec[in->a], 2, q) : 0), 1, z);
         break;
-    default:
-        t->op(in, p->instr[i].from, n, z, lane_of(w, in->a), in->b >= 0 ? lane_of(w, in->b) : NULL,
-              in->c >= 0 ? lane_of(w, in->c) : NULL);
+    default: {
+        int arity = program_op_arity(in->code - PROG_OP);
+        t->op(in, p->instr[i].from, n, z, lane_of(w, in->a), arity > 1 ? lane_of(w, in->b) : NULL,
+              arity > 2 ? lane_of(w, in->c) : NULL);
+    }
     }
     if (!on_k) t->spread(in->dtype, w->nk, z);
 }
