@@ -180,14 +180,7 @@ static ValueId append_const(Canon *c, const Known *k, DType dtype, Shape s) {
         else if (dtype == DT_I64) ((int64_t *)bytes)[i] = (int64_t)v;
         else ((uint8_t *)bytes)[i] = v != 0;
     }
-    size_t nbytes = (size_t)n * (size_t)dtype_nbytes(dtype);
-    int64_t index = c->g->consts.len;
-    for (int64_t i = 0; i < c->g->consts.len && n <= 65536; i++) {  // equal tables are one
-        const Const *o = &c->g->consts.data[i];
-        if (o->dtype == dtype && o->data && shape_equal(&o->shape, &s) && !memcmp(o->data, bytes, nbytes)) index = i;
-    }
-    if (index == c->g->consts.len)
-        vec_push(&c->g->consts, ((Const){.name = arena_printf(c->g->arena, "folded.%lld", (long long)index), .shape = s, .dtype = dtype, .data = bytes}));
+    int64_t index = rewrite_add_const(c->g, s, dtype, bytes);
     Attr a = attr_i(ATTR_INDEX, index);
     NodeId id = append(c, OP_CONSTANT, 0, NULL, 1, &a);
     return id == NO_NODE ? NO_VALUE : graph_node(c->g, id)->out[0];

@@ -31,7 +31,7 @@ bool known_is_iota(const Known *k, DType dtype) {
     return k->base == floor(k->base) && k->step == floor(k->step) && fabs(k->base) <= limit && fabs(last) <= limit;
 }
 
-static double read_element(DType t, const void *p, int64_t i) {
+double known_read(DType t, const void *p, int64_t i) {
     switch (t) {
         case DT_F32: return ((const float *)p)[i];
         case DT_F64: return ((const double *)p)[i];
@@ -44,9 +44,9 @@ bool known_from_bytes(const Const *c, DType dtype, Known *out, Arena *scratch) {
     int64_t n = shape_numel(&c->shape);
     if (!c->data || n == 0 || n > KNOWN_MAX_INT || (c->dtype != DT_F32 && c->dtype != DT_F64 && c->dtype != DT_I64 && c->dtype != DT_BOOL))
         return false;
-    double first = read_element(c->dtype, c->data, 0);
+    double first = known_read(c->dtype, c->data, 0);
     int64_t same = 1;
-    while (same < n && read_element(c->dtype, c->data, same) == first) same++;
+    while (same < n && known_read(c->dtype, c->data, same) == first) same++;
     if (same == n) return *out = known_constant(dtype == DT_F32 ? (double)(float)first : first), fabs(first) <= SCALAR_EXACT || dtype_is_float(dtype);
     int dim = -1;
     for (int i = 0; i < c->shape.ndim; i++) {
@@ -57,7 +57,7 @@ bool known_from_bytes(const Const *c, DType dtype, Known *out, Arena *scratch) {
     if (!fits(dtype, n)) return false;
     double *v = ARENA_ARRAY(scratch, double, n);
     for (int64_t i = 0; i < n; i++) {
-        v[i] = read_element(c->dtype, c->data, i);
+        v[i] = known_read(c->dtype, c->data, i);
         if (dtype == DT_F32) v[i] = (double)(float)v[i];
         if (!dtype_is_float(dtype) && !(fabs(v[i]) <= SCALAR_EXACT)) return false;
     }

@@ -21,5 +21,7 @@ static inline double known_at(const Known *k, int64_t i) { return k->dim < 0 ? k
 bool known_eval(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out, Arena *scratch);
 // A CONSTANT's bytes, if they are such a vector.
 bool known_from_bytes(const Const *c, DType dtype, Known *out, Arena *scratch);
+// Element i of a Const's bytes (f32, f64, i64, bool).
+double known_read(DType t, const void *data, int64_t i);
 // True if it can be written as an iota (integers, or floats that are exact integers).
 bool known_is_iota(const Known *k, DType dtype);

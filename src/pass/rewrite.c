@@ -31,6 +31,18 @@ Status rewrite_finish(Rewrite *r, Graph **out) {
     return r->b.status;
 }
 
+int64_t rewrite_add_const(Graph *g, Shape s, DType t, const void *data) {
+    size_t nbytes = (size_t)shape_numel(&s) * (size_t)dtype_nbytes(t);
+    int64_t index = g->consts.len;
+    for (int64_t i = 0; i < index && nbytes <= 1 << 20; i++) {  // equal tables are one
+        const Const *o = &g->consts.data[i];
+        if (o->dtype == t && o->data && shape_equal(&o->shape, &s) && !memcmp(o->data, data, nbytes)) return i;
+    }
+    const char *name = arena_printf(g->arena, "folded.%lld", (long long)index);
+    vec_push(&g->consts, ((Const){.name = name, .shape = s, .dtype = t, .data = data}));
+    return index;
+}
+
 bool *rewrite_live(const Graph *g, Arena *scratch) {
     bool *live = ARENA_ARRAY(scratch, bool, g->nodes.len);
     for (int64_t i = 0; i < g->outputs.len; i++) live[graph_value(g, g->outputs.data[i].value)->def] = true;

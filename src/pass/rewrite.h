@@ -18,6 +18,8 @@ void rewrite_copy(Rewrite *r, NodeId n);
 // Outputs through the map, then dead nodes dropped. The Rewrite is used up.
 Status rewrite_finish(Rewrite *r, Graph **out);
 
+// Index of a const with these bytes (row-major, dtype t), added if there is none; `data` must live as long as the graph.
+int64_t rewrite_add_const(Graph *g, Shape s, DType t, const void *data);
 // live[n]: an output depends on node n.
 bool *rewrite_live(const Graph *g, Arena *scratch);
 // A copy of g without the nodes (and the consts from index `keep_consts` on) that no output depends on.
