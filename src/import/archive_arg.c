@@ -155,7 +155,7 @@ static Status read_sym_ints(ArchiveReader *r, const json_t *v, int depth, Arg *o
     return ST_OK;
 }
 
-// SymBool and SymFloat: plain values are as good as bools and floats; named ones matter only if an op looks at them.
+// SymBool and SymFloat: plain values are as good as bools and floats; named ones keep their name.
 static Status read_sym_scalar(ArchiveReader *r, const json_t *v, int depth, Arg *out) {
     const char *key;
     json_t *x;
@@ -169,6 +169,11 @@ static Status read_sym_scalar(ArchiveReader *r, const json_t *v, int depth, Arg 
         return float_of(x, &out->f, r->d);
     }
     out->str = "symbolic bool or float";
+    if (strcmp(key, "as_name") != 0) return ST_OK;
+    TRY(json_expect(x, JSON_STRING, "a symbolic value's name", r->d));
+    out->n = 1;
+    out->sym_names = ARENA_ARRAY(r->a, const char *, 1);
+    out->sym_names[0] = arena_strdup(r->a, json_string_value(x));
     return ST_OK;
 }
 
