@@ -118,13 +118,14 @@ static bool print_compare(const Program *p, int x, Str *s) {
     return vecs;
 }
 
-static void print_terms(const Program *p, int x, int rank, Str *s);
-
-// rank 0: causal and windows; 1: documents; 2: the rest, so that words come in one order.
+// Words come in one order: causal, windows, documents, the rest.
 static int term_rank(const Program *p, int x) {
+    static const char *const first[] = {"causal", "window", "same"};
     Str t = {0};
-    bool named = print_compare(p, x, &t);
-    int rank = !named ? 2 : !strcmp(str_text(&t), "same document") ? 1 : strncmp(str_text(&t), "causal", 6) ? 1 : 0;
+    int rank = 3;
+    if (print_compare(p, x, &t))
+        for (int i = 2; i >= 0; i--)
+            if (!strncmp(str_text(&t), first[i], strlen(first[i]))) rank = i;
     str_free(&t);
     return rank;
 }
@@ -147,7 +148,7 @@ const char *mask_in_words(const Program *p, Arena *a) {
     if (all) str_add(&s, "full");
     else if (is_const(p, p->out[0], &v)) str_add(&s, v != 0 ? "full" : "nothing");
     else
-        for (int rank = 0; rank < 3; rank++) print_terms(p, p->out[0], rank, &s);
+        for (int rank = 0; rank < 4; rank++) print_terms(p, p->out[0], rank, &s);
     if (p && p->nout > 1 && p->out[1] >= 0) {
         str_add(&s, " + bias ");
         print_expr(p, p->out[1], 1, &s);
