@@ -231,10 +231,10 @@ static bool shard_pick(Graph *g, const Node *n, int slot, Placement p, Row *row)
     return true;
 }
 
-// gather, scatter_add: a dim other than the indexed one, if all operands have the same size there.
+// gather, scatter_add: a dim other than the indexed one, if all operands have the same size there. Along the indexed dim a
+// gather's index and result may be divided too: each rank reads its own from the whole.
 static int indexed_axis(const Graph *g, const Node *n, int slot, int dim) {
-    (void)slot;
-    if (dim == node_int(n, ATTR_DIM)) return NO_AXIS;
+    if (dim == node_int(n, ATTR_DIM)) return n->op == OP_GATHER && slot != 0 ? dim : NO_AXIS;
     for (int i = 1; i < n->nin; i++)
         if (in_shape(g, n, i)->dim[dim] != in_shape(g, n, 0)->dim[dim]) return NO_AXIS;
     return dim;
