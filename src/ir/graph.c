@@ -19,8 +19,11 @@ const char *role_name(Role r) {
     return name[r];
 }
 
+static void release_vecs(void *g) { graph_free_vecs(g); }
+
 Graph *graph_new(Arena *a, const char *name, int nranks) {
     Graph *g = ARENA_NEW(a, Graph);
+    arena_defer(a, release_vecs, g);  // also of a graph that a failing pass leaves behind
     g->arena = a;
     g->name = arena_strdup(a, name ? name : "program");
     g->layouts = layouts_new(a, nranks);
@@ -38,6 +41,7 @@ void graph_free_vecs(Graph *g) {
 
 Graph *graph_new_like(const Graph *g) {
     Graph *n = ARENA_NEW(g->arena, Graph);
+    arena_defer(g->arena, release_vecs, n);
     n->arena = g->arena;
     n->name = g->name;
     n->batch = g->batch;

@@ -121,7 +121,7 @@ typedef struct Graph {
 } Graph;
 
 Graph *graph_new(Arena *a, const char *name, int nranks);
-void graph_free_vecs(Graph *g);  // the VECs are malloc'ed; call before arena_free
+void graph_free_vecs(Graph *g);  // the VECs are malloc'ed: frees them early; the arena's end frees what is left
 // A new graph on the same arena with the same tables (params, consts, inputs, layouts) but no nodes, values or outputs.
 Graph *graph_new_like(const Graph *g);
 
