@@ -390,8 +390,8 @@ static void test_sharded(void **state) {
         Diag d = {0};
         if (op_case_new(&c, op, &info->samples[i / 3], DT_F32, 2 + i % 3, SEED, &d) != ST_OK || op_case_expect(&c, &d) != ST_OK)
             report_fail(&r, op, &info->samples[i / 3], "reference", d.text);
-        else
-            op_each_row(&c, check_sharded_row, &t);
+        else if (op_each_row(&c, check_sharded_row, &t) == 0 && op != OP_SDPA && op != OP_ADAMW)
+            report_fail(&r, op, &info->samples[i / 3], "sharded", "no row at all");  // those two are whole on every rank
         op_case_free(&c);
     }
     backend_cpu.pool_free(t.pool);
