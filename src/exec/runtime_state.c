@@ -127,7 +127,7 @@ Status runtime_set_input(Runtime *rt, int32_t input, const void *data, Diag *d) 
         return diag_error(d, ST_INPUT, "input %d of %lld", input, (long long)g->inputs.len);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
-        if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input) scatter_value(rt, n->out[0], data, graph_value(g, n->out[0])->dtype);
+        if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input) scatter_value(rt, n->out[0], data, g->inputs.data[input].dtype);
     }
     return ST_OK;
 }

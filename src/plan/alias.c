@@ -84,12 +84,28 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
     return true;
 }
 
+// Kernels write a block of every output only after reading that block of every input, so several outputs may take over an input each;
+// but not where an output of the group is an input itself, read while the outputs are written.
+static bool writes_last(const Node *n) {
+    const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
+    for (int k = 0; p && k < p->nout; k++)
+        if (p->instr[p->out[k]].code < PROG_OP) return false;
+    return true;
+}
+
+static bool is_taken(const Lower *l, const Node *n, ValueId in) {
+    for (int k = 0; k < n->nout; k++)
+        if (lower_group(l, n->out[k]) == lower_group(l, in)) return true;
+    return false;
+}
+
 static void take_over(Lower *l, NodeId i, const Node *n) {
-    if (n->nout != 1) return;  // kernels write outputs one after the other: the first could destroy what the second reads
-    for (int k = 0; k < n->nin; k++)
-        if (can_take_over(l, i, n, n->out[0], n->in[k])) {
-            join(l, n->out[0], n->in[k]);
-            return;
+    if (!writes_last(n)) return;
+    for (int j = 0; j < n->nout; j++)
+        for (int k = 0; k < n->nin; k++) {
+            if (is_taken(l, n, n->in[k]) || !can_take_over(l, i, n, n->out[j], n->in[k])) continue;
+            join(l, n->out[j], n->in[k]);
+            break;
         }
 }
 

@@ -82,7 +82,7 @@ static int64_t place_best(Item *item, int n, int64_t bound) {
     Item *best = malloc(sizeof *best * (size_t)n);
     CHECK(best != NULL, "out of memory for %d buffers", n);
     int64_t best_total = INT64_MAX;
-    for (int o = 0; o < ORDER_COUNT && best_total > bound; o++) {
+    for (int o = 0; o < ORDER_COUNT && best_total > bound + bound / 256; o++) {  // near enough: another order costs more than it saves
         qsort(item, (size_t)n, sizeof *item, compare[o]);
         int64_t total = place_first_fit(item, n, best_total);
         if (total >= best_total) continue;
