@@ -104,10 +104,13 @@ static void alloc_run(VmAlloc *a, const Program *p, const VmView *view) {
         for (int k = 0; k < program_op_arity(s->code - PROG_OP); k++) a->last[use[k]] = max_i64(a->last[use[k]], i);
     }
     for (int j = 0; j < p->nout; j++) a->last[p->out[j]] = p->ninstr;
+    for (int i = 0; i < p->ninstr; i++)  // before all others: they are filled before the first block and must survive it
+        if (is_splat(&p->instr[i], view)) a->reg[i] = a->count[slot_class(p->instr[i].dtype)]++;
     for (int i = 0; i < p->ninstr; i++) {
         const Instr *s = &p->instr[i];
+        if (is_splat(s, view)) continue;
         int c = slot_class(s->dtype);
-        bool in_place = s->code == PROG_INPUT && vm_view_is_dense(&view[s->a]) && !is_splat(s, view);
+        bool in_place = s->code == PROG_INPUT && vm_view_is_dense(&view[s->a]);
         a->reg[i] = in_place ? -1 : a->nfree[c] > 0 ? a->free_list[c][--a->nfree[c]] : a->count[c]++;
         int32_t done[4] = {i, s->code >= PROG_OP ? s->a : -1, s->code >= PROG_OP ? s->b : -1, s->code >= PROG_OP ? s->c : -1};
         for (int k = 0; k < 4; k++) {
