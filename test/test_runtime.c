@@ -204,6 +204,10 @@ static void test_no_allocation(void **state) {
     (void)state;
     if (!COUNTS_ALLOCATIONS) skip();
     Data data = make_data();
+    counting = 1;
+    free(strdup(data.w[0] > 9 ? "a" : "the counter counts"));
+    counting = 0;
+    assert_int_equal(nalloc, 1);
     for (int nranks = 1; nranks <= 4; nranks++) {
         Run r;
         double loss;

@@ -33,7 +33,7 @@ typedef struct ThreadsComm {
 static void world_fail(World *w, const char *why) {  // lock held
     if (!w->aborted) {
         w->aborted = true;
-        strncpy(w->why, why, sizeof w->why - 1);
+        snprintf(w->why, sizeof w->why, "%s", why);
     }
     pthread_cond_broadcast(&w->wake);
 }
