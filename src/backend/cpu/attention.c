@@ -5,7 +5,6 @@
 #include <math.h>
 #include <string.h>
 #include "backend/cpu/attention_rows.h"
-#include "backend/cpu/blas.h"
 #include "backend/cpu/tasks.h"
 #include "backend/cpu/vmath.h"
 #include "base/containers.h"
@@ -17,10 +16,14 @@
 static size_t round_bytes(size_t n) { return (n + 63) & ~(size_t)63; }
 
 // ---- geometry ---------------------------------------------------------------------------------------------------------------
-// Keys of a block: scores, keys and values of a block together stay well inside a core's second-level cache (512 KB and up).
-int64_t attn_kblock(const Operand *q, const Operand *k, const Operand *v) {
-    (void)q;
-    return k->dim[3] + v->dim[3] <= 160 ? 256 : 128;
+static int first_vec(const Node *n) { return n->op == OP_ATTENTION_GRAD ? 6 : 3; }
+
+// Keys of a block, in whole register tiles: what a task touches again and again (scores, and packed keys and values) together
+// stays within a core's second-level cache.
+int64_t attn_kblock(const Node *n, const Operand *in) {
+    int64_t dims = in[1].dim[3] + in[2].dim[3];
+    if (n->op == OP_ATTENTION_GRAD) return dims <= 160 ? 144 : 96;
+    return dims <= 160 ? 240 : dims <= 320 ? 192 : 96;
 }
 
 static int64_t count_qblocks(const Operand *q) {
@@ -74,12 +77,14 @@ int64_t attn_score_index(const Attn *a, int64_t b, int64_t h, int64_t q) {
     return ((attn_global_batch(a, b) * a->q->global[1] + attn_global_head(a, h)) * a->q->global[2] + q) * a->k->global[2];
 }
 
-size_t attn_shared_nbytes(const Node *n, const Operand *in, int vec) {
-    return round_bytes(predicate_nbytes(node_prog(n, ATTR_PROG), n->nin - vec, in + vec, in[1].dim[2], attn_kblock(in, in + 1, in + 2)));
+size_t attn_shared_nbytes(const Node *n, const Operand *in) {
+    int vec = first_vec(n);
+    return round_bytes(predicate_nbytes(node_prog(n, ATTR_PROG), n->nin - vec, in + vec, in[1].dim[2], attn_kblock(n, in)));
 }
 
-Status attn_bind(Attn *a, const KernelArgs *k, int vec, DType real, void *memory, Diag *d) {
+Status attn_bind(Attn *a, const KernelArgs *k, DType real, void *memory, Diag *d) {
     const Operand *q = &k->in[0], *key = &k->in[1], *v = &k->in[2];
+    int vec = first_vec(k->node);
     if (k->nin - vec > PRED_MAX_VEC)
         return diag_error(d, ST_UNSUPPORTED, "attention with %d mask vectors, at most %d; simplify the mask (%s)", k->nin - vec,
                           PRED_MAX_VEC, k->node->source ? k->node->source : "?");
@@ -89,9 +94,9 @@ Status attn_bind(Attn *a, const KernelArgs *k, int vec, DType real, void *memory
     a->batch = q->dim[0], a->heads = q->dim[1], a->kv_heads = key->dim[1], a->nq = q->dim[2], a->nk = key->dim[2];
     a->dim = q->dim[3], a->dim_v = v->dim[3];
     a->group = max_i64(1, q->global[1] / max_i64(1, key->global[1]));
-    a->kblock = attn_kblock(q, key, v);
+    a->kblock = attn_kblock(k->node, k->in);
     a->nqblock = count_qblocks(q);
-    a->scale = node_float(k->node, ATTR_SCALE);
+    a->scale = node_float_or(k->node, ATTR_SCALE, 1 / sqrt((double)max_i64(1, a->dim)));
     a->softcap = node_float_or(k->node, ATTR_SOFTCAP, 0);
     a->dropout = node_float_or(k->node, ATTR_DROPOUT, 0);
     a->masked_row = (int)node_int_or(k->node, ATTR_MASKED_ROW, 0);
@@ -117,11 +122,48 @@ static GradSplit grad_split(const Operand *in, int nthreads) {
 }
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------------
+#ifdef __AVX__
+#define TILE_VECTOR_BYTES 32
+#else
+#define TILE_VECTOR_BYTES 16
+#endif
+enum { TILE_ROWS = 6 };          // with two vectors of columns: as many sums as fit 16 vector registers
+
+static void tile_transpose8_f64(double t[8][8]) {
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < i; j++) {
+            double x = t[i][j];
+            t[i][j] = t[j][i], t[j][i] = x;
+        }
+}
+
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+static inline void tile_transpose8_f32(float t[8][8]) {
+    typedef float V8 __attribute__((vector_size(32)));
+    V8 r[8], u[8];
+    memcpy(r, t, sizeof r);
+    for (int i = 0; i < 8; i += 4) {  // pairs of rows interleaved, then pairs of pairs: columns of 4 in each half
+        V8 a = SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13), b = SHUFFLE(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+        V8 c = SHUFFLE(r[i + 2], r[i + 3], 0, 8, 1, 9, 4, 12, 5, 13), e = SHUFFLE(r[i + 2], r[i + 3], 2, 10, 3, 11, 6, 14, 7, 15);
+        u[i] = SHUFFLE(a, c, 0, 1, 8, 9, 4, 5, 12, 13), u[i + 1] = SHUFFLE(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+        u[i + 2] = SHUFFLE(b, e, 0, 1, 8, 9, 4, 5, 12, 13), u[i + 3] = SHUFFLE(b, e, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = SHUFFLE(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i + 4] = SHUFFLE(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    memcpy(t, r, sizeof r);
+}
+
 #define REAL_BITS 32
+#include "backend/cpu/real.h"
+#include "backend/cpu/attention_tile.h"
 #include "backend/cpu/attention_impl.h"
 #include "backend/cpu/attention_grad_impl.h"
 #undef REAL_BITS
 #define REAL_BITS 64
+#include "backend/cpu/real.h"
+#include "backend/cpu/attention_tile.h"
 #include "backend/cpu/attention_impl.h"
 #include "backend/cpu/attention_grad_impl.h"
 #undef REAL_BITS
@@ -130,16 +172,14 @@ static size_t real_nbytes(const Operand *o) { return (size_t)dtype_nbytes(o->dty
 
 size_t cpu_attention_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) {
     (void)out;
-    int64_t kblock = attn_kblock(in, in + 1, in + 2);
-    size_t worker = real_nbytes(in) == 4 ? attention_worker_nbytes_f32(n, kblock) : attention_worker_nbytes_f64(n, kblock);
-    return attn_shared_nbytes(n, in, 3) + worker * (size_t)nthreads;
+    size_t worker = real_nbytes(in) == 4 ? attention_worker_nbytes_f32(n, in) : attention_worker_nbytes_f64(n, in);
+    return attn_shared_nbytes(n, in) + worker * (size_t)nthreads;
 }
 
 size_t cpu_attention_grad_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) {
     (void)out;
-    int64_t kblock = attn_kblock(in, in + 1, in + 2);
-    size_t worker = real_nbytes(in) == 4 ? grad_worker_nbytes_f32(n, kblock) : grad_worker_nbytes_f64(n, kblock);
+    size_t worker = real_nbytes(in) == 4 ? attention_worker_nbytes_f32(n, in) : attention_worker_nbytes_f64(n, in);
     GradSplit s = grad_split(in, nthreads);
     size_t lane = (size_t)(in[1].dim[2] * (in[1].dim[3] + in[2].dim[3])) * real_nbytes(in);
-    return attn_shared_nbytes(n, in, 6) + worker * (size_t)nthreads + lane * (size_t)(s.nsplit * s.nlane);
+    return attn_shared_nbytes(n, in) + worker * (size_t)nthreads + lane * (size_t)(s.nsplit * s.nlane);
 }

@@ -3,7 +3,7 @@
 #include "backend/cpu/kernels_b.h"
 #include "backend/cpu/predicate.h"
 
-enum { ATTN_QBLOCK = 128 };  // queries of a block; never across two spans of the queries' layout
+enum { ATTN_QBLOCK = 144 };  // queries of a block, in whole register tiles; never across two spans of the queries' layout
 
 // A run of queries stored together: local rows [row, row + n), global positions [q, q + n).
 typedef struct QBlock {
@@ -21,10 +21,10 @@ typedef struct Attn {
     Predicate pred;
 } Attn;
 
-// vec: the first operand of in[] that is a mask vector; n - vec of them follow.
-Status attn_bind(Attn *a, const KernelArgs *k, int vec, DType real, void *memory, Diag *d);
-size_t attn_shared_nbytes(const Node *n, const Operand *in, int vec);
-int64_t attn_kblock(const Operand *q, const Operand *k, const Operand *v);
+// in[] = q, k, v and, from in[first_vec(n)] on, the vectors of the mask.
+Status attn_bind(Attn *a, const KernelArgs *k, DType real, void *memory, Diag *d);
+size_t attn_shared_nbytes(const Node *n, const Operand *in);
+int64_t attn_kblock(const Node *n, const Operand *in);  // keys of a block
 
 QBlock attn_qblock(const Attn *a, int64_t i);  // 0 <= i < nqblock
 int64_t attn_global_batch(const Attn *a, int64_t b);

@@ -4,30 +4,8 @@
 // is computed twice and sums have one order. Where such slices do not divide evenly among the workers, the last ones are split
 // into lanes, each with a share of the query blocks and partial dK, dV that are added up in order at the end.
 
-typedef struct FN(GradWorker) {
-    PredWorker pred;
-    REAL *s, *dp;                // [ATTN_QBLOCK][kblock]
-    REAL *max, *delta;           // [ATTN_QBLOCK]
-    REAL *slope, *keep;          // [kblock]
-} FN(GradWorker);
-
-static size_t FN(grad_worker_nbytes)(const Node *n, int64_t kblock) {
-    return 2 * round_bytes((size_t)(ATTN_QBLOCK * kblock) * sizeof(REAL)) + 2 * round_bytes(ATTN_QBLOCK * sizeof(REAL)) +
-           2 * round_bytes((size_t)kblock * sizeof(REAL)) + predicate_worker_nbytes(node_prog(n, ATTR_PROG), kblock);
-}
-
-static void FN(grad_worker)(FN(GradWorker) *w, const Attn *a, char *at) {
-    size_t block = round_bytes((size_t)(ATTN_QBLOCK * a->kblock) * sizeof(REAL)), keys = round_bytes((size_t)a->kblock * sizeof(REAL));
-    w->s = (REAL *)at, at += block;
-    w->dp = (REAL *)at, at += block;
-    w->max = (REAL *)at, at += round_bytes(ATTN_QBLOCK * sizeof(REAL));
-    w->delta = (REAL *)at, at += round_bytes(ATTN_QBLOCK * sizeof(REAL));
-    w->slope = (REAL *)at, at += keys;
-    w->keep = (REAL *)at, at += keys;
-    predicate_worker(&w->pred, &a->pred, at);
-}
-
 typedef struct FN(GradJob) {
+    const KernelArgs *args;
     Attn a;
     GradSplit split;
     const REAL *o, *lse, *dout;
@@ -41,7 +19,7 @@ typedef struct FN(GradJob) {
 static bool FN(uniform_row)(const Attn *a, REAL lse) { return a->masked_row == 2 && lse == -(REAL)INFINITY; }
 
 // Row r: products s -> P (as dV wants it), dp -> dS.
-static void FN(grad_row)(const Attn *a, FN(GradWorker) *w, const QBlock *qb, int64_t r, int64_t nk, REAL lse, int64_t score_index) {
+static void FN(grad_row)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, int64_t r, int64_t nk, REAL lse, int64_t score_index) {
     REAL *s = w->s + r * a->kblock, *dp = w->dp + r * a->kblock;
     const uint8_t *visible;
     const void *bias;
@@ -65,7 +43,7 @@ static void FN(grad_row)(const Attn *a, FN(GradWorker) *w, const QBlock *qb, int
 }
 
 // One block of queries of one head: adds to dk, dv [nk][..] of its KV head, writes its dq.
-static void FN(grad_qblock)(const FN(GradJob) *j, FN(GradWorker) *w, int64_t b, int64_t h, QBlock qb, REAL *dk, REAL *dv) {
+static void FN(grad_qblock)(const FN(GradJob) *j, FN(AttnWorker) *w, int64_t b, int64_t h, QBlock qb, REAL *dk, REAL *dv) {
     const Attn *a = &j->a;
     int64_t D = a->dim, Dv = a->dim_v, bh = b * a->heads + h, kv = b * a->kv_heads + attn_kv_head(a, h), row = bh * a->nq + qb.row;
     const REAL *q = (const REAL *)a->q->data + row * D, *o = j->o + row * Dv, *dout = j->dout + row * Dv, *lse = j->lse + row;
@@ -79,6 +57,8 @@ static void FN(grad_qblock)(const FN(GradJob) *j, FN(GradWorker) *w, int64_t b, 
         w->max[r] = lse[r] == -(REAL)INFINITY ? (REAL)INFINITY : (REAL)((double)lse[r] / (raw ? a->scale : 1));
         uniform |= FN(uniform_row)(a, lse[r]);
     }
+    FN(tile_pack)(w->q, q, D, qb.n, D);
+    FN(tile_pack)(w->dout, dout, Dv, qb.n, Dv);
     predicate_queries(&w->pred, attn_global_batch(a, b), attn_global_head(a, h), qb.q, qb.q + qb.n);
     BlockVerdict verdict;
     for (int64_t kb = 0;; kb++) {
@@ -92,16 +72,19 @@ static void FN(grad_qblock)(const FN(GradJob) *j, FN(GradWorker) *w, int64_t b, 
             predicate_trim(&w->pred, &k0, &nk);
         }
         predicate_block(&w->pred, k0, nk, verdict);
-        GEMM(false, true, qb.n, nk, D, 1, q, D, key + k0 * D, D, 0, w->s, a->kblock);
-        GEMM(false, true, qb.n, nk, Dv, 1, dout, Dv, v + k0 * Dv, Dv, 0, w->dp, a->kblock);
+        FN(tile_pack_transposed)(w->keys, key + k0 * D, D, D, nk);
+        FN(tile_pack_transposed)(w->values, v + k0 * Dv, Dv, Dv, nk);
+        FN(tile_pack)(w->keys_n, key + k0 * D, D, nk, D);
+        FN(tile_gemm)(false, qb.n, nk, D, q, D, w->keys, false, w->s, a->kblock);
+        FN(tile_gemm)(false, qb.n, nk, Dv, dout, Dv, w->values, false, w->dp, a->kblock);
         if (raw && !w->pred.need_visible && a->dropout == 0 && !uniform)
             for (int64_t r = 0; r < qb.n; r++)
                 FN(row_grad)(w->s + r * a->kblock, w->dp + r * a->kblock, nk, w->max[r], c, w->delta[r], (REAL)a->scale);
         else
             for (int64_t r = 0; r < qb.n; r++) FN(grad_row)(a, w, &qb, r, nk, lse[r], score_index + k0);
-        GEMM(true, false, nk, Dv, qb.n, 1, w->s, a->kblock, dout, Dv, 1, dv + k0 * Dv, Dv);
-        GEMM(true, false, nk, D, qb.n, 1, w->dp, a->kblock, q, D, 1, dk + k0 * D, D);
-        GEMM(false, false, qb.n, D, nk, 1, w->dp, a->kblock, key + k0 * D, D, first ? 0 : 1, dq, D);
+        FN(tile_gemm)(true, nk, Dv, qb.n, w->s, a->kblock, w->dout, true, dv + k0 * Dv, Dv);
+        FN(tile_gemm)(true, nk, D, qb.n, w->dp, a->kblock, w->q, true, dk + k0 * D, D);
+        FN(tile_gemm)(false, qb.n, D, nk, w->dp, a->kblock, w->keys_n, !first, dq, D);
         first = false;
     }
     if (first) memset(dq, 0, (size_t)(qb.n * D) * sizeof *dq);
@@ -118,8 +101,8 @@ static void FN(grad_task)(void *ctx, int64_t task, int worker) {
     REAL *dv = whole ? j->dv + slice * a->nk * a->dim_v : dk + a->nk * a->dim;
     memset(dk, 0, (size_t)(a->nk * a->dim) * sizeof *dk);
     memset(dv, 0, (size_t)(a->nk * a->dim_v) * sizeof *dv);
-    FN(GradWorker) w;
-    FN(grad_worker)(&w, a, j->memory + j->worker_nbytes * (size_t)worker);
+    FN(AttnWorker) w;
+    FN(attention_worker_at)(&w, j->args, a, j->memory + j->worker_nbytes * (size_t)worker);
     int64_t item = 0;
     for (int64_t h = 0; h < a->heads; h++) {
         if (attn_kv_head(a, h) != kvh) continue;
@@ -150,13 +133,13 @@ static void FN(grad_add_lanes)(void *ctx, int64_t begin, int64_t end, int worker
 }
 
 Status FN(cpu_attention_grad)(const KernelArgs *k, Diag *d) {
-    FN(GradJob) j = {.o = k->in[3].data, .lse = k->in[4].data, .dout = k->in[5].data,
+    FN(GradJob) j = {.args = k, .o = k->in[3].data, .lse = k->in[4].data, .dout = k->in[5].data,
                      .dq = k->out[0].data, .dk = k->out[1].data, .dv = k->out[2].data};
-    TRY(attn_bind(&j.a, k, 6, REAL_BITS == 32 ? DT_F32 : DT_F64, k->scratch, d));
+    TRY(attn_bind(&j.a, k, REAL_BITS == 32 ? DT_F32 : DT_F64, k->scratch, d));
     int nthreads = pool_nthreads(k->pool);
     j.split = grad_split(k->in, nthreads);
-    j.worker_nbytes = FN(grad_worker_nbytes)(k->node, j.a.kblock);
-    j.memory = (char *)k->scratch + attn_shared_nbytes(k->node, k->in, 6);
+    j.worker_nbytes = FN(attention_worker_nbytes)(k->node, k->in);
+    j.memory = (char *)k->scratch + attn_shared_nbytes(k->node, k->in);
     j.partial = (REAL *)(j.memory + j.worker_nbytes * (size_t)nthreads);
     tasks_run(k->pool, FN(grad_task), &j, j.split.nwhole + j.split.nsplit * j.split.nlane);
     if (j.split.nsplit > 0) pool_run(k->pool, FN(grad_add_lanes), &j, j.split.nsplit * j.a.nk, 1);

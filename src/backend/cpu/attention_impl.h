@@ -1,27 +1,54 @@
 // The forward kernel of attention.c for one float type (see real.h).
 #include "backend/cpu/real.h"
 
-// A worker's memory: scores of a block, and per row of the block a running maximum and sum.
+// A worker's memory. [b]: ATTN_QBLOCK, [k]: kblock.
 typedef struct FN(AttnWorker) {
     PredWorker pred;
-    REAL *s;                     // [ATTN_QBLOCK][kblock]
-    REAL *max;                   // [ATTN_QBLOCK]: in the units of s
-    double *sum;                 // [ATTN_QBLOCK]
-    REAL *slope;                 // [kblock]: d(score)/d(scaled product), for the soft-cap
+    REAL *s, *dp;                // [b][k] scores, then probabilities; backward: also their gradients
+    REAL *keys, *values;         // packed for q k^T and p v; backward: for do v^T
+    REAL *keys_n, *q, *dout;     // backward: packed for ds k, ds^T q, p^T do
+    REAL *max;                   // [b] in the units of s; backward: log-sum-exp
+    double *sum;                 // [b]
+    REAL *delta;                 // [b] backward: rowsum(do * o)
+    REAL *slope, *keep;          // [k] backward: d(score)/d(scaled product) of the soft-cap, dropout factors
 } FN(AttnWorker);
 
-static size_t FN(attention_worker_nbytes)(const Node *n, int64_t kblock) {
-    return round_bytes((size_t)(ATTN_QBLOCK * kblock) * sizeof(REAL)) + round_bytes(ATTN_QBLOCK * sizeof(REAL)) +
-           round_bytes(ATTN_QBLOCK * sizeof(double)) + round_bytes((size_t)kblock * sizeof(REAL)) +
-           predicate_worker_nbytes(node_prog(n, ATTR_PROG), kblock);
+// Lays out a worker's memory from `at` (NULL: only counts) and returns its size.
+static size_t FN(attention_worker)(FN(AttnWorker) *w, const Node *n, const Operand *in, char *at) {
+    bool grad = n->op == OP_ATTENTION_GRAD;
+    int64_t kb = attn_kblock(n, in), b = ATTN_QBLOCK, D = in[1].dim[3], Dv = in[2].dim[3];
+    size_t used = 0;
+    struct {
+        REAL **p;
+        int64_t len;
+    } part[] = {{&w->s, b * kb},
+                {&w->keys, FN(tile_packed_len)(D, kb)},
+                {&w->values, grad ? FN(tile_packed_len)(Dv, kb) : FN(tile_packed_len)(kb, Dv)},
+                {&w->max, b},
+                {&w->dp, grad ? b * kb : 0},
+                {&w->keys_n, grad ? FN(tile_packed_len)(kb, D) : 0},
+                {&w->q, grad ? FN(tile_packed_len)(b, D) : 0},
+                {&w->dout, grad ? FN(tile_packed_len)(b, Dv) : 0},
+                {&w->delta, grad ? b : 0},
+                {&w->slope, grad ? kb : 0},
+                {&w->keep, grad ? kb : 0}};
+    for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
+        if (at) *part[i].p = (REAL *)(at + used);
+        used += round_bytes((size_t)part[i].len * sizeof(REAL));
+    }
+    if (at) w->sum = (double *)(at + used);
+    used += round_bytes((size_t)b * sizeof(double));
+    return used;
 }
 
-static void FN(attention_worker)(FN(AttnWorker) *w, const Attn *a, char *at) {
-    w->s = (REAL *)at, at += round_bytes((size_t)(ATTN_QBLOCK * a->kblock) * sizeof(REAL));
-    w->max = (REAL *)at, at += round_bytes(ATTN_QBLOCK * sizeof(REAL));
-    w->sum = (double *)at, at += round_bytes(ATTN_QBLOCK * sizeof(double));
-    w->slope = (REAL *)at, at += round_bytes((size_t)a->kblock * sizeof(REAL));
-    predicate_worker(&w->pred, &a->pred, at);
+static size_t FN(attention_worker_nbytes)(const Node *n, const Operand *in) {
+    FN(AttnWorker) w;
+    return FN(attention_worker)(&w, n, in, NULL) + predicate_worker_nbytes(node_prog(n, ATTR_PROG), attn_kblock(n, in));
+}
+
+static void FN(attention_worker_at)(FN(AttnWorker) *w, const KernelArgs *k, const Attn *a, char *memory) {
+    size_t used = FN(attention_worker)(w, k->node, k->in, memory);
+    predicate_worker(&w->pred, &a->pred, memory + used);
 }
 
 // Scores stay as the product q.k, the scale going into the exponential, if nothing happens to them but masking.
@@ -61,6 +88,7 @@ static bool FN(has_nan)(const REAL *s, int64_t n) {
 }
 
 typedef struct FN(AttnJob) {
+    const KernelArgs *args;
     Attn a;
     REAL *o, *lse;
     char *memory;                // of the workers
@@ -107,7 +135,8 @@ static void FN(uniform_rows)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb,
             for (int64_t i = 0; i < nk; i++) s[i] = p;
             if (a->dropout > 0) FN(drop_row)(a, score_index + (qb->q + r) * a->k->global[2] + k0, s, nk);
         }
-        GEMM(false, false, qb->n, a->dim_v, nk, 1, w->s, a->kblock, v + k0 * a->dim_v, a->dim_v, 1, o, a->dim_v);
+        FN(tile_pack)(w->values, v + k0 * a->dim_v, a->dim_v, nk, a->dim_v);
+        FN(tile_gemm)(false, qb->n, a->dim_v, nk, w->s, a->kblock, w->values, true, o, a->dim_v);
     }
 }
 
@@ -142,7 +171,7 @@ static void FN(attention_task)(void *ctx, int64_t task, int worker) {
     REAL *o = j->o + (bh * a->nq + qb.row) * a->dim_v;
     int64_t score_index = attn_score_index(a, b, h, 0);
     FN(AttnWorker) w;
-    FN(attention_worker)(&w, a, j->memory + j->worker_nbytes * (size_t)worker);
+    FN(attention_worker_at)(&w, j->args, a, j->memory + j->worker_nbytes * (size_t)worker);
     predicate_queries(&w.pred, attn_global_batch(a, b), attn_global_head(a, h), qb.q, qb.q + qb.n);
     for (int64_t r = 0; r < qb.n; r++) w.max[r] = -(REAL)INFINITY, w.sum[r] = 0;
     bool first = true;
@@ -151,19 +180,21 @@ static void FN(attention_task)(void *ctx, int64_t task, int worker) {
         int64_t k0 = kb * a->kblock, nk = min_i64(a->kblock, a->nk - k0);
         if (verdict.visible == PRED_MIXED) predicate_trim(&w.pred, &k0, &nk);
         predicate_block(&w.pred, k0, nk, verdict);
-        GEMM(false, true, qb.n, nk, a->dim, 1, q, a->dim, key + k0 * a->dim, a->dim, 0, w.s, a->kblock);
+        FN(tile_pack_transposed)(w.keys, key + k0 * a->dim, a->dim, a->dim, nk);
+        FN(tile_gemm)(false, qb.n, nk, a->dim, q, a->dim, w.keys, false, w.s, a->kblock);
         FN(softmax_block)(a, &w, &qb, nk, o, score_index + k0);
-        GEMM(false, false, qb.n, a->dim_v, nk, 1, w.s, a->kblock, v + k0 * a->dim_v, a->dim_v, first ? 0 : 1, o, a->dim_v);
+        FN(tile_pack)(w.values, v + k0 * a->dim_v, a->dim_v, nk, a->dim_v);
+        FN(tile_gemm)(false, qb.n, a->dim_v, nk, w.s, a->kblock, w.values, !first, o, a->dim_v);
         first = false;
     }
     FN(finish_rows)(a, &w, &qb, v, o, j->lse + bh * a->nq + qb.row, score_index);
 }
 
 Status FN(cpu_attention)(const KernelArgs *k, Diag *d) {
-    FN(AttnJob) j = {.o = k->out[0].data, .lse = k->out[1].data};
-    TRY(attn_bind(&j.a, k, 3, REAL_BITS == 32 ? DT_F32 : DT_F64, k->scratch, d));
-    j.memory = (char *)k->scratch + attn_shared_nbytes(k->node, k->in, 3);
-    j.worker_nbytes = FN(attention_worker_nbytes)(k->node, j.a.kblock);
+    FN(AttnJob) j = {.args = k, .o = k->out[0].data, .lse = k->out[1].data};
+    TRY(attn_bind(&j.a, k, REAL_BITS == 32 ? DT_F32 : DT_F64, k->scratch, d));
+    j.memory = (char *)k->scratch + attn_shared_nbytes(k->node, k->in);
+    j.worker_nbytes = FN(attention_worker_nbytes)(k->node, k->in);
     tasks_run(k->pool, FN(attention_task), &j, j.a.batch * j.a.heads * j.a.nqblock);
     return ST_OK;
 }

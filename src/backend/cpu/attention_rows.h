@@ -30,7 +30,7 @@ static inline __attribute__((always_inline)) Vf v_load(const float *p) {
     return v;
 }
 static inline __attribute__((always_inline)) void v_store(float *p, Vf v) { memcpy(p, &v, sizeof v); }
-static inline __attribute__((always_inline)) Vf v_set(float x) { return (Vf){0} + x; }
+static inline __attribute__((always_inline)) Vf v_set(float x) { return x - (Vf){0}; }  // x - 0 is x, -0 too
 // The last n < VN elements, the other lanes `rest`.
 static inline __attribute__((always_inline)) Vf v_load_part(const float *p, int64_t n, float rest) {
     float t[VN];

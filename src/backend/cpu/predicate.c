@@ -311,7 +311,7 @@ BlockVerdict predicate_keys(PredWorker *w, int64_t k0, int64_t nk) {
 }
 
 void predicate_trim(PredWorker *w, int64_t *k0, int64_t *nk) {
-    enum { STEP = 32 };
+    enum { STEP = 48 };  // whole register tiles
     while (*nk > STEP && predicate_keys(w, *k0, STEP).visible == PRED_NONE) *k0 += STEP, *nk -= STEP;
     while (*nk > STEP) {
         int64_t tail = (*nk - 1) % STEP + 1;

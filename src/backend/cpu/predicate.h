@@ -63,7 +63,7 @@ void predicate_queries(PredWorker *w, int64_t b, int64_t h, int64_t q0, int64_t 
 int64_t predicate_next(PredWorker *w, int64_t from, BlockVerdict *v);
 // What is known about keys [k0, k0 + nk).
 BlockVerdict predicate_keys(PredWorker *w, int64_t k0, int64_t nk);
-// Narrows [*k0, *k0 + *nk) by 32 keys at a time at both ends as long as no query sees them.
+// Narrows [*k0, *k0 + *nk) by 48 keys at a time at both ends as long as no query sees them.
 void predicate_trim(PredWorker *w, int64_t *k0, int64_t *nk);
 // Prepares element-wise evaluation on keys [k0, k0 + nk), nk <= block.
 void predicate_block(PredWorker *w, int64_t k0, int64_t nk, BlockVerdict v);
