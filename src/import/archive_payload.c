@@ -88,7 +88,7 @@ Payload *payload_find(PayloadTable *t, const char *name) {
     return map_get(t->index, name, &i) ? &t->item.data[i] : NULL;
 }
 
-const char *shape_text(Arena *a, const Shape *s) {
+const char *payload_shape_text(Arena *a, const Shape *s) {
     Str t = {0};
     str_add(&t, "[");
     for (int i = 0; i < s->ndim; i++) str_printf(&t, "%s%lld", i ? ", " : "", (long long)s->dim[i]);
@@ -125,7 +125,7 @@ static Status locate(ArchiveReader *r, Payload *p) {
     if (m->nbytes == 0 && numel > 0) return ST_OK;  // meta device: sizes only
     if (p->end > m->nbytes)
         return diag_error(r->d, ST_INPUT, "shape %s needs %lld bytes, but member '%s' has %lld",
-                          shape_text(r->scratch, &p->shape), (long long)p->end, m->name, (long long)m->nbytes);
+                          payload_shape_text(r->scratch, &p->shape), (long long)p->end, m->name, (long long)m->nbytes);
     p->member = m;
     return ST_OK;
 }

@@ -28,4 +28,4 @@ Status payload_locate(ArchiveReader *r, Payload *p);
 Status payload_bytes(ArchiveReader *r, const Payload *p, const void **out);
 bool payload_same_view(const Payload *a, const Payload *b);
 // "[2, 64]"
-const char *shape_text(Arena *a, const Shape *s);
+const char *payload_shape_text(Arena *a, const Shape *s);

@@ -40,7 +40,7 @@ static Status check_payload(ArchiveReader *r, Payload *p, const Shape *shape, DT
     TRY(payload_locate(r, p));
     if (p->type == dtype && shape_equal(&p->shape, shape)) return ST_OK;
     return diag_error(r->d, ST_INPUT, "the graph says %s%s, the weight table %s%s", dtype_name(dtype),
-                      shape_text(r->scratch, shape), dtype_name(p->type), shape_text(r->scratch, &p->shape));
+                      payload_shape_text(r->scratch, shape), dtype_name(p->type), payload_shape_text(r->scratch, &p->shape));
 }
 
 static Status collect(ArchiveReader *r, PayloadTable *t, Entries *out) {
@@ -82,7 +82,7 @@ static Status tie(ArchiveReader *r, Entries *es, int a, int b) {
     Entry *x = &es->item.data[a], *y = &es->item.data[b];
     if (!shape_equal(&x->shape, &y->shape) || x->dtype != y->dtype)
         return diag_error(r->d, ST_INPUT, "tied parameters '%.200s' %s and '%.200s' %s differ in type", x->input->target,
-                          shape_text(r->scratch, &x->shape), y->input->target, shape_text(r->scratch, &y->shape));
+                          payload_shape_text(r->scratch, &x->shape), y->input->target, payload_shape_text(r->scratch, &y->shape));
     if (x->payload && y->payload && x->payload->requires_grad != y->payload->requires_grad)
         return diag_error(r->d, ST_INPUT, "of the tied parameters '%.200s' and '%.200s' only one is frozen", x->input->target,
                           y->input->target);

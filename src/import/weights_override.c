@@ -17,7 +17,7 @@ static Status check_shape(Override *o, const TensorView *v, const char *name, co
         return diag_error(o->r->d, ST_UNSUPPORTED, "tensor '%.200s' has a dtype that is not supported", v->name);
     if (shape_equal(&v->shape, want)) return ST_OK;
     return diag_error(o->r->d, ST_INPUT, "tensor '%.200s' has shape %s, but '%.200s' of the program needs %s", v->name,
-                      shape_text(s, &v->shape), name, shape_text(s, want));
+                      payload_shape_text(s, &v->shape), name, payload_shape_text(s, want));
 }
 
 // Takes tensor `name` for parameter p if the file has it. A second name of a tied group must bring the same bytes.
