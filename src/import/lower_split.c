@@ -115,6 +115,20 @@ static void lower_cat(Lower *l) {
     lower_out(l, 0, build_concat(&l->b, k, x, dim));
 }
 
+// Along dim 1 (hstack; dim 0 of vectors), dim 0 (vstack), dim 2 (dstack), after giving every tensor enough dims.
+enum { STACK_H, STACK_V, STACK_D };
+static void lower_cat_along(Lower *l) {
+    ValueId *x;
+    int n = list_values(l, "tensors", &x), along = l->cur->op == STACK_H ? 1 : l->cur->op == STACK_V ? 0 : 2;
+    for (int i = 0; i < n; i++) {
+        if (LSHAPE(l, x[i]).ndim == 0) x[i] = build_unsqueeze(&l->b, x[i], 0);
+        if (along != 1 && LSHAPE(l, x[i]).ndim == 1) x[i] = build_unsqueeze(&l->b, x[i], 0);
+        if (along == 2 && LSHAPE(l, x[i]).ndim == 2) x[i] = build_unsqueeze(&l->b, x[i], 2);
+    }
+    if (lower_failed(l)) return;
+    lower_out(l, 0, build_concat(&l->b, n, x, along == 1 && LSHAPE(l, x[0]).ndim == 1 ? 0 : along));
+}
+
 static void lower_stack_op(Lower *l) {
     ValueId *x;
     int n = list_values(l, "tensors", &x);
@@ -357,7 +371,8 @@ const LowerRow lower_rows_split[] = {
     {"split", lower_split, SPLIT_SIZE}, {"unsafe_split", lower_split, SPLIT_SIZE}, {"chunk", lower_split, SPLIT_CHUNKS},
     {"unsafe_chunk", lower_split, SPLIT_CHUNKS}, {"split_with_sizes", lower_split_sizes, 0}, {"unsafe_split_with_sizes", lower_split_sizes, 0},
     {"tensor_split", lower_tensor_split, 0}, {"unbind", lower_unbind, 0}, {"cat", lower_cat, 0}, {"concat", lower_cat, 0},
-    {"concatenate", lower_cat, 0}, {"stack", lower_stack_op, 0}, {"broadcast_tensors", lower_broadcast_tensors, 0},
+    {"concatenate", lower_cat, 0}, {"stack", lower_stack_op, 0}, {"hstack", lower_cat_along, STACK_H}, {"vstack", lower_cat_along, STACK_V},
+    {"row_stack", lower_cat_along, STACK_V}, {"dstack", lower_cat_along, STACK_D}, {"broadcast_tensors", lower_broadcast_tensors, 0},
     {"meshgrid", lower_meshgrid, 0}, {"repeat", lower_repeat, REPEAT}, {"tile", lower_repeat, TILE},
     {"repeat_interleave", lower_repeat_interleave, 0}, {"roll", lower_roll, 0}, {"flip", lower_flip, FLIP},
     {"fliplr", lower_flip, FLIP_LAST}, {"flipud", lower_flip, FLIP_FIRST}, {"pad", lower_pad, -1},
