@@ -111,14 +111,15 @@ static void take_over(Lower *l, NodeId i, const Node *n) {
 
 static void name_kinds(Lower *l) {
     const Graph *g = l->g;
-    int64_t backward = 0;  // the order may put nodes of the forward phase behind it
-    while (backward < g->nodes.len && (l->action[backward] == ACT_NONE || graph_node(g, (NodeId)backward)->phase == PHASE_FORWARD)) backward++;
+    int64_t loss = INT64_MAX;  // phases do not tell: a forward node may run late and a backward node early
+    for (int64_t i = 0; i < g->outputs.len; i++)
+        if (g->outputs.data[i].kind == OUT_LOSS) loss = graph_value(g, g->outputs.data[i].value)->def;
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         for (int k = 0; k < n->nout; k++) {
             Group *gr = &l->info[lower_group(l, n->out[k])];
             if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
-            gr->kind = i < backward && gr->last >= backward ? BUF_SAVED : BUF_TRANSIENT;
+            gr->kind = i < loss && gr->last > loss ? BUF_SAVED : BUF_TRANSIENT;
             if (n->op == OP_PARAM) gr->kind = node_int_or(n, ATTR_KIND, 0) ? BUF_MOMENT : BUF_PARAM;
             if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
             if (n->op == OP_CONSTANT) gr->kind = BUF_CONST;
