@@ -28,7 +28,7 @@ static void FN(tile_pack_transposed)(REAL *restrict dst, const REAL *restrict b,
     for (int64_t j = 0; j < n; j += W, dst += k * W) {
         int64_t cols = min_i64(W, n - j), l = 0;
         if (cols < W) memset(dst, 0, (size_t)(k * W) * sizeof *dst);
-        for (; cols == W && l + BLOCK <= k; l += BLOCK)
+        for (; W % BLOCK == 0 && cols == W && l + BLOCK <= k; l += BLOCK)
             for (int64_t c = 0; c < W; c += BLOCK) {
                 REAL t[BLOCK][BLOCK];
                 for (int i = 0; i < BLOCK; i++) memcpy(t[i], b + (j + c + i) * ldb + l, sizeof t[i]);
