@@ -80,6 +80,10 @@ int shard_candidates(ShardState *s, NodeId id) {
     if (s->c->nranks == 1) return count;
     for (int i = 0; i < n->nin && count < MAX_CANDIDATES; i++) count = add_from_slot(s, id, i, &s->place[n->in[i]], count);
     if (n->op == OP_INPUT) count = add_input_seed(s, id, count);
+    if (s->strategy[id] && !strcmp(s->strategy[id], "batch")) {
+        Placement p = shard_on(0, layouts_even(s->g->layouts, graph_shape(s->g, n->in[0])->dim[0]));
+        count = add_from_slot(s, id, 0, &p, count);
+    }
     const OpInfo *info = op_info(n->op);
     for (int k = 0; info->extra_rows && count < MAX_CANDIDATES; k++) {
         if (k >= info->extra_rows(s->g, n, k, buf_row(s, n, count))) break;
