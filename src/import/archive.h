@@ -16,6 +16,7 @@ typedef struct ArchiveReader {
     Map *sym_cache;        // expression text -> index in sym_parsed
     VEC(Sym *) sym_parsed;
     int64_t ncopied;       // tensor bytes copied to make them row-major
+    Map *used;             // tensors that nodes read; built when first asked for
     json_t *extra;         // extra/autosp.json, NULL if absent
     ImportReport *report;
     Diag *d;

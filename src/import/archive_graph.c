@@ -8,6 +8,15 @@ typedef struct Scope {
     Map *tensor, *size;
 } Scope;
 
+// A derived dim ("4*s75", example 64) may be all that tells a symbol's example value.
+static void hint_from(ArchiveReader *r, const Sym *s, int64_t hint) {
+    int64_t n = r->syms.symbol.len, values[256];
+    if (n > (int64_t)(sizeof values / sizeof *values)) return;
+    for (int64_t i = 0; i < n; i++) values[i] = r->syms.symbol.data[i].hint;
+    if (!sym_solve(values, s, &(Sym){.op = SYM_INT, .value = hint})) return;
+    for (int64_t i = 0; i < n; i++) r->syms.symbol.data[i].hint = values[i];
+}
+
 Status archive_read_size(ArchiveReader *r, const json_t *v, Sym **out, int64_t *hint) {
     const char *key, *text;
     json_t *x, *h;
@@ -25,6 +34,7 @@ Status archive_read_size(ArchiveReader *r, const json_t *v, Sym **out, int64_t *
     TRY(json_field_opt(x, "hint", JSON_OBJECT, &h, r->d));
     h = h ? json_object_get(h, "as_int") : NULL;
     int64_t known;
+    bool fresh = false;
     if (map_get(r->sym_cache, text, &known)) {
         *out = r->sym_parsed.data[known];
     } else {
@@ -32,10 +42,11 @@ Status archive_read_size(ArchiveReader *r, const json_t *v, Sym **out, int64_t *
         TRY(sym_parse(&scope, text, out, r->d));
         map_set(r->sym_cache, text, r->sym_parsed.len);
         vec_push(&r->sym_parsed, *out);
+        fresh = true;
     }
     if (json_is_integer(h)) {
         if (hint) *hint = json_integer_value(h);
-        if ((*out)->op == SYM_SYMBOL) r->syms.symbol.data[(*out)->value].hint = json_integer_value(h);
+        if (fresh) hint_from(r, *out, json_integer_value(h));
     }
     return ST_OK;
 }

@@ -2,6 +2,9 @@
 // what the user's inputs mean, and the sizes for which all of it was exported.
 #include "import/archive.h"
 
+// Far above any real program; they bound the work that a hostile one can ask for.
+enum { MAX_SYMBOLS = 1024, MAX_GUARDS = 4096, MAX_GUARD_TEXT = 1 << 20, MAX_USER_INPUTS = 256 };
+
 // ---- symbols and guards --------------------------------------------------------------------------------------------------
 static bool is_identifier(const char *s) {
     size_t n = strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789");
@@ -32,7 +35,7 @@ static Status read_range(ArchiveReader *r, const char *name, const json_t *v, St
 Status archive_read_ranges(ArchiveReader *r, const json_t *program) {
     json_t *ranges, *list, *v;
     const char *name;
-    size_t i;
+    size_t i, ntext = 0;
     Strings guards = {0};
     Status st = json_field_opt(program, "range_constraints", JSON_OBJECT, &ranges, r->d);
     if (st == ST_OK) st = json_field_opt(program, "guards_code", JSON_ARRAY, &list, r->d);
@@ -46,6 +49,8 @@ Status archive_read_ranges(ArchiveReader *r, const json_t *program) {
     if (st == ST_OK && list) {
         json_array_foreach(list, i, v) {
             st = json_expect(v, JSON_STRING, "a guard", r->d);
+            ntext += st == ST_OK ? json_string_length(v) : 0;
+            if (st == ST_OK && (i >= MAX_GUARDS || ntext > MAX_GUARD_TEXT)) st = diag_error(r->d, ST_INPUT, "too many guards");
             if (st != ST_OK) break;
             vec_push(&guards, arena_strdup(r->a, json_string_value(v)));
         }
@@ -62,6 +67,7 @@ static Status user_tensor(ArchiveReader *r, AtenInput *in) {
     if (!map_get(r->ar->graph->tensor_index, in->arg, &at)) return diag_error(r->d, ST_INPUT, "its sizes are not in the archive");
     const AtenTensor *t = &r->ar->graph->tensor[at];
     if (!t->known) return diag_error(r->d, ST_UNSUPPORTED, "its sizes cannot be read (at most %d dims)", MAX_DIMS);
+    if (r->ar->nuser >= MAX_USER_INPUTS) return diag_error(r->d, ST_UNSUPPORTED, "over %d inputs", MAX_USER_INPUTS);
     in->is_tensor = true;
     in->user = r->ar->nuser;
     AtenUserInput *u = &r->ar->user[r->ar->nuser++];
@@ -275,6 +281,7 @@ Status archive_read_signature(ArchiveReader *r, const json_t *signature) {
     TRY(read_inputs(r, in));
     TRY(read_outputs(r, out));
     // every symbol is known by now
+    if (r->syms.symbol.len > MAX_SYMBOLS) return diag_error(r->d, ST_UNSUPPORTED, "over %d symbolic sizes", MAX_SYMBOLS);
     r->ar->nsymbol = (int)r->syms.symbol.len;
     r->ar->symbol = arena_copy(r->a, r->syms.symbol.data, sizeof(SymbolInfo) * (size_t)r->syms.symbol.len);
     if (r->extra) TRY(json_field_opt(r->extra, "inputs", JSON_OBJECT, &roles, r->d));

@@ -203,10 +203,31 @@ static Status read_params(ArchiveReader *r, PayloadTable *t, Entries *es) {
 }
 
 // ---- buffers and constants -----------------------------------------------------------------------------------------------
+// Whether any node of the graph reads `name`.
+static bool is_used(ArchiveReader *r, const char *name) {
+    int64_t yes;
+    const AtenGraph *g = r->ar->graph;
+    if (r->used) return map_get(r->used, name, &yes);
+    r->used = map_new(r->scratch);
+    for (int i = 0; i < g->nnode; i++)
+        for (int k = 0; k < g->node[i].nin; k++) {
+            const Arg *a = &g->node[i].in[k];
+            for (int j = 0; a->names && j < a->n; j++)
+                if (a->names[j]) map_set(r->used, a->names[j], 1);
+        }
+    return map_get(r->used, name, &yes);
+}
+
 static Status make_const(ArchiveReader *r, PayloadTable *t, const AtenInput *in, Const *c) {
     DType stored;
     *c = (Const){.name = in->target};
-    TRY(static_type(r, in, &c->shape, &stored));
+    Status st = static_type(r, in, &c->shape, &stored);
+    if (st == ST_UNSUPPORTED && !is_used(r, in->arg)) {  // a byte buffer that nothing reads is no reason to refuse
+        diag_clear(r->d);
+        *c = (Const){.name = in->target, .dtype = DT_I64};
+        return ST_OK;
+    }
+    if (st != ST_OK) return st;
     c->dtype = stored == DT_BF16 || stored == DT_F16 ? DT_F32 : stored == DT_I32 ? DT_I64 : stored;
     Payload *p = payload_find(t, in->target);
     if (!p) return ST_OK;

@@ -16,34 +16,8 @@ static const char *size_text(const Binder *b) {
 }
 
 // ---- solving -------------------------------------------------------------------------------------------------------------
-// The only unbound symbol of s: its index, -1 if there is none, -2 if there are several.
-static int64_t only_unbound(const Sym *s, const int64_t *values, int64_t found) {
-    if (s->op == SYM_SYMBOL && values[s->value] == SYM_UNBOUND) return found == -1 || found == s->value ? s->value : -2;
-    for (int i = 0; i < s->n && found != -2; i++) found = only_unbound(s->arg[i], values, found);
-    return found;
-}
-
-// Makes x == y true if exactly one symbol is unbound and x - y is linear in it (seen at 0, 1, 2; every guard is checked
-// afterwards anyway). False: nothing could be concluded.
-static bool solve_equal(int64_t *values, const Sym *x, const Sym *y) {
-    int64_t k = only_unbound(y, values, only_unbound(x, values, -1)), f[3];
-    if (k < 0) return false;
-    bool ok = true;
-    for (int i = 0; i < 3 && ok; i++) {
-        int64_t u = 0, v = 0;
-        values[k] = i;
-        ok = sym_value(x, values, &u) == EVAL_OK && sym_value(y, values, &v) == EVAL_OK && !__builtin_sub_overflow(u, v, &f[i]);
-    }
-    values[k] = SYM_UNBOUND;
-    int64_t slope, again;
-    ok = ok && !__builtin_sub_overflow(f[1], f[0], &slope) && !__builtin_sub_overflow(f[2], f[1], &again);
-    if (!ok || slope != again || slope == 0 || f[0] == INT64_MIN || f[0] % slope != 0) return false;
-    values[k] = -(f[0] / slope);
-    return true;
-}
-
 static bool solve_pred(int64_t *values, const Pred *p) {
-    if (p->op == PRED_EQ) return solve_equal(values, p->x, p->y);
+    if (p->op == PRED_EQ) return sym_solve(values, p->x, p->y);
     if (p->op != PRED_AND) return false;
     bool a = solve_pred(values, p->a), b = solve_pred(values, p->b);
     return a || b;
@@ -82,7 +56,7 @@ static Status bind_dim(Binder *b, int dim, int64_t want, const char *what, const
                           what, (long long)s->value, (long long)number.value);
     }
     int64_t v;
-    solve_equal(b->values, s, &number);
+    sym_solve(b->values, s, &number);
     if (sym_value(s, b->values, &v) == EVAL_OK && v == number.value) return ST_OK;
     Str text = {0};
     sym_print(b->ar, s, &text);

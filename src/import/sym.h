@@ -36,5 +36,8 @@ Status pred_parse(const SymScope *s, const char *text, Pred **out, Diag *d);
 typedef enum EvalResult { EVAL_OK, EVAL_UNBOUND, EVAL_OVERFLOW, EVAL_DOMAIN } EvalResult;  // DOMAIN: x/0, x**-1
 EvalResult sym_value(const Sym *s, const int64_t *values, int64_t *out);
 EvalResult pred_value(const Pred *p, const int64_t *values, bool *out);
+// Gives the one unbound symbol of x and y the value that makes x == y, if x - y is linear in it (as seen at 0, 1 and 2: check
+// afterwards). False: nothing could be concluded.
+bool sym_solve(int64_t *values, const Sym *x, const Sym *y);
 // For messages: "S*B" with the archive's symbol names.
 void sym_print(const Archive *ar, const Sym *s, Str *out);

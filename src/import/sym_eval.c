@@ -87,6 +87,30 @@ EvalResult pred_value(const Pred *p, const int64_t *values, bool *out) {
     return EVAL_OK;
 }
 
+// The only unbound symbol of s: its index, -1 if there is none, -2 if there are several.
+static int64_t only_unbound(const Sym *s, const int64_t *values, int64_t found) {
+    if (s->op == SYM_SYMBOL && values[s->value] == SYM_UNBOUND) return found == -1 || found == s->value ? s->value : -2;
+    for (int i = 0; i < s->n && found != -2; i++) found = only_unbound(s->arg[i], values, found);
+    return found;
+}
+
+bool sym_solve(int64_t *values, const Sym *x, const Sym *y) {
+    int64_t k = only_unbound(y, values, only_unbound(x, values, -1)), f[3];
+    if (k < 0) return false;
+    bool ok = true;
+    for (int i = 0; i < 3 && ok; i++) {
+        int64_t u = 0, v = 0;
+        values[k] = i;
+        ok = sym_value(x, values, &u) == EVAL_OK && sym_value(y, values, &v) == EVAL_OK && !__builtin_sub_overflow(u, v, &f[i]);
+    }
+    values[k] = SYM_UNBOUND;
+    int64_t slope, again;
+    ok = ok && !__builtin_sub_overflow(f[1], f[0], &slope) && !__builtin_sub_overflow(f[2], f[1], &again);
+    if (!ok || slope != again || slope == 0 || f[0] == INT64_MIN || f[0] % slope != 0) return false;
+    values[k] = -(f[0] / slope);
+    return true;
+}
+
 void sym_print(const Archive *ar, const Sym *s, Str *out) {
     static const char *const infix[] = {[SYM_ADD] = " + ", [SYM_MUL] = "*", [SYM_POW] = "**", [SYM_FLOORDIV] = "//",
                                         [SYM_MOD] = " % ", [SYM_MIN] = ", ", [SYM_MAX] = ", "};
