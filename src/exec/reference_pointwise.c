@@ -70,13 +70,11 @@ static double binary(OpKind op, DType in, double a, double b) {
     }
 }
 
-static int arity(OpKind op) { return op == OP_WHERE ? 3 : op >= OP_ADD ? 2 : 1; }
-
 Status ref_scalar(OpKind op, DType in, DType out, double a, double b, double c, double *result, Diag *d) {
     if ((op == OP_FLOORDIV || op == OP_MOD) && !dtype_is_float(in) && b == 0)
         return diag_error(d, ST_NUMERIC, "integer division by zero in %s", op_name(op));
     if (op == OP_WHERE) *result = a != 0 ? b : c;
-    else if (arity(op) == 1) *result = unary(op, in, out, a);
+    else if (program_op_arity(op) == 1) *result = unary(op, in, out, a);
     else *result = binary(op, in, a, b);
     return ST_OK;
 }

@@ -212,11 +212,18 @@ static Permute permute_of(const KernelArgs *k) {
     return p;
 }
 
+// [cols, rows] -> [rows, cols], rows <= TILE. Through a small buffer, because rows of the source a power of two apart would evict
+// each other from the cache before they are used up.
 #define TRANSPOSE(T)                                                                                                          \
     static void transpose_##T(T *dst, const T *src, int64_t rows, int64_t cols, int64_t dst_pitch, int64_t src_pitch) {        \
-        for (int64_t c0 = 0; c0 < cols; c0 += TILE)                                                                            \
+        T tile[TILE][TILE];                                                                                                    \
+        for (int64_t c0 = 0; c0 < cols; c0 += TILE) {                                                                          \
+            int64_t n = min_i64(TILE, cols - c0);                                                                              \
+            for (int64_t c = 0; c < n; c++)                                                                                    \
+                for (int64_t r = 0; r < rows; r++) tile[c][r] = src[(c0 + c) * src_pitch + r];                                 \
             for (int64_t r = 0; r < rows; r++)                                                                                 \
-                for (int64_t c = c0, end = min_i64(c0 + TILE, cols); c < end; c++) dst[r * dst_pitch + c] = src[c * src_pitch + r]; \
+                for (int64_t c = 0; c < n; c++) dst[r * dst_pitch + c0 + c] = tile[c][r];                                      \
+        }                                                                                                                      \
     }
 TRANSPOSE(uint8_t)
 TRANSPOSE(uint32_t)

@@ -109,7 +109,7 @@ static Reduction reduction_of(const Node *n, const Operand *in) {
 #define START 0
 #include "backend/cpu/reduce_impl.h"
 #define T float
-#define ACC double
+#define ACC float
 #define OUT float
 #define RNAME(name) max_f32_##name
 #define TAKE FLOAT_MAX

@@ -1,18 +1,18 @@
 // logsumexp and cumsum of scan.c for one float type (see real.h).
 #include "backend/cpu/real.h"
 
-// log(sum(exp(x))) of n elements next to each other.
+// log(sum(exp(x))) of n elements next to each other. NaN is passed over by the maximum and comes out of the sum; a maximum of
+// -inf gives log(0).
 static REAL FN(lse_row)(const REAL *x, int64_t n) {
-    REAL max = -INFINITY, lane_max[LANES];
+    REAL max = -INFINITY, lane_max[LANES], e[CHUNK];
+    double lane[LANES] = {0}, sum = 0;
     for (int j = 0; j < LANES; j++) lane_max[j] = -INFINITY;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) lane_max[j] = x[i + j] != x[i + j] || x[i + j] > lane_max[j] ? x[i + j] : lane_max[j];
-    for (; i < n; i++) lane_max[0] = x[i] != x[i] || x[i] > lane_max[0] ? x[i] : lane_max[0];
-    for (int j = 0; j < LANES; j++) max = lane_max[j] != lane_max[j] || lane_max[j] > max ? lane_max[j] : max;
-    if (max == -INFINITY) return max;
-    REAL shift = max == INFINITY ? 0 : max, e[CHUNK];
-    double lane[LANES] = {0}, sum = 0;
+        for (int j = 0; j < LANES; j++) lane_max[j] = x[i + j] > lane_max[j] ? x[i + j] : lane_max[j];
+    for (; i < n; i++) lane_max[0] = x[i] > lane_max[0] ? x[i] : lane_max[0];
+    for (int j = 0; j < LANES; j++) max = lane_max[j] > max ? lane_max[j] : max;
+    REAL shift = max == INFINITY || max == -INFINITY ? 0 : max;
     for (int64_t c = 0; c < n; c += CHUNK) {
         int64_t m = min_i64(CHUNK, n - c);
         for (int64_t j = 0; j < m; j++) e[j] = FN(vexp)(x[c + j] - shift);
@@ -32,7 +32,7 @@ static void FN(lse_columns)(const REAL *x, REAL *out, int64_t n, int64_t columns
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < columns; j++) {
             REAL v = x[i * pitch + j];
-            max[j] = v != v || v > max[j] ? v : max[j];
+            max[j] = v > max[j] ? v : max[j];
         }
     for (int64_t j = 0; j < columns; j++) shift[j] = max[j] == INFINITY || max[j] == -INFINITY ? 0 : max[j];
     for (int64_t i = 0; i < n; i++)
