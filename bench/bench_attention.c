@@ -76,8 +76,8 @@ static void bench_dot(Pool *pool, const char *what, int64_t m, int64_t n, int64_
     Operand in[2] = {operand(&a), operand(&b)}, out = operand(&c);
     KernelArgs args = {.node = &node, .nin = 2, .nout = 1, .in = in, .out = &out, .pool = pool};
     double got = 2.0 * (double)m * (double)n * (double)k / time_kernel(cpu_dot_f32, &args, 0.5);
-    printf("%-34s %6lld x %6lld x %6lld %8.1f GFLOP/s  %5.1f %% of sgemm\n", what, (long long)m, (long long)n, (long long)k, got * 1e-9,
-           100 * got / rate);
+    printf("%-34s %6lld x %6lld x %6lld %8.1f GFLOP/s  %5.1f %% of sgemm\n", what, (long long)m, (long long)n, (long long)k,
+           got * 1e-9, 100 * got / rate);
     free(in[0].data), free(in[1].data), free(out.data);
 }
 

@@ -101,8 +101,8 @@ Status attn_bind(Attn *a, const KernelArgs *k, DType real, void *memory, Diag *d
     a->dropout = node_float_or(k->node, ATTR_DROPOUT, 0);
     a->masked_row = (int)node_int_or(k->node, ATTR_MASKED_ROW, 0);
     a->dropout_key = random_key(k->run_seed, k->step, node_int_or(k->node, ATTR_SEED, 0));
-    predicate_bind(&a->pred, node_prog(k->node, ATTR_PROG), k->nin - vec, k->in + vec, real, q->global[0], q->global[1], q->global[2],
-                   a->nk, a->kblock, memory);
+    predicate_bind(&a->pred, node_prog(k->node, ATTR_PROG), k->nin - vec, k->in + vec, real, q->global[0], q->global[1],
+                   q->global[2], a->nk, a->kblock, memory);
     return ST_OK;
 }
 
@@ -113,7 +113,8 @@ typedef struct GradSplit {
 } GradSplit;
 
 static GradSplit grad_split(const Operand *in, int nthreads) {
-    int64_t nslice = in[1].dim[0] * in[1].dim[1], items = count_qblocks(&in[0]) * max_i64(1, in[0].dim[1] / max_i64(1, in[1].dim[1]));
+    int64_t nslice = in[1].dim[0] * in[1].dim[1],
+            items = count_qblocks(&in[0]) * max_i64(1, in[0].dim[1] / max_i64(1, in[1].dim[1]));
     GradSplit s = {.nsplit = nslice % nthreads};
     s.nlane = s.nsplit > 0 ? min_i64(ceil_div(nthreads, s.nsplit), items) : 1;
     if (s.nlane <= 1) s.nsplit = 0, s.nlane = 1;
@@ -127,7 +128,7 @@ static GradSplit grad_split(const Operand *in, int nthreads) {
 #else
 #define TILE_VECTOR_BYTES 16
 #endif
-enum { TILE_ROWS = 6 };          // with two vectors of columns: as many sums as fit 16 vector registers
+enum { TILE_ROWS = 6 };  // with two vectors of columns: as many sums as fit 16 vector registers
 
 static void tile_transpose8_f64(double t[8][8]) {
     for (int i = 0; i < 8; i++)

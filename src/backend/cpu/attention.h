@@ -13,10 +13,10 @@ typedef struct QBlock {
 typedef struct Attn {
     const Operand *q, *k, *v;
     int64_t batch, heads, kv_heads, nq, nk, dim, dim_v;  // local
-    int64_t group;               // query heads per KV head
+    int64_t group;  // query heads per KV head
     int64_t kblock, nqblock;
     double scale, softcap, dropout;
-    int masked_row;              // see ATTR_MASKED_ROW
+    int masked_row;  // see ATTR_MASKED_ROW
     uint64_t dropout_key;
     Predicate pred;
 } Attn;

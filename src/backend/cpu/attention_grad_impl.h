@@ -10,16 +10,17 @@ typedef struct FN(GradJob) {
     GradSplit split;
     const REAL *o, *lse, *dout;
     REAL *dq, *dk, *dv;
-    REAL *partial;               // [split lanes][nk * (dim + dim_v)]
+    REAL *partial;  // [split lanes][nk * (dim + dim_v)]
     char *memory;
     size_t worker_nbytes;
 } FN(GradJob);
 
-// Blind rows see no key; with masked_row 2 they attend to all keys alike.
-static bool FN(uniform_row)(const Attn *a, REAL lse) { return a->masked_row == 2 && lse == -(REAL)INFINITY; }
+// Blind rows see no key; with masked_row 2 or 3 they attend to all keys alike (3: whatever q and k are).
+static bool FN(uniform_row)(const Attn *a, REAL lse) { return a->masked_row >= 2 && lse == -(REAL)INFINITY; }
 
 // Row r: products s -> P (as dV wants it), dp -> dS.
-static void FN(grad_row)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, int64_t r, int64_t nk, REAL lse, int64_t score_index) {
+static void FN(grad_row)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, int64_t r, int64_t nk, REAL lse,
+                         int64_t score_index) {
     REAL *s = w->s + r * a->kblock, *dp = w->dp + r * a->kblock;
     const uint8_t *visible;
     const void *bias;
@@ -36,6 +37,8 @@ static void FN(grad_row)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, int
         for (int64_t i = 0; i < nk; i++) dp[i] *= w->keep[i];
     }
     FN(row_grad)(s, dp, nk, max, c, w->delta[r], scale);
+    if (uniform && a->masked_row == 3)
+        for (int64_t i = 0; i < nk; i++) dp[i] = 0;
     if (a->softcap != 0)
         for (int64_t i = 0; i < nk; i++) dp[i] *= w->slope[i];
     if (a->dropout > 0)
@@ -43,9 +46,10 @@ static void FN(grad_row)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, int
 }
 
 // One block of queries of one head: adds to dk, dv [nk][..] of its KV head, writes its dq.
-static void FN(grad_qblock)(const FN(GradJob) *j, FN(AttnWorker) *w, int64_t b, int64_t h, QBlock qb, REAL *dk, REAL *dv) {
+static void FN(grad_qblock)(const FN(GradJob) * j, FN(AttnWorker) * w, int64_t b, int64_t h, QBlock qb, REAL *dk, REAL *dv) {
     const Attn *a = &j->a;
-    int64_t D = a->dim, Dv = a->dim_v, bh = b * a->heads + h, kv = b * a->kv_heads + attn_kv_head(a, h), row = bh * a->nq + qb.row;
+    int64_t D = a->dim, Dv = a->dim_v, bh = b * a->heads + h, kv = b * a->kv_heads + attn_kv_head(a, h),
+            row = bh * a->nq + qb.row;
     const REAL *q = (const REAL *)a->q->data + row * D, *o = j->o + row * Dv, *dout = j->dout + row * Dv, *lse = j->lse + row;
     const REAL *key = (const REAL *)a->k->data + kv * a->nk * D, *v = (const REAL *)a->v->data + kv * a->nk * Dv;
     REAL *dq = j->dq + row * D;
@@ -122,7 +126,8 @@ static void FN(grad_add_lanes)(void *ctx, int64_t begin, int64_t end, int worker
     int64_t D = a->dim, Dv = a->dim_v, lane_len = a->nk * (D + Dv);
     for (int64_t i = begin; i < end; i++) {
         int64_t s = i / a->nk, key = i % a->nk, slice = j->split.nwhole + s;
-        const REAL *pk = j->partial + s * j->split.nlane * lane_len + key * D, *pv = j->partial + s * j->split.nlane * lane_len + a->nk * D + key * Dv;
+        const REAL *pk = j->partial + s * j->split.nlane * lane_len + key * D,
+                   *pv = j->partial + s * j->split.nlane * lane_len + a->nk * D + key * Dv;
         REAL *dk = j->dk + (slice * a->nk + key) * D, *dv = j->dv + (slice * a->nk + key) * Dv;
         memcpy(dk, pk, (size_t)D * sizeof *dk), memcpy(dv, pv, (size_t)Dv * sizeof *dv);
         for (int64_t l = 1; l < j->split.nlane; l++) {
@@ -133,8 +138,14 @@ static void FN(grad_add_lanes)(void *ctx, int64_t begin, int64_t end, int worker
 }
 
 Status FN(cpu_attention_grad)(const KernelArgs *k, Diag *d) {
-    FN(GradJob) j = {.args = k, .o = k->in[3].data, .lse = k->in[4].data, .dout = k->in[5].data,
-                     .dq = k->out[0].data, .dk = k->out[1].data, .dv = k->out[2].data};
+    FN(GradJob)
+    j = {.args = k,
+         .o = k->in[3].data,
+         .lse = k->in[4].data,
+         .dout = k->in[5].data,
+         .dq = k->out[0].data,
+         .dk = k->out[1].data,
+         .dv = k->out[2].data};
     TRY(attn_bind(&j.a, k, REAL_BITS == 32 ? DT_F32 : DT_F64, k->scratch, d));
     int nthreads = pool_nthreads(k->pool);
     j.split = grad_split(k->in, nthreads);

@@ -4,17 +4,17 @@
 // A worker's memory. [b]: ATTN_QBLOCK, [k]: kblock.
 typedef struct FN(AttnWorker) {
     PredWorker pred;
-    REAL *s, *dp;                // [b][k] scores, then probabilities; backward: also their gradients
-    REAL *keys, *values;         // packed for q k^T and p v; backward: for do v^T
-    REAL *keys_n, *q, *dout;     // backward: packed for ds k, ds^T q, p^T do
-    REAL *max;                   // [b] in the units of s; backward: log-sum-exp
-    double *sum;                 // [b]
-    REAL *delta;                 // [b] backward: rowsum(do * o)
-    REAL *slope, *keep;          // [k] backward: d(score)/d(scaled product) of the soft-cap, dropout factors
+    REAL *s, *dp;  // [b][k] scores, then probabilities; backward: also their gradients
+    REAL *keys, *values;  // packed for q k^T and p v; backward: for do v^T
+    REAL *keys_n, *q, *dout;  // backward: packed for ds k, ds^T q, p^T do
+    REAL *max;  // [b] in the units of s; backward: log-sum-exp
+    double *sum;  // [b]
+    REAL *delta;  // [b] backward: rowsum(do * o)
+    REAL *slope, *keep;  // [k] backward: d(score)/d(scaled product) of the soft-cap, dropout factors
 } FN(AttnWorker);
 
 // Lays out a worker's memory from `at` (NULL: only counts) and returns its size.
-static size_t FN(attention_worker)(FN(AttnWorker) *w, const Node *n, const Operand *in, char *at) {
+static size_t FN(attention_worker)(FN(AttnWorker) * w, const Node *n, const Operand *in, char *at) {
     bool grad = n->op == OP_ATTENTION_GRAD;
     int64_t kb = attn_kblock(n, in), b = ATTN_QBLOCK, D = in[1].dim[3], Dv = in[2].dim[3];
     size_t used = 0;
@@ -46,7 +46,7 @@ static size_t FN(attention_worker_nbytes)(const Node *n, const Operand *in) {
     return FN(attention_worker)(&w, n, in, NULL) + predicate_worker_nbytes(node_prog(n, ATTR_PROG), attn_kblock(n, in));
 }
 
-static void FN(attention_worker_at)(FN(AttnWorker) *w, const KernelArgs *k, const Attn *a, char *memory) {
+static void FN(attention_worker_at)(FN(AttnWorker) * w, const KernelArgs *k, const Attn *a, char *memory) {
     size_t used = FN(attention_worker)(w, k->node, k->in, memory);
     predicate_worker(&w->pred, &a->pred, memory + used);
 }
@@ -91,12 +91,12 @@ typedef struct FN(AttnJob) {
     const KernelArgs *args;
     Attn a;
     REAL *o, *lse;
-    char *memory;                // of the workers
+    char *memory;  // of the workers
     size_t worker_nbytes;
 } FN(AttnJob);
 
 // Scores of one block -> probabilities relative to the running maximum; rows of o so far are brought to the new maximum.
-static void FN(softmax_block)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, int64_t nk, REAL *o, int64_t score_index) {
+static void FN(softmax_block)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, int64_t nk, REAL *o, int64_t score_index) {
     bool raw = FN(attention_raw)(a), plain = raw && !w->pred.need_visible;
     REAL c = (REAL)((raw ? a->scale : 1) * LOG2E);
     for (int64_t r = 0; r < qb->n; r++) {
@@ -127,7 +127,7 @@ static void FN(softmax_block)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb
 }
 
 // Rows that saw no key, when such rows attend to all keys alike: o is 0 so far.
-static void FN(uniform_rows)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, const REAL *v, REAL *o, int64_t score_index) {
+static void FN(uniform_rows)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, const REAL *v, REAL *o, int64_t score_index) {
     for (int64_t k0 = 0; k0 < a->nk; k0 += a->kblock) {
         int64_t nk = min_i64(a->kblock, a->nk - k0);
         for (int64_t r = 0; r < qb->n; r++) {
@@ -140,7 +140,7 @@ static void FN(uniform_rows)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb,
     }
 }
 
-static void FN(finish_rows)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, const REAL *v, REAL *o, REAL *lse,
+static void FN(finish_rows)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, const REAL *v, REAL *o, REAL *lse,
                             int64_t score_index) {
     double unit = FN(attention_raw)(a) ? a->scale : 1;
     bool blind = false;
@@ -156,7 +156,7 @@ static void FN(finish_rows)(const Attn *a, FN(AttnWorker) *w, const QBlock *qb, 
         for (int64_t i = 0; i < a->dim_v; i++) row[i] *= f;
         lse[r] = (REAL)((double)w->max[r] * unit + log(w->sum[r]));
     }
-    if (blind && a->masked_row == 2) FN(uniform_rows)(a, w, qb, v, o, score_index);
+    if (blind && a->masked_row >= 2) FN(uniform_rows)(a, w, qb, v, o, score_index);
 }
 
 // One task: one block of queries of one head, against all the keys that they see.

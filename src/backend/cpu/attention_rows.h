@@ -21,9 +21,7 @@ typedef int32_t Vi __attribute__((vector_size(VN * 4)));
 #else
 #define V_MAX(a, b) v_select((a) > (b), a, b)
 #endif
-static inline __attribute__((always_inline)) Vf v_select(Vi mask, Vf a, Vf b) {
-    return (Vf)((mask & (Vi)a) | (~mask & (Vi)b));
-}
+static inline __attribute__((always_inline)) Vf v_select(Vi mask, Vf a, Vf b) { return (Vf)((mask & (Vi)a) | (~mask & (Vi)b)); }
 static inline __attribute__((always_inline)) Vf v_load(const float *p) {
     Vf v;
     memcpy(&v, p, sizeof v);
@@ -37,7 +35,9 @@ static inline __attribute__((always_inline)) Vf v_load_part(const float *p, int6
     for (int i = 0; i < VN; i++) t[i] = i < n ? p[i] : rest;
     return v_load(t);
 }
-static inline __attribute__((always_inline)) void v_store_part(float *p, int64_t n, Vf v) { memcpy(p, &v, (size_t)n * sizeof *p); }
+static inline __attribute__((always_inline)) void v_store_part(float *p, int64_t n, Vf v) {
+    memcpy(p, &v, (size_t)n * sizeof *p);
+}
 
 static inline float v_sum(Vf v) {
     float s = 0;

@@ -1,6 +1,6 @@
-// Matrix products of cache-resident blocks, in register tiles of TILE_ROWS x two vectors: for attention's many small products, where
-// a BLAS spends its time packing and accumulating through memory. The right operand is packed into panels, packed once and used for
-// many products; the left one is read where it is, transposed or not. Included once per float type (see real.h).
+// Matrix products of cache-resident blocks, in register tiles of TILE_ROWS x two vectors: for attention's many small products,
+// where a BLAS spends its time packing and accumulating through memory. The right operand is packed into panels, packed once and
+// used for many products; the left one is read where it is, transposed or not. Included once per float type (see real.h).
 
 enum { FN(TILE_LANES) = TILE_VECTOR_BYTES / sizeof(REAL), FN(TILE_COLS) = 2 * FN(TILE_LANES) };
 typedef REAL FN(TileVec) __attribute__((vector_size(TILE_VECTOR_BYTES)));
@@ -47,10 +47,12 @@ static inline void FN(tile)(int64_t rows, int64_t cols, int64_t k, const REAL *a
     enum { L = FN(TILE_LANES), W = FN(TILE_COLS) };
     // Rows that are not there repeat the last one and are not stored.
     const REAL *a0 = a, *a1 = a + min_i64(1, rows - 1) * a_row, *a2 = a + min_i64(2, rows - 1) * a_row,
-               *a3 = a + min_i64(3, rows - 1) * a_row, *a4 = a + min_i64(4, rows - 1) * a_row, *a5 = a + min_i64(5, rows - 1) * a_row;
-    V c00 = {0}, c01 = {0}, c10 = {0}, c11 = {0}, c20 = {0}, c21 = {0}, c30 = {0}, c31 = {0}, c40 = {0}, c41 = {0}, c50 = {0}, c51 = {0};
-#define TILE_ROW(r)                        \
-    x = a##r[at] - (V){0};                  \
+               *a3 = a + min_i64(3, rows - 1) * a_row, *a4 = a + min_i64(4, rows - 1) * a_row,
+               *a5 = a + min_i64(5, rows - 1) * a_row;
+    V c00 = {0}, c01 = {0}, c10 = {0}, c11 = {0}, c20 = {0}, c21 = {0}, c30 = {0}, c31 = {0}, c40 = {0}, c41 = {0}, c50 = {0},
+      c51 = {0};
+#define TILE_ROW(r)        \
+    x = a##r[at] - (V){0}; \
     c##r##0 += x * b0, c##r##1 += x * b1;
     for (int64_t l = 0, at = 0; l < k; l++, at += a_col, b += W) {
         V b0, b1, x;
@@ -72,10 +74,12 @@ static inline void FN(tile)(int64_t rows, int64_t cols, int64_t k, const REAL *a
 }
 
 // c[m, n] (+)= op(a)[m, k] b[k, n]; b packed; trans_a: a is stored [k, m].
-static void FN(tile_gemm)(bool trans_a, int64_t m, int64_t n, int64_t k, const REAL *a, int64_t lda, const REAL *b, bool add, REAL *c,
-                          int64_t ldc) {
+static void FN(tile_gemm)(bool trans_a, int64_t m, int64_t n, int64_t k, const REAL *a, int64_t lda, const REAL *b, bool add,
+                          REAL *c, int64_t ldc) {
     int64_t a_row = trans_a ? 1 : lda, a_col = trans_a ? lda : 1;
     for (int64_t j = 0; j < n; j += FN(TILE_COLS), b += k * FN(TILE_COLS))
         for (int64_t i = 0; i < m; i += TILE_ROWS)
-            FN(tile)(min_i64(TILE_ROWS, m - i), min_i64(FN(TILE_COLS), n - j), k, a + i * a_row, a_row, a_col, b, add, c + i * ldc + j, ldc);
+            FN(tile)
+            (min_i64(TILE_ROWS, m - i), min_i64(FN(TILE_COLS), n - j), k, a + i * a_row, a_row, a_col, b, add, c + i * ldc + j,
+             ldc);
 }

@@ -43,9 +43,10 @@ void FN(blas_gemm)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, REAL alpha
     for (int64_t i = 0; i < m; i += PIECE)
         for (int64_t j = 0; j < n; j += PIECE)
             for (int64_t l = 0; l == 0 || l < k; l += PIECE)
-                FN(gemm_piece)(ta, tb, (int)min_i64(PIECE, m - i), (int)min_i64(PIECE, n - j), (int)min_i64(PIECE, k - l), alpha,
-                               ta ? a + l * lda + i : a + i * lda + l, lda, tb ? b + j * ldb + l : b + l * ldb + j, ldb,
-                               l == 0 ? beta : 1, c + i * ldc + j, ldc);
+                FN(gemm_piece)
+                (ta, tb, (int)min_i64(PIECE, m - i), (int)min_i64(PIECE, n - j), (int)min_i64(PIECE, k - l), alpha,
+                 ta ? a + l * lda + i : a + i * lda + l, lda, tb ? b + j * ldb + l : b + l * ldb + j, ldb, l == 0 ? beta : 1,
+                 c + i * ldc + j, ldc);
 }
 #undef CBLAS_GEMM
 #undef CBLAS_GEMV

@@ -1,6 +1,6 @@
 // conv1d and its gradients: out[b, o, t] = sum over c, j of w[o, c, j] * x[b, c, t*stride + j*dilation - lo], zeros outside x.
-// For one tap j, output positions t and input positions p = t*stride + j*dilation - lo go along together in runs, which the spans of
-// a sharded sequence (halos included) and the ends of x cut. With one input channel per group a run is a loop over positions;
+// For one tap j, output positions t and input positions p = t*stride + j*dilation - lo go along together in runs, which the spans
+// of a sharded sequence (halos included) and the ends of x cut. With one input channel per group a run is a loop over positions;
 // with more, every tap is a matrix product over channels.
 #include <string.h>
 #include "backend/cpu/blas.h"
@@ -13,13 +13,18 @@ enum { WINDOW = 4096, CHANNELS = 64 };  // positions and channels of a task
 typedef struct Conv {
     int64_t batch, groups, in_ch, out_ch;  // channels per group; local
     int64_t taps, stride, dilation, lo;
-    Axis x, y;                   // positions of the input and of the output side; n: local
-    int64_t x_len, y_len;        // global
+    Axis x, y;  // positions of the input and of the output side; n: local
+    int64_t x_len, y_len;  // global
 } Conv;
 
 static Conv conv_of(const Node *n, const Operand *x, const Operand *w, const Operand *y) {
-    Conv c = {.batch = x->dim[0], .in_ch = w->dim[1], .taps = w->dim[2], .x = axis_of(x, 2), .y = axis_of(y, 2),
-              .x_len = x->global[2], .y_len = y->global[2]};
+    Conv c = {.batch = x->dim[0],
+              .in_ch = w->dim[1],
+              .taps = w->dim[2],
+              .x = axis_of(x, 2),
+              .y = axis_of(y, 2),
+              .x_len = x->global[2],
+              .y_len = y->global[2]};
     c.groups = c.in_ch > 0 ? x->dim[1] / c.in_ch : 0;
     c.out_ch = c.groups > 0 ? y->dim[1] / c.groups : 0;
     c.stride = node_int_or(n, ATTR_STRIDE, 1);
@@ -39,11 +44,11 @@ typedef struct Run {
 // position may be stored more than once (halos) and any copy will do.
 typedef struct RunIter {
     const Conv *c;
-    bool by_x;                   // the driving side is x
-    int64_t offset;              // p = t*stride + offset
+    bool by_x;  // the driving side is x
+    int64_t offset;  // p = t*stride + offset
     int64_t begin, end;
-    int span;                    // of the driving side; base: its local start
-    int64_t base, t, t_end;      // global t still to do in this span
+    int span;  // of the driving side; base: its local start
+    int64_t base, t, t_end;  // global t still to do in this span
 } RunIter;
 
 // The range of global t for which span `s` of the driving side, cut to the window, has a partner.
@@ -67,7 +72,7 @@ static RunIter runs(const Conv *c, int64_t tap, bool by_x, int64_t begin, int64_
 static bool run_next(RunIter *it, Run *r) {
     const Conv *c = it->c;
     const Axis *drive = it->by_x ? &c->x : &c->y, *other = it->by_x ? &c->y : &c->x;
-    for (; it->span < drive->nspan; ) {
+    for (; it->span < drive->nspan;) {
         Span ds = axis_spans(drive)[it->span];
         if (it->t >= it->t_end) {
             it->base += ds.end - ds.begin;

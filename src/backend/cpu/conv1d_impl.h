@@ -3,10 +3,10 @@
 
 typedef struct FN(ConvJob) {
     Conv c;
-    const REAL *x, *y, *w;       // whichever are operands
+    const REAL *x, *y, *w;  // whichever are operands
     REAL *out;
-    REAL *taps;                  // [tap][groups * out_ch][in_ch]
-    REAL *dense;                 // [worker][max(in_ch, CHANNELS)][WINDOW]
+    REAL *taps;  // [tap][groups * out_ch][in_ch]
+    REAL *dense;  // [worker][max(in_ch, CHANNELS)][WINDOW]
     int64_t dense_len;
 } FN(ConvJob);
 
@@ -19,13 +19,13 @@ static FN(ConvJob) FN(conv_job)(const KernelArgs *k, Conv c) {
 }
 
 // w [out][in][tap] <-> taps [tap][out][in].
-static void FN(conv_split_taps)(const FN(ConvJob) *j) {
+static void FN(conv_split_taps)(const FN(ConvJob) * j) {
     int64_t rows = j->c.groups * j->c.out_ch * j->c.in_ch;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t t = 0; t < j->c.taps; t++) j->taps[t * rows + i] = j->w[i * j->c.taps + t];
 }
 
-static const REAL *FN(conv_tap)(const FN(ConvJob) *j, int64_t tap, int64_t row) {
+static const REAL *FN(conv_tap)(const FN(ConvJob) * j, int64_t tap, int64_t row) {
     return j->taps + (tap * j->c.groups * j->c.out_ch + row) * j->c.in_ch;
 }
 
@@ -36,7 +36,8 @@ static void FN(conv_gather)(REAL *dst, const REAL *src, int64_t rows, int64_t ld
 }
 
 // Forward: output channels [o0, o0 + no) of group g, local positions [begin, end).
-static void FN(conv_forward)(const FN(ConvJob) *j, int64_t b, int64_t g, int64_t o0, int64_t no, int64_t begin, int64_t end, REAL *dense) {
+static void FN(conv_forward)(const FN(ConvJob) * j, int64_t b, int64_t g, int64_t o0, int64_t no, int64_t begin, int64_t end,
+                             REAL *dense) {
     const Conv *c = &j->c;
     int64_t row = g * c->out_ch + o0;
     REAL *y = j->out + (b * c->groups * c->out_ch + row) * c->y.n;
@@ -58,14 +59,15 @@ static void FN(conv_forward)(const FN(ConvJob) *j, int64_t b, int64_t g, int64_t
             }
             const REAL *xs = x + r.p;
             if (c->stride != 1) FN(conv_gather)(dense, xs, c->in_ch, c->x.n, r.n, c->stride), xs = dense;
-            GEMM(false, false, no, r.n, c->in_ch, 1, FN(conv_tap)(j, tap, row), c->in_ch, xs, c->stride == 1 ? c->x.n : r.n, 1, y + r.t,
-                 c->y.n);
+            GEMM(false, false, no, r.n, c->in_ch, 1, FN(conv_tap)(j, tap, row), c->in_ch, xs, c->stride == 1 ? c->x.n : r.n, 1,
+                 y + r.t, c->y.n);
         }
     }
 }
 
 // Gradient of x: input channels [i0, i0 + ni) of group g, local positions [begin, end).
-static void FN(conv_grad_x)(const FN(ConvJob) *j, int64_t b, int64_t g, int64_t i0, int64_t ni, int64_t begin, int64_t end, REAL *dense) {
+static void FN(conv_grad_x)(const FN(ConvJob) * j, int64_t b, int64_t g, int64_t i0, int64_t ni, int64_t begin, int64_t end,
+                            REAL *dense) {
     const Conv *c = &j->c;
     REAL *x = j->out + ((b * c->groups + g) * c->in_ch + i0) * c->x.n;
     const REAL *y = j->y + (b * c->groups + g) * c->out_ch * c->y.n;
@@ -106,7 +108,7 @@ static double FN(conv_dot)(const REAL *y, const REAL *x, int64_t n, int64_t stri
 }
 
 // Gradient of w: output channels [o0, o0 + no) of group g, all batch entries and positions.
-static void FN(conv_grad_w)(const FN(ConvJob) *j, int64_t g, int64_t o0, int64_t no, REAL *dense) {
+static void FN(conv_grad_w)(const FN(ConvJob) * j, int64_t g, int64_t o0, int64_t no, REAL *dense) {
     const Conv *c = &j->c;
     int64_t row = g * c->out_ch + o0;
     for (int64_t tap = 0; tap < c->taps; tap++) {
@@ -114,7 +116,8 @@ static void FN(conv_grad_w)(const FN(ConvJob) *j, int64_t g, int64_t o0, int64_t
         memset(acc, 0, (size_t)(no * c->in_ch) * sizeof *acc);
         double sum[CHANNELS] = {0};
         for (int64_t b = 0; b < c->batch; b++) {
-            const REAL *y = j->y + (b * c->groups * c->out_ch + row) * c->y.n, *x = j->x + (b * c->groups + g) * c->in_ch * c->x.n;
+            const REAL *y = j->y + (b * c->groups * c->out_ch + row) * c->y.n,
+                       *x = j->x + (b * c->groups + g) * c->in_ch * c->x.n;
             for (int64_t begin = 0; begin < c->y.n; begin += WINDOW) {
                 RunIter it = runs(c, tap, false, begin, min_i64(begin + WINDOW, c->y.n));
                 for (Run r; run_next(&it, &r);) {
@@ -139,15 +142,16 @@ static void FN(conv_forward_task)(void *ctx, int64_t task, int worker) {
     const FN(ConvJob) *j = ctx;
     int64_t nw = ceil_div(j->c.y.n, WINDOW), nb = ceil_div(j->c.out_ch, CHANNELS), begin = task % nw * WINDOW;
     int64_t ch = task / nw % nb * CHANNELS, g = task / nw / nb % j->c.groups, b = task / nw / nb / j->c.groups;
-    FN(conv_forward)(j, b, g, ch, min_i64(CHANNELS, j->c.out_ch - ch), begin, min_i64(begin + WINDOW, j->c.y.n),
-                     j->dense + worker * j->dense_len);
+    FN(conv_forward)
+    (j, b, g, ch, min_i64(CHANNELS, j->c.out_ch - ch), begin, min_i64(begin + WINDOW, j->c.y.n),
+     j->dense + worker * j->dense_len);
 }
 static void FN(conv_grad_x_task)(void *ctx, int64_t task, int worker) {
     const FN(ConvJob) *j = ctx;
     int64_t nw = ceil_div(j->c.x.n, WINDOW), nb = ceil_div(j->c.in_ch, CHANNELS), begin = task % nw * WINDOW;
     int64_t ch = task / nw % nb * CHANNELS, g = task / nw / nb % j->c.groups, b = task / nw / nb / j->c.groups;
-    FN(conv_grad_x)(j, b, g, ch, min_i64(CHANNELS, j->c.in_ch - ch), begin, min_i64(begin + WINDOW, j->c.x.n),
-                    j->dense + worker * j->dense_len);
+    FN(conv_grad_x)
+    (j, b, g, ch, min_i64(CHANNELS, j->c.in_ch - ch), begin, min_i64(begin + WINDOW, j->c.x.n), j->dense + worker * j->dense_len);
 }
 static void FN(conv_grad_w_task)(void *ctx, int64_t task, int worker) {
     const FN(ConvJob) *j = ctx;
@@ -160,7 +164,8 @@ Status FN(cpu_conv1d)(const KernelArgs *k, Diag *d) {
     FN(ConvJob) j = FN(conv_job)(k, conv_of(k->node, &k->in[0], &k->in[1], &k->out[0]));
     j.x = k->in[0].data, j.w = k->in[1].data;
     FN(conv_split_taps)(&j);
-    tasks_run(k->pool, FN(conv_forward_task), &j, j.c.batch * j.c.groups * ceil_div(j.c.out_ch, CHANNELS) * ceil_div(j.c.y.n, WINDOW));
+    tasks_run(k->pool, FN(conv_forward_task), &j,
+              j.c.batch * j.c.groups * ceil_div(j.c.out_ch, CHANNELS) * ceil_div(j.c.y.n, WINDOW));
     return ST_OK;
 }
 
@@ -169,7 +174,8 @@ Status FN(cpu_conv1d_grad_x)(const KernelArgs *k, Diag *d) {
     FN(ConvJob) j = FN(conv_job)(k, conv_of(k->node, &k->out[0], &k->in[1], &k->in[0]));
     j.y = k->in[0].data, j.w = k->in[1].data;
     FN(conv_split_taps)(&j);
-    tasks_run(k->pool, FN(conv_grad_x_task), &j, j.c.batch * j.c.groups * ceil_div(j.c.in_ch, CHANNELS) * ceil_div(j.c.x.n, WINDOW));
+    tasks_run(k->pool, FN(conv_grad_x_task), &j,
+              j.c.batch * j.c.groups * ceil_div(j.c.in_ch, CHANNELS) * ceil_div(j.c.x.n, WINDOW));
     return ST_OK;
 }
 

@@ -35,7 +35,7 @@ typedef struct DotCut {
     int64_t panel, npanel;
 } DotCut;
 
-enum { TILE = 16 };            // rows or columns of a register tile, rounded up: no panel is cut finer
+enum { TILE = 16 };  // rows or columns of a register tile, rounded up: no panel is cut finer
 enum { MIN_PANEL_FLOPS = 1 << 17 };  // below this a task costs more than it does
 
 static DotCut dot_cut(const DotSizes *s, int nthreads) {

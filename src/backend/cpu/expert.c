@@ -1,19 +1,20 @@
-// expert_matmul and its weight gradient. Rows are ordered by expert with a counting sort of their indices; then each expert's rows
-// go through its matrix a panel at a time, gathered into a worker's scratch. A panel of rows (or of a gradient's rows) is one task.
+// expert_matmul and its weight gradient. Rows are ordered by expert with a counting sort of their indices; then each expert's
+// rows go through its matrix a panel at a time, gathered into a worker's scratch. A panel of rows (or of a gradient's rows) is
+// one task.
 #include <string.h>
 #include "backend/cpu/blas.h"
 #include "backend/cpu/kernels_b.h"
 #include "backend/cpu/tasks.h"
 #include "base/containers.h"
 
-enum { ROWS = 256 };             // rows gathered at a time
+enum { ROWS = 256 };  // rows gathered at a time
 
-// order: rows sorted by expert, stable; those of expert e are order[first[e]] .. order[first[e + 1]). Rows whose expert is outside
-// [0, nexpert) follow from first[nexpert] on.
+// order: rows sorted by expert, stable; those of expert e are order[first[e]] .. order[first[e + 1]). Rows whose expert is
+// outside [0, nexpert) follow from first[nexpert] on.
 typedef struct ExpertRows {
     int64_t nexpert, n;
-    int64_t *first;              // [nexpert + 2]
-    int64_t *order;              // [n]
+    int64_t *first;  // [nexpert + 2]
+    int64_t *order;  // [n]
 } ExpertRows;
 
 static size_t round_bytes(size_t n) { return (n + 63) & ~(size_t)63; }

@@ -3,13 +3,13 @@
 
 typedef struct FN(ExpertJob) {
     ExpertRows rows;
-    int64_t nx, nw;              // columns of x and of the result (or of its cotangent)
+    int64_t nx, nw;  // columns of x and of the result (or of its cotangent)
     bool trans_w;
     const REAL *x, *w, *g;
     REAL *out;
-    REAL *panel;                 // [worker][ROWS * (nx + nw)]
+    REAL *panel;  // [worker][ROWS * (nx + nw)]
     int64_t panel_len;
-    int64_t npanel;              // gradient: panels of rows of an expert's matrix
+    int64_t npanel;  // gradient: panels of rows of an expert's matrix
 } FN(ExpertJob);
 
 static FN(ExpertJob) FN(expert_job)(const KernelArgs *k, int64_t nexpert, int64_t nx, int64_t nw) {
@@ -28,20 +28,22 @@ static void FN(expert_task)(void *ctx, int64_t task, int worker) {
     const ExpertRows *r = &j->rows;
     REAL *x = j->panel + worker * j->panel_len, *y = x + ROWS * j->nx;
     int64_t begin = task * ROWS, end = min_i64(begin + ROWS, r->n);
-    for (int64_t i = begin; i < end; i++)
-        memcpy(x + (i - begin) * j->nx, j->x + r->order[i] * j->nx, (size_t)j->nx * sizeof *x);
+    for (int64_t i = begin; i < end; i++) memcpy(x + (i - begin) * j->nx, j->x + r->order[i] * j->nx, (size_t)j->nx * sizeof *x);
     int64_t lo = 0, hi = r->nexpert;  // the last expert that starts at or before the panel
     while (lo < hi) {
         int64_t mid = (lo + hi + 1) / 2;
-        if (r->first[mid] <= begin) lo = mid;
-        else hi = mid - 1;
+        if (r->first[mid] <= begin)
+            lo = mid;
+        else
+            hi = mid - 1;
     }
     for (int64_t e = lo; e <= r->nexpert; e++) {
         int64_t a = max_i64(begin, r->first[e]), z = min_i64(end, r->first[e + 1]);
         if (r->first[e] >= end) break;
         if (a >= z) continue;
         REAL *ye = y + (a - begin) * j->nw;
-        if (e == r->nexpert) memset(ye, 0, (size_t)((z - a) * j->nw) * sizeof *ye);
+        if (e == r->nexpert)
+            memset(ye, 0, (size_t)((z - a) * j->nw) * sizeof *ye);
         else
             GEMM(false, j->trans_w, z - a, j->nw, j->nx, 1, x + (a - begin) * j->nx, j->nx, j->w + e * j->nx * j->nw,
                  j->trans_w ? j->nx : j->nw, 0, ye, j->nw);

@@ -53,7 +53,7 @@ static Interval interval_mod(Interval x, Interval y, bool integer) {
 }
 
 static Interval compare(OpKind op, Interval x, Interval y) {
-    bool nan = x.nan || y.nan, lt = x.lo < y.hi, gt = x.hi > y.lo, eq = x.lo <= y.hi && y.lo <= x.hi;
+    bool nan = x.nan || y.nan, lt = x.lo<y.hi, gt = x.hi> y.lo, eq = x.lo <= y.hi && y.lo <= x.hi;
     if (x.lo > x.hi || y.lo > y.hi) lt = gt = eq = false;  // nothing but NaN
     switch (op) {
     case OP_EQ: return interval_bool(nan || lt || gt, eq);
@@ -137,8 +137,15 @@ Interval interval_of(const Instr *in, const Interval *range, DType operand_type,
     Interval x = range[in->a], y = arity > 1 ? range[in->b] : interval_unknown();
     Interval r;
     switch (op) {
-    case OP_EQ: case OP_NE: case OP_LT: case OP_LE: case OP_GT: case OP_GE: return compare(op, x, y);
-    case OP_AND: case OP_OR: case OP_XOR:
+    case OP_EQ:
+    case OP_NE:
+    case OP_LT:
+    case OP_LE:
+    case OP_GT:
+    case OP_GE: return compare(op, x, y);
+    case OP_AND:
+    case OP_OR:
+    case OP_XOR:
         if (in->dtype != DT_BOOL) return interval_unknown();
         if (op == OP_AND) return (Interval){fmin(x.lo, y.lo), fmin(x.hi, y.hi), false};
         if (op == OP_OR) return (Interval){fmax(x.lo, y.lo), fmax(x.hi, y.hi), false};

@@ -2,12 +2,14 @@
 #pragma once
 #include "backend/cpu/predicate.h"
 
-// The interval of instruction `in` from those of its operands (index into range[]). Leaves are the caller's. `real` is the float type
-// that lanes are computed in: bounds are widened by its rounding.
+// The interval of instruction `in` from those of its operands (index into range[]). Leaves are the caller's. `real` is the float
+// type that lanes are computed in: bounds are widened by its rounding.
 Interval interval_of(const Instr *in, const Interval *range, DType operand_type, DType real);
 static inline Interval interval_unknown(void) { return (Interval){-__builtin_inf(), __builtin_inf(), true}; }
 static inline Interval interval_point(double v) { return (Interval){v, v, v != v}; }
-static inline Interval interval_bool(bool may_false, bool may_true) { return (Interval){may_false ? 0 : 1, may_true ? 1 : 0, false}; }
+static inline Interval interval_bool(bool may_false, bool may_true) {
+    return (Interval){may_false ? 0 : 1, may_true ? 1 : 0, false};
+}
 static inline bool interval_is_point(Interval x, double v) { return x.lo == v && x.hi == v && !x.nan; }
 // Extends x so that it contains v (NaN too). Start from interval_empty.
 static inline Interval interval_empty(void) { return (Interval){__builtin_inf(), -__builtin_inf(), false}; }

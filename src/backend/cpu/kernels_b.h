@@ -1,12 +1,12 @@
 // CPU kernels of the contractions and of attention: dot, expert_matmul, conv1d, attention. Each exists in float32 and float64 and
-// follows the contract of KernelArgs (backend/backend.h): local operands, scratch given, no allocation, results that do not depend
-// on which worker did what.
+// follows the contract of KernelArgs (backend/backend.h): local operands, scratch given, no allocation, results that do not
+// depend on which worker did what.
 #pragma once
 #include "backend/backend.h"
 
-#define KERNEL_B(name)                                        \
-    Status cpu_##name##_f32(const KernelArgs *k, Diag *d);    \
-    Status cpu_##name##_f64(const KernelArgs *k, Diag *d);    \
+#define KERNEL_B(name)                                     \
+    Status cpu_##name##_f32(const KernelArgs *k, Diag *d); \
+    Status cpu_##name##_f64(const KernelArgs *k, Diag *d); \
     size_t cpu_##name##_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads);
 KERNEL_B(dot)
 KERNEL_B(attention)

@@ -5,8 +5,8 @@
 #include "base/containers.h"
 
 struct PredInstr {
-    DType from;               // type of the operand that decides which loop runs (a; for where: b)
-    bool on_q, on_k;          // depends on the query, the key
+    DType from;  // type of the operand that decides which loop runs (a; for where: b)
+    bool on_q, on_k;  // depends on the query, the key
     bool for_visible, for_bias;  // an output needs it
 };
 
@@ -44,8 +44,10 @@ typedef struct LaneTable {
     void (*iota)(int64_t begin, int64_t n, void *z);
     void (*spread)(DType t, int64_t n, void *z);
 } LaneTable;
-#define LANE_TABLE(tag) {lanes_op_##tag, lanes_load_##tag, lanes_fill_##tag, lanes_iota_##tag, lanes_spread_##tag}
-static const LaneTable lane_tables[2][2] = {{LANE_TABLE(i64_f32), LANE_TABLE(i64_f64)}, {LANE_TABLE(i32_f32), LANE_TABLE(i32_f64)}};
+#define LANE_TABLE(tag) \
+    { lanes_op_##tag, lanes_load_##tag, lanes_fill_##tag, lanes_iota_##tag, lanes_spread_##tag }
+static const LaneTable lane_tables[2][2] = {{LANE_TABLE(i64_f32), LANE_TABLE(i64_f64)},
+                                            {LANE_TABLE(i32_f32), LANE_TABLE(i32_f64)}};
 static const LaneTable *lanes_of(const Predicate *p) { return &lane_tables[p->narrow][p->real == DT_F64]; }
 
 // ---- vectors ----------------------------------------------------------------------------------------------------------------
@@ -196,7 +198,8 @@ static bool fits_narrow(const Predicate *p, const RangeAt *at, Interval *range) 
 
 void predicate_bind(Predicate *p, const Program *prog, int nvec, const Operand *vec, DType real, int64_t batch, int64_t heads,
                     int64_t q_extent, int64_t nkey, int64_t block, void *memory) {
-    *p = (Predicate){.prog = prog, .visible = -1, .bias = -1, .nvec = nvec, .vec = vec, .real = real, .nkey = nkey, .block = block};
+    *p = (Predicate){
+        .prog = prog, .visible = -1, .bias = -1, .nvec = nvec, .vec = vec, .real = real, .nkey = nkey, .block = block};
     p->nblock = ceil_div(nkey, block);
     p->worker_nbytes = predicate_worker_nbytes(prog, block);
     if (!prog) return;
@@ -224,7 +227,12 @@ void predicate_bind(Predicate *p, const Program *prog, int nvec, const Operand *
         build_tree(p, &vec[i], tree);
         p->tree[i] = tree;
     }
-    RangeAt all = {{0, (double)batch, false}, {0, (double)heads, false}, {0, (double)q_extent, false}, {0, (double)nkey, false}, whole, whole};
+    RangeAt all = {{0, (double)batch, false},
+                   {0, (double)heads, false},
+                   {0, (double)q_extent, false},
+                   {0, (double)nkey, false},
+                   whole,
+                   whole};
     p->narrow = fits_narrow(p, &all, (Interval *)at);
 }
 
@@ -255,8 +263,12 @@ void predicate_queries(PredWorker *w, int64_t b, int64_t h, int64_t q0, int64_t 
 // Verdict on keys [k0, k1) whose vector ranges are krange[].
 static BlockVerdict judge(PredWorker *w, int64_t k0, int64_t k1, const Interval *krange) {
     const Predicate *p = w->p;
-    RangeAt at = {interval_point((double)w->b), interval_point((double)w->h), {(double)w->q0, (double)(w->q1 - 1), false},
-                  {(double)k0, (double)(k1 - 1), false}, w->qrange, krange};
+    RangeAt at = {interval_point((double)w->b),
+                  interval_point((double)w->h),
+                  {(double)w->q0, (double)(w->q1 - 1), false},
+                  {(double)k0, (double)(k1 - 1), false},
+                  w->qrange,
+                  krange};
     eval_ranges(p, &at, w->range);
     BlockVerdict v = {PRED_ALL, false};
     if (p->visible >= 0) {
@@ -276,7 +288,8 @@ static BlockVerdict judge_node(PredWorker *w, int level, int64_t i) {
     Interval krange[PRED_MAX_VEC];
     for (int s = 0; s < p->nvec; s++) {
         const Operand *o = &p->vec[s];
-        krange[s] = p->tree[s] ? p->tree[s][w->vec_row[s] / o->dim[2] * p->tree_len + tree_index(p->nblock, level, i)] : w->qrange[s];
+        krange[s] =
+            p->tree[s] ? p->tree[s][w->vec_row[s] / o->dim[2] * p->tree_len + tree_index(p->nblock, level, i)] : w->qrange[s];
     }
     int64_t k0 = (i << level) * p->block;
     return judge(w, k0, min_i64(p->nkey, k0 + (p->block << level)), krange);

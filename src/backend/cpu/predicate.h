@@ -1,6 +1,6 @@
-// Evaluates an attention node's Program (which keys a query sees, and what is added to its scores) over blocks of queries and keys:
-// first by interval arithmetic, which rules whole blocks out or in whatever the mask is called, and only where that cannot decide
-// element by element. All positions are global.
+// Evaluates an attention node's Program (which keys a query sees, and what is added to its scores) over blocks of queries and
+// keys: first by interval arithmetic, which rules whole blocks out or in whatever the mask is called, and only where that cannot
+// decide element by element. All positions are global.
 #pragma once
 #include "backend/backend.h"
 
@@ -8,7 +8,7 @@ enum { PRED_MAX_VEC = 16 };
 
 typedef struct Interval {
     double lo, hi;  // of a bool: 0 or 1
-    bool nan;       // it may also be NaN
+    bool nan;  // it may also be NaN
 } Interval;
 
 typedef enum Verdict { PRED_NONE, PRED_ALL, PRED_MIXED } Verdict;  // keys of the block seen: none, all, it depends
@@ -22,31 +22,31 @@ typedef struct PredInstr PredInstr;
 
 // Shared by the workers of one kernel call, read-only while they run.
 typedef struct Predicate {
-    const Program *prog;     // NULL: every key is seen
-    int visible, bias;       // instruction of each output, -1: constant true / zero
+    const Program *prog;  // NULL: every key is seen
+    int visible, bias;  // instruction of each output, -1: constant true / zero
     const PredInstr *instr;
     int nvec;
     const Operand *vec;
     const Interval *tree[PRED_MAX_VEC];  // per vector over keys: ranges over aligned runs of blocks, [rows][tree_len]
-    bool over_q[PRED_MAX_VEC];           // the vector is read at the query
+    bool over_q[PRED_MAX_VEC];  // the vector is read at the query
     int64_t tree_len;
     int64_t nkey, block, nblock;  // keys, keys per block, blocks
     DType real;
-    bool narrow;             // every integer fits 32 bits, shown by interval arithmetic over the whole call
+    bool narrow;  // every integer fits 32 bits, shown by interval arithmetic over the whole call
     size_t worker_nbytes;
 } Predicate;
 
 // One worker's view: which (b, h), which queries, which keys it is at.
 typedef struct PredWorker {
     const Predicate *p;
-    int64_t b, h;            // global
+    int64_t b, h;  // global
     int64_t vec_row[PRED_MAX_VEC];  // offset in elements of this (b, h) in each vector
-    int64_t q0, q1;          // queries [q0, q1)
-    int64_t k0, nk;          // keys of the current block
+    int64_t q0, q1;  // queries [q0, q1)
+    int64_t k0, nk;  // keys of the current block
     bool need_visible, need_bias;
     Interval qrange[PRED_MAX_VEC];
-    Interval *range;         // [ninstr]
-    char *lane;              // [ninstr][block] values of 8 bytes at most
+    Interval *range;  // [ninstr]
+    char *lane;  // [ninstr][block] values of 8 bytes at most
 } PredWorker;
 
 // Bytes that predicate_bind (shared) and each predicate_worker need.
