@@ -226,24 +226,64 @@ static Status choose_order(Sched *s, Diag *d) {
     return ST_OK;
 }
 
+// ---- outputs that show state ----------------------------------------------------------------------------------------------
+// The gradient of sum(w*w)/2 is w itself. Read after the step, such an output would be the updated w: it gets a copy of its own,
+// which as a reader of w runs before the update.
+static bool is_overwritten(const Sched *s, const Output *o) {
+    return o->kind != OUT_STATE && s->writer[s->root[o->value]] != NO_NODE;
+}
+
+static Status copy_outputs(const Sched *s, Graph **out, Diag *d) {
+    Graph *n = *out = graph_new_like(s->g);
+    ValueId *map = ARENA_ARRAY(s->a, ValueId, s->g->values.len);
+    for (int64_t v = 0; v < s->g->values.len; v++) map[v] = NO_VALUE;
+    for (int64_t i = 0; i < s->g->nodes.len; i++) graph_copy_node(s->g, (NodeId)i, n, map);
+    for (int64_t i = 0; i < s->g->outputs.len; i++) {
+        const Output *o = &s->g->outputs.data[i];
+        ValueId v = map[o->value];
+        if (is_overwritten(s, o)) {
+            NodeId copy;
+            Placement place = graph_value(n, v)->place;
+            Attr dtype = attr_i(ATTR_DTYPE, graph_value(n, v)->dtype);
+            TRY(graph_add(n, OP_CAST, 1, &v, 1, &dtype, graph_def(n, v)->source, PHASE_BACKWARD, &copy, d));
+            graph_node(n, copy)->note = "an output that shows state from before its update";
+            v = graph_node(n, copy)->out[0];
+            graph_value(n, v)->place = place;
+        }
+        graph_add_output(n, o->kind, o->param, o->slot, o->name, v);
+    }
+    return ST_OK;
+}
+
+static Status reorder(Sched *s, Graph **out, Diag *d) {
+    choose_late(s);
+    TRY(choose_order(s, d));
+    Graph *n = graph_new_like(s->g);
+    ValueId *map = ARENA_ARRAY(s->a, ValueId, s->g->values.len);
+    for (int64_t v = 0; v < s->g->values.len; v++) map[v] = NO_VALUE;
+    for (int64_t i = 0; i < s->order.len; i++) graph_copy_node(s->g, s->order.data[i], n, map);
+    for (int64_t i = 0; i < s->g->outputs.len; i++) {
+        const Output *o = &s->g->outputs.data[i];
+        graph_add_output(n, o->kind, o->param, o->slot, o->name, map[o->value]);
+    }
+    *out = n;
+    return ST_OK;
+}
+
 Status pass_schedule(const Graph *g, Graph **out, Diag *d) {
     Sched s = {.g = g, .a = arena_new()};
     CHECK(s.a != NULL, "out of memory");
     collect_values(&s);
     collect_uses(&s);
     collect_readers(&s);
-    choose_late(&s);
-    Status st = choose_order(&s, d);
-    if (st == ST_OK) {
-        Graph *n = graph_new_like(g);
-        ValueId *map = ARENA_ARRAY(s.a, ValueId, g->values.len);
-        for (int64_t v = 0; v < g->values.len; v++) map[v] = NO_VALUE;
-        for (int64_t i = 0; i < s.order.len; i++) graph_copy_node(g, s.order.data[i], n, map);
-        for (int64_t i = 0; i < g->outputs.len; i++) {
-            const Output *o = &g->outputs.data[i];
-            graph_add_output(n, o->kind, o->param, o->slot, o->name, map[o->value]);
-        }
-        *out = n;
+    bool copies = false;
+    for (int64_t i = 0; i < g->outputs.len; i++) copies |= is_overwritten(&s, &g->outputs.data[i]);
+    Status st = copies ? ST_OK : reorder(&s, out, d);
+    if (copies) {
+        Graph *with = NULL;
+        st = copy_outputs(&s, &with, d);
+        if (st == ST_OK) st = pass_schedule(with, out, d);
+        if (with) graph_free_vecs(with);
     }
     vec_free(&s.order);
     vec_free(&s.stack);
