@@ -200,7 +200,8 @@ static const AtenUserInput *reference_of(const Archive *ar) {
 
 Status archive_bind(const Archive *ar, int64_t batch, int64_t seq, Arena *a, int64_t *values, Diag *d) {
     Binder b = {.ar = ar, .a = a, .values = values, .d = d, .ref = reference_of(ar)};
-    if (batch < 0 || seq < 0) return diag_error(d, ST_INPUT, "batch %lld, sequence length %lld", (long long)batch, (long long)seq);
+    if (batch < 0 || seq < 0)
+        return diag_error(d, ST_INPUT, "batch %lld, sequence length %lld", (long long)batch, (long long)seq);
     for (int i = 0; i < ar->nsymbol; i++) values[i] = SYM_UNBOUND;
     TRY(parse_guards(&b));
     TRY(bind_dim(&b, b.ref ? b.ref->seq_dim : -1, seq, "sequence length", "--seq", &b.seq));
