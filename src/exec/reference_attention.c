@@ -84,7 +84,7 @@ static Status attn_row(Attn *a, bool *seen, Diag *d) {
 
 // p of a row that sees no key.
 static void attn_unseen(Attn *a) {
-    for (int64_t j = 0; j < a->Sk; j++) a->p[j] = a->masked_row == 2 ? 1.0 / (double)a->Sk : a->masked_row == 1 ? NAN : 0;
+    for (int64_t j = 0; j < a->Sk; j++) a->p[j] = a->masked_row >= 2 ? 1.0 / (double)a->Sk : a->masked_row == 1 ? NAN : 0;
 }
 
 static Status attn_forward(Attn *a, double *o, double *lse, Diag *d) {
@@ -127,6 +127,7 @@ static void attn_row_grad(Attn *a, bool seen, const double *o, double lse, const
         }
         ds = a->p[j] * (dp * a->keep[j] - delta) * a->slope[j] * a->scale;
         if (a->p[j] == 0) continue;  // 0 * inf is not a gradient
+        if (!seen && a->masked_row == 3) continue;  // its scores were replaced by a number
         for (int64_t e = 0; e < a->D; e++) {
             dq[row * a->D + e] += ds * a->k[(kv + j) * a->D + e];
             dk[(kv + j) * a->D + e] += ds * a->q[row * a->D + e];

@@ -101,11 +101,22 @@ static Status check_mask(const Graph *g, const Node *n, int first, Diag *d) {
     return ST_OK;
 }
 
+// What both the forward and the gradient node say in attributes.
+static Status check_attributes(const Node *n, Diag *d) {
+    if (!node_attr(n, ATTR_SCALE)) return infer_error(d, "needs a scale");
+    int64_t blind = node_int_or(n, ATTR_MASKED_ROW, 0);
+    if (blind < 0 || blind > 3) return infer_error(d, "masked_row is %lld, not 0 to 3", (long long)blind);
+    double dropout = node_float_or(n, ATTR_DROPOUT, 0), cap = node_float_or(n, ATTR_SOFTCAP, 0);
+    if (!(dropout >= 0 && dropout < 1)) return infer_error(d, "dropout is %g, not in [0, 1)", dropout);
+    if (!(cap >= 0)) return infer_error(d, "softcap is %g, not 0 (none) or positive", cap);
+    return ST_OK;
+}
+
 static Status infer_attention(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
     if (n->nin < ATTENTION_NIN) return infer_error(d, "takes q, k, v and vectors, not %d operands", n->nin);
     TRY(check_qkv(g, n, d));
     TRY(check_mask(g, n, ATTENTION_NIN, d));
-    if (!node_attr(n, ATTR_SCALE)) return infer_error(d, "needs a scale");
+    TRY(check_attributes(n, d));
     DType t = graph_value(g, n->in[0])->dtype;
     Shape o = output_shape(g, n);
     out[0] = (TypeOut){t, o};
@@ -119,7 +130,7 @@ static Status infer_attention_grad(const Graph *g, const Node *n, int *nout, Typ
         return infer_error(d, "takes q, k, v, o, lse, do and vectors, not %d operands", n->nin);
     TRY(check_qkv(g, n, d));
     TRY(check_mask(g, n, ATTENTION_GRAD_NIN, d));
-    if (!node_attr(n, ATTR_SCALE)) return infer_error(d, "needs a scale");
+    TRY(check_attributes(n, d));
     DType t = graph_value(g, n->in[0])->dtype;
     Shape o = output_shape(g, n), lse = shape_of(3, o.dim);
     static const char *const name[] = {"o", "lse", "do"};

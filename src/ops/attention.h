@@ -12,6 +12,6 @@ void cost_attention_grad(const Node *n, const Operand *in, const Operand *out, C
 // Part of the query-key pairs of one rank (its rows of `q`, all of Sk) that the mask leaves visible, estimated from samples.
 double attention_visible_fraction(const Node *n, const Operand *q, const Operand *k);
 
-enum { SDPA_NSAMPLE = 3, ATTENTION_NSAMPLE = 9, ATTENTION_GRAD_NSAMPLE = 5 };
+enum { SDPA_NSAMPLE = 3, ATTENTION_NSAMPLE = 10, ATTENTION_GRAD_NSAMPLE = 5 };
 extern const Sample sdpa_samples[SDPA_NSAMPLE], attention_samples[ATTENTION_NSAMPLE],
     attention_grad_samples[ATTENTION_GRAD_NSAMPLE];
