@@ -120,12 +120,35 @@ static ValueId simplify_extremum(Canon *c, OpKind op, const ValueId *in, const S
     return first ? canon_broadcast(c, in[0], *s) : second ? canon_broadcast(c, in[1], *s) : NO_VALUE;
 }
 
+static bool is_zero_pad(const Canon *c, ValueId x, int64_t *dim, int64_t *lo, int64_t *hi) {
+    const Node *n = canon_def(c, x);
+    if (n->op != OP_PAD || node_float_or(n, ATTR_VALUE, 0) != 0) return false;
+    *dim = node_int(n, ATTR_DIM), *lo = node_int(n, ATTR_LO), *hi = node_int(n, ATTR_HI);
+    return true;
+}
+
+// The gradient of a split: pad(a, 0, n) + pad(b, n, 0) = concat(a, b); where they only touch, pads remain around it.
+static ValueId merge_pads(Canon *c, ValueId x, ValueId y) {
+    int64_t dim, dim2, lo[2], hi[2];
+    if (!is_zero_pad(c, x, &dim, &lo[0], &hi[0]) || !is_zero_pad(c, y, &dim2, &lo[1], &hi[1]) || dim != dim2) return NO_VALUE;
+    const Shape *sx = canon_shape(c, x), *sy = canon_shape(c, y);
+    if (!shape_equal(sx, sy)) return NO_VALUE;
+    int64_t total = sx->dim[dim];
+    int first = lo[0] < lo[1] ? 0 : 1, last = 1 - first;
+    if (total - hi[first] != lo[last]) return NO_VALUE;
+    ValueId part[2] = {canon_def(c, first == 0 ? x : y)->in[0], canon_def(c, first == 0 ? y : x)->in[0]};
+    Attr a[] = {attr_i(ATTR_DIM, dim), attr_i(ATTR_LO, lo[first]), attr_i(ATTR_HI, hi[last]), attr_f(ATTR_VALUE, 0)};
+    ValueId both = canon_emit(c, OP_CONCAT, 2, part, 1, a);
+    return both == NO_VALUE || (lo[first] == 0 && hi[last] == 0) ? both : canon_emit(c, OP_PAD, 1, &both, 4, a);
+}
+
 static ValueId simplify_arith(Canon *c, OpKind op, const ValueId *in, const Shape *s) {
     DType t = canon_dtype(c, in[0]);
     bool integer = !dtype_is_float(t);
     double v;
     if (op == OP_SUB && integer && in[0] == in[1]) return canon_full(c, *s, t, 0);
     if (op == OP_MAX || op == OP_MIN) return simplify_extremum(c, op, in, s);
+    if (op == OP_ADD && !canon_number(c, in[1], &v)) return merge_pads(c, in[0], in[1]);
     if (!canon_number(c, in[1], &v)) return NO_VALUE;
     bool neutral = false;
     switch (op) {

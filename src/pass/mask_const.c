@@ -153,6 +153,46 @@ static int read_toeplitz(MaskInterp *in, const Table *t) {
     return result;
 }
 
+// i // c or i % c for some c: a folded block number or phase.
+static int read_staircase(MaskInterp *in, const double *f, int64_t n, int index) {
+    int64_t c = 0;
+    bool block = true, phase = true;
+    while (c < n && f[c] == f[0]) c++;
+    int64_t period = 1;
+    while (period < n && f[period] != f[0]) period++;
+    for (int64_t i = 0; i < n; i++) {
+        block = block && f[i] == (double)(i / c);
+        phase = phase && f[i] == (double)(i % period);
+    }
+    if (block) return mask_int_op(in->m, OP_FLOORDIV, index, mask_const(in->m, DT_I64, (double)c));
+    return phase ? mask_int_op(in->m, OP_MOD, index, mask_const(in->m, DT_I64, (double)period)) : -1;
+}
+
+// A vector over q or k alone that is a few constant or linear pieces is index arithmetic too: k < 10.
+static int read_vector(MaskInterp *in, const Table *t) {
+    MaskProg *m = in->m;
+    int along = t->stride[1] ? 1 : 2, result = -1;
+    int64_t n = t->n[along];
+    double *f = malloc(sizeof *f * (size_t)n);
+    Piece piece[MAX_PIECES];
+    for (int64_t i = 0; i < n; i++) f[i] = along == 1 ? read_at(t, 0, i, 0) : read_at(t, 0, 0, i);
+    int count = t->stride[0] ? 0 : segment(t, f, n, piece), index = mask_index(m, along == 1 ? PROG_INDEX_Q : PROG_INDEX_K);
+    int stair = t->stride[0] || t->dtype != DT_I64 || n < 2 ? -1 : read_staircase(in, f, n, index);
+    if (stair >= 0) count = 0;
+    result = stair;
+    for (int i = count - 1; i >= 0; i--) {
+        int x = mask_const(m, t->dtype, piece[i].at - piece[i].slope * (double)piece[i].begin);
+        if (piece[i].slope != 0) {
+            int ramp = mask_op(m, OP_CAST, t->dtype, index, -1, -1);
+            x = mask_op(m, OP_ADD, t->dtype, mask_op(m, OP_MUL, t->dtype, ramp, mask_const(m, t->dtype, piece[i].slope), -1), x, -1);
+        }
+        int here = mask_int_op(m, OP_LE, index, mask_const(m, DT_I64, (double)piece[i].end));
+        result = result < 0 ? x : mask_op(m, OP_WHERE, t->dtype, here, x, result);
+    }
+    free(f);
+    return result;
+}
+
 // Row (h, q): the interval of keys that hold `x`; false if they are not contiguous or a third value occurs.
 static bool row_interval(const Table *t, int64_t h, int64_t q, double x, double y, double *lo, double *hi) {
     int64_t first = -1, last = -1, count = 0;
@@ -201,7 +241,8 @@ int mask_interp_constant(MaskInterp *in, ValueId v, const int *idx) {
     Table t;
     if (!table_of(in, v, idx, &t)) return -1;
     if (!t.stride[1] && !t.stride[2] && !t.stride[0]) return mask_const(in->m, t.dtype, read_at(&t, 0, 0, 0));
-    if (!t.stride[1] || !t.stride[2]) return -1;  // along one position only: a vector, as any other
+    if (!t.stride[1] && !t.stride[2]) return -1;
+    if (!t.stride[1] || !t.stride[2]) return read_vector(in, &t);  // -1: a vector, as any other
     int x = read_toeplitz(in, &t);
     if (x < 0) x = read_intervals(in, &t);
     if (x < 0 && !in->why[0]) snprintf(in->why, sizeof in->why, "constant \"%s\" is no function of q - k and no interval of keys per row", t.c->name);

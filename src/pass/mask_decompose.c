@@ -129,9 +129,9 @@ static bool score_sum(MaskInterp *in, int x, double limit, ScoreForm *f) {
     bool minus = is_op(m, x, OP_SUB), first = has_score(m, i.a);
     if (first && has_score(m, i.b)) return says_no(f, "scores are added to scores", in);
     int score = first ? i.a : i.b, added = first ? i.b : i.a;
-    if (!minus && zeroed_and_masked(in, score, added, limit, f)) return true;
     ScoreForm o;
     if (minus && first) added = mask_op(m, OP_NEG, m->real, added, -1, -1);
+    if (added >= 0 && !(minus && !first) && zeroed_and_masked(in, score, added, limit, f)) return true;
     if (added < 0 || !decompose_score(in, score, limit, f) || !decompose_added(in, added, limit, &o)) return false;
     if (minus && !first && !scale_form(in, -1, f)) return false;
     f->bias = add_bias(m, f->bias, o.bias);
