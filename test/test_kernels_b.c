@@ -449,13 +449,13 @@ static int64_t roll(Dice *d, int64_t n) { return (int64_t)(random_at(d->key, d->
 // A random instruction of the given type if some operands for it exist.
 static bool random_instr(Dice *d, const Instr *prog, int n, Instr *out) {
     static const OpKind ints[] = {OP_NEG, OP_ABS, OP_SIGN,     OP_ADD, OP_SUB,  OP_MUL,
-                                  OP_MAX, OP_MIN, OP_FLOORDIV, OP_MOD, OP_CAST, OP_WHERE};
+                                  OP_MAX, OP_MIN, OP_FLOORDIV, OP_MOD, OP_CAST, OP_WHERE, OP_POW};
     static const OpKind reals[] = {OP_NEG, OP_ABS, OP_FLOOR, OP_EXP, OP_TANH, OP_SIN, OP_SQRT, OP_LOG,
                                    OP_ADD, OP_SUB, OP_MUL,   OP_DIV, OP_MAX,  OP_MIN, OP_CAST, OP_WHERE};
     static const OpKind bools[] = {OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_AND, OP_OR, OP_XOR, OP_NOT, OP_CAST};
     static const DType types[] = {DT_I64, DT_F64, DT_BOOL};
     DType t = types[roll(d, 3)];
-    OpKind op = t == DT_I64 ? ints[roll(d, 12)] : t == DT_F64 ? reals[roll(d, 16)] : bools[roll(d, 11)];
+    OpKind op = t == DT_I64 ? ints[roll(d, 13)] : t == DT_F64 ? reals[roll(d, 16)] : bools[roll(d, 11)];
     int arity = program_op_arity(op);
     int32_t arg[3] = {-1, -1, -1};
     for (int i = 0; i < arity; i++) arg[i] = (int32_t)roll(d, n);
@@ -467,6 +467,7 @@ static bool random_instr(Dice *d, const Instr *prog, int n, Instr *out) {
         return false;
     // By a divisor that may be 0 nothing is defined.
     if ((op == OP_FLOORDIV || op == OP_MOD) && (prog[arg[1]].code != PROG_CONST || prog[arg[1]].imm == 0)) return false;
+    if (op == OP_POW && (prog[arg[1]].code != PROG_CONST || prog[arg[1]].imm < 0 || prog[arg[1]].imm > 4)) return false;
     *out = (Instr){.code = PROG_OP + (int)op, .dtype = t, .a = arg[0], .b = arg[1], .c = arg[2]};
     return true;
 }

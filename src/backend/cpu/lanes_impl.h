@@ -24,6 +24,15 @@
         return;                                                        \
     }
 
+// x to the power y, toward zero as the quotient of 1 and a power is for y < 0.
+static INT LANES(int_pow)(INT x, INT y) {
+    if (y < 0) return x == 1 ? 1 : x == -1 ? (y % 2 ? -1 : 1) : 0;
+    uint64_t r = 1, f = (uint64_t)x;  // wraps
+    for (; y > 0; y /= 2, f *= f)
+        if (y % 2) r *= f;
+    return (INT)r;
+}
+
 static void LANES(int_op)(OpKind op, int64_t n, void *z, const void *a, const void *b) {
     switch (op) {
     case OP_NEG: LANE1(INT, INT, -x)
@@ -36,6 +45,7 @@ static void LANES(int_op)(OpKind op, int64_t n, void *z, const void *a, const vo
     case OP_MUL: LANE2(INT, INT, x *y)
     case OP_MAX: LANE2(INT, INT, x > y ? x : y)
     case OP_MIN: LANE2(INT, INT, x < y ? x : y)
+    case OP_POW: LANE2(INT, INT, LANES(int_pow)(x, y))
     // By zero: the graph has no such thing; 0 instead of a trap.
     case OP_FLOORDIV: LANE2(INT, INT, y == 0 ? 0 : x / y - (x % y != 0 && (x < 0) != (y < 0)))
     case OP_MOD: LANE2(INT, INT, y == 0 ? 0 : (x % y != 0 && (x < 0) != (y < 0)) ? x % y + y : x % y)
@@ -123,6 +133,19 @@ static void LANES(cast)(DType to, DType from, int64_t n, void *z, const void *a)
     LANE1(REAL, REAL, x)
 }
 
+static void LANES(bool_op)(OpKind op, int64_t n, void *z, const void *a, const void *b) {
+    switch (op) {
+    case OP_NOT: LANE1(uint8_t, uint8_t, !x)
+    case OP_STOP_GRAD: LANE1(uint8_t, uint8_t, x)
+    case OP_AND:
+    case OP_MIN: LANE2(uint8_t, uint8_t, x &y)
+    case OP_OR:
+    case OP_MAX: LANE2(uint8_t, uint8_t, x | y)
+    case OP_XOR: LANE2(uint8_t, uint8_t, x ^ y)
+    default: CHECK(false, "bool op %s in a mask program", op_name(op));
+    }
+}
+
 static void LANES(op)(const Instr *in, DType from, int64_t n, void *z, const void *a, const void *b, const void *c) {
     OpKind op = (OpKind)(in->code - PROG_OP);
     switch (op) {
@@ -133,12 +156,8 @@ static void LANES(op)(const Instr *in, DType from, int64_t n, void *z, const voi
         return;
     case OP_WHERE: LANES(where)(in->dtype, n, z, a, b, c); return;
     case OP_CAST: LANES(cast)(in->dtype, from, n, z, a); return;
-    case OP_NOT: LANE1(uint8_t, uint8_t, !x)
-    case OP_AND: LANE2(uint8_t, uint8_t, x &y)
-    case OP_OR: LANE2(uint8_t, uint8_t, x | y)
-    case OP_XOR: LANE2(uint8_t, uint8_t, x ^ y)
     default:
-        if (in->dtype == DT_BOOL) LANES(cast)(DT_BOOL, DT_BOOL, n, z, a);  // STOP_GRAD of a bool
+        if (in->dtype == DT_BOOL) LANES(bool_op)(op, n, z, a, b);
         else if (in->dtype == DT_I64) LANES(int_op)(op, n, z, a, b);
         else LANES(real_op)(op, n, z, a, b);
     }
