@@ -5,6 +5,42 @@
 // have to be reduced in full later).
 #include "pass/shard/shard.h"
 
+// ---- placements seen by shape ------------------------------------------------------------------------------------------------
+// A cotangent is best placed as the value it belongs to, and all hidden states alike; yet when a node is first looked at, neither its
+// operands nor its undecided consumers may suggest that. So every shard placement once chosen is offered to later values of the
+// same shape: without it, say, the three dots that give d(hidden) from head-sharded dq, dk, dv would all leave partial sums, and no
+// single change afterwards would be an improvement.
+
+enum { SEEN_SLOTS = 1024, SEEN_PLACES = 4 };
+typedef struct SeenTable {
+    struct {
+        Shape shape;
+        int n;
+        Placement place[SEEN_PLACES];
+    } slot[SEEN_SLOTS];
+} SeenTable;
+
+// The slot of a shape, or NULL when the table is full (then there are just fewer suggestions).
+static int seen_slot(const SeenTable *t, const Shape *shape) {
+    uint64_t h = hash_bytes((uint64_t)shape->ndim, shape->dim, sizeof(int64_t) * (size_t)shape->ndim);
+    for (int probe = 0; probe < 16; probe++) {
+        int i = (int)((h + (uint64_t)probe) % SEEN_SLOTS);
+        if (t->slot[i].n == 0 || shape_equal(&t->slot[i].shape, shape)) return i;
+    }
+    return -1;
+}
+
+static void seen_add(ShardState *s, ValueId v, const Placement *p) {
+    const Shape *shape = graph_shape(s->g, v);
+    if (p->kind != PLACE_SHARD || p->reduce || layouts_get(s->g->layouts, p->layout)->overlap) return;
+    int i = seen_slot(s->seen, shape);
+    if (i < 0 || s->seen->slot[i].n == SEEN_PLACES) return;
+    for (int k = 0; k < s->seen->slot[i].n; k++)
+        if (placement_equal(&s->seen->slot[i].place[k], p)) return;
+    s->seen->slot[i].shape = *shape;
+    s->seen->slot[i].place[s->seen->slot[i].n++] = *p;
+}
+
 static void row_copy(ShardState *s, NodeId id, const Row *row) {
     const Node *n = graph_node(s->g, id);
     Row *to = &s->row[id];
@@ -15,7 +51,10 @@ static void row_copy(ShardState *s, NodeId id, const Row *row) {
     memcpy(to->in, row->in, sizeof(Placement) * (size_t)n->nin);
     memcpy(to->out, row->out, sizeof(Placement) * (size_t)n->nout);
     to->strategy = row->strategy;
-    for (int j = 0; j < n->nout; j++) s->place[n->out[j]] = to->out[j];
+    for (int j = 0; j < n->nout; j++) {
+        s->place[n->out[j]] = to->out[j];
+        seen_add(s, n->out[j], &to->out[j]);
+    }
 }
 
 static bool row_equal(const Node *n, const Row *a, const Row *b) {
@@ -91,6 +130,9 @@ int shard_candidates(ShardState *s, NodeId id) {
     }
     for (int j = 0; j < n->nout; j++) {
         ValueId v = n->out[j];
+        int at = seen_slot(s->seen, graph_shape(s->g, v));
+        for (int k = 0; at >= 0 && k < s->seen->slot[at].n && count < MAX_CANDIDATES; k++)
+            count = add_from_slot(s, id, ~j, &s->seen->slot[at].place[k], count);
         for (int32_t u = s->first_use[v]; u < s->first_use[v + 1] && count < MAX_CANDIDATES; u++)
             if (s->use[u].node != NO_NODE && s->row[s->use[u].node].in)
                 count = add_from_slot(s, id, ~j, &s->row[s->use[u].node].in[s->use[u].slot], count);
@@ -188,6 +230,7 @@ static bool touches_move(const ShardState *s, NodeId id) {
 
 Status shard_choose(ShardState *s) {
     int64_t nnode = s->g->nodes.len;
+    s->seen = ARENA_NEW(s->c->scratch, SeenTable);
     for (int64_t i = 0; i < nnode; i++) {
         improve_node(s, (NodeId)i, true);
         if (s->d->status != ST_OK) return s->d->status;

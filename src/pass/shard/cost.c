@@ -87,6 +87,7 @@ double shard_move_seconds(const ShardState *s, ValueId id, const Placement *from
     const Value *v = graph_value(s->g, id);
     const DeviceModel *m = s->c->device;
     if (shard_is_source(s->g, id)) return 0;
+    if (to->kind == PLACE_PARTIAL) return 1e18;  // nothing is taken apart into terms
     Operand o = shard_operand(s, id, to, 0);
     double copy = m->kernel_latency_s + 2 * operand_nbytes(&o) / m->mem_bandwidth;
     if (from->kind == PLACE_REPLICATE) return copy;  // a local slice

@@ -37,6 +37,17 @@ static const char *operand_word(OpKind op, int slot) {
     return op == OP_ATTENTION || op == OP_ATTENTION_GRAD ? "per-token vector" : NULL;
 }
 
+// The value is a result of attention, as it is or rearranged.
+static bool comes_from_attention(const Graph *g, ValueId v) {
+    for (int depth = 0; depth < 8; depth++) {
+        const Node *n = graph_def(g, v);
+        if (n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD) return true;
+        if (n->op != OP_RESHAPE && n->op != OP_PERMUTE && n->op != OP_CAST) return false;
+        v = n->in[0];
+    }
+    return false;
+}
+
 // Why a collective is there, in a line that a person can check.
 static const char *move_reason(const Insert *x, ValueId v, NodeId user, int slot, const Placement *want) {
     const ShardState *s = x->s;
@@ -46,7 +57,7 @@ static const char *move_reason(const Insert *x, ValueId v, NodeId user, int slot
     const char *word = operand_word(n->op, slot);
     if (word) return arena_printf(a, "%s of attention (%s)", word, s->strategy[user] ? s->strategy[user] : "local");
     if (n->op == OP_ADAMW) return arena_printf(a, "gradient of %s, summed over ranks", s->g->params.data[node_int(graph_def(s->g, n->in[0]), ATTR_INDEX)].name);
-    if (graph_def(s->g, v)->op == OP_ATTENTION || graph_def(s->g, v)->op == OP_ATTENTION_GRAD)
+    if (comes_from_attention(s->g, v))
         return arena_printf(a, "result of attention back to %s for %s", shard_place_text(s->g, want, s->c->scratch), op_name(n->op));
     return arena_printf(a, "%s wants it %s", op_name(n->op), shard_place_text(s->g, want, s->c->scratch));
 }

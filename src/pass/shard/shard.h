@@ -18,6 +18,7 @@ typedef struct ShardState {
     const int32_t *first_use;  // [values + 1] into use
     const Use *use;
     const char **strategy;  // [nodes] attention nodes: the settled strategy; NULL elsewhere
+    struct SeenTable *seen; // shard placements by shape, see choose.c
     Row *buf;               // candidate rows, reused for every node
     int64_t buf_slots;      // placements available per candidate
 } ShardState;
