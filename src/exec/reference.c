@@ -33,7 +33,7 @@ void ref_split(const Shape *s, int dim, int64_t *outer, int64_t *n, int64_t *inn
     for (int i = dim + 1; i < s->ndim; i++) *inner *= s->dim[i];
 }
 
-// ---- sources -----------------------------------------------------------------------------------------------------------
+// ---- sources ------------------------------------------------------------------------------------------------------------
 
 static Status ref_full(const RefNode *r, Diag *d) {
     (void)d;
@@ -84,7 +84,7 @@ static Status ref_unbound(const RefNode *r, Diag *d) {
     return diag_error(d, ST_UNSUPPORTED, "%s has no value outside a whole run", op_name(r->n->op));
 }
 
-// ---- one node ------------------------------------------------------------------------------------------------------------
+// ---- one node -----------------------------------------------------------------------------------------------------------
 
 static RefFn ref_fn(OpKind op) {
     switch (op) {
@@ -113,7 +113,7 @@ Status reference_node(const Graph *g, const Node *n, const double *const *in, do
     return n->source ? diag_where(d, "%s at %s", op_name(n->op), n->source) : diag_where(d, "%s", op_name(n->op));
 }
 
-// ---- a whole graph -------------------------------------------------------------------------------------------------------
+// ---- a whole graph ------------------------------------------------------------------------------------------------------
 
 typedef struct Run {
     const Graph *g;
@@ -131,7 +131,8 @@ static Status run_source(const Run *run, const Node *n, double *out, bool *done,
     if (!*done) return ST_OK;
     int64_t index = node_int(n, ATTR_INDEX), kind = node_int_or(n, ATTR_KIND, 0);
     if (n->op == OP_INPUT) {
-        bool hyper = r->hyper && !strcmp(g->inputs.data[index].name, "adamw.hyper");  // the one input that is not data (pass/update.c)
+        // The one input that is not data; pass/update.c makes it.
+        bool hyper = r->hyper && !strcmp(g->inputs.data[index].name, "adamw.hyper");
         src = hyper ? r->hyper : r->inputs ? r->inputs[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for input %s", g->inputs.data[index].name);
     } else if (kind == 0) {

@@ -64,7 +64,7 @@ static Status ref_expert_matmul_grad(const RefNode *r, Diag *d) {
     return ST_OK;
 }
 
-// ---- convolution: out[b, c2, l] = sum over (c, t) of w[c2, c, t] * x[b, group(c2)*cg + c, l*stride + t*dilation - lo] ------------
+// ---- convolution: out[b, c2, l] = sum over (c, t) of w[c2, c, t] * x[b, group(c2)*cg + c, l*stride + t*dilation - lo] ----
 
 typedef struct Conv {
     int64_t B, C, L, C2, L2, cg, kernel, stride, dilation, groups, lo;
@@ -72,7 +72,8 @@ typedef struct Conv {
 typedef void (*ConvTerm)(const RefNode *r, int64_t x, int64_t w, int64_t out);
 
 static Conv conv_of(const RefNode *r, const Shape *x, const Shape *w, const Shape *out) {
-    Conv c = {.B = x->dim[0], .C = x->dim[1], .L = x->dim[2], .C2 = out->dim[1], .L2 = out->dim[2], .cg = w->dim[1], .kernel = w->dim[2]};
+    Conv c = {.B = x->dim[0], .C = x->dim[1], .L = x->dim[2], .C2 = out->dim[1], .L2 = out->dim[2]};
+    c.cg = w->dim[1], c.kernel = w->dim[2];
     c.stride = node_int_or(r->n, ATTR_STRIDE, 1);
     c.dilation = node_int_or(r->n, ATTR_DILATION, 1);
     c.groups = node_int_or(r->n, ATTR_GROUPS, 1);

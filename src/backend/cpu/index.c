@@ -3,7 +3,7 @@
 #include <string.h>
 #include "backend/cpu/kernels.h"
 
-// ---- checking ----------------------------------------------------------------------------------------------------------------------
+// ---- checking -----------------------------------------------------------------------------------------------------------
 
 // The error for the index at local position `at` of operand `o`, with its global coordinates.
 static Status index_error(const KernelArgs *k, const Operand *o, int64_t at, int64_t n, Diag *d) {
@@ -31,7 +31,7 @@ static Status check_indices(const KernelArgs *k, const Operand *o, int64_t n, Di
     return ST_OK;
 }
 
-// ---- rows of a table -----------------------------------------------------------------------------------------------------------------
+// ---- rows of a table ----------------------------------------------------------------------------------------------------
 
 typedef struct Rows {
     const int64_t *index;
@@ -137,7 +137,7 @@ Status cpu_index_put(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- one element per index -------------------------------------------------------------------------------------------------------------
+// ---- one element per index ----------------------------------------------------------------------------------------------
 
 typedef struct Pick {
     const Operand *x, *index, *out;
@@ -165,7 +165,7 @@ Status cpu_pick(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- gather and scatter_add: lines along the indexed dim ---------------------------------------------------------------------------------
+// ---- gather and scatter_add: lines along the indexed dim ----------------------------------------------------------------
 
 // A line is one combination of the index operand's other coordinates. `large` is gathered from or scattered to, `small` has the
 // index's place (scatter: the source, whose shape may be larger than the index's).
@@ -222,7 +222,8 @@ Status cpu_scatter_add(const KernelArgs *k, Diag *d) {
     Lines l = {.index = &k->in[1], .small = &k->in[2], .large = &k->out[0], .dim = (int)node_int(k->node, ATTR_DIM)};
     TRY(check_indices(k, l.index, l.large->dim[l.dim], d));
     DType t = k->out[0].dtype;
-    if (!dtype_is_float(t) && t != DT_I64) return diag_error(d, ST_UNSUPPORTED, "the CPU has no scatter_add of %s", dtype_name(t));
+    if (!dtype_is_float(t) && t != DT_I64)
+        return diag_error(d, ST_UNSUPPORTED, "the CPU has no scatter_add of %s", dtype_name(t));
     TRY(cpu_copy(k, d));
     lines_run(k, &l, t == DT_F32 ? scatter_f32 : t == DT_F64 ? scatter_f64 : scatter_i64);
     return ST_OK;

@@ -40,10 +40,10 @@ KERNEL_A(histogram)
 KERNEL_A(adamw)
 #undef KERNEL_A
 
-// ---- what the kernels share ----------------------------------------------------------------------------------------------------
+// ---- what the kernels share ---------------------------------------------------------------------------------------------
 
-// In front of a loop whose iterations are independent, even where a result takes over an operand's memory (then both are at the same
-// place). Clang's form of this pragma complains of loops that it cannot vectorise, such as calls of the C library.
+// In front of a loop whose iterations are independent, even where a result takes over an operand's memory (then both are at the
+// same place). Clang's form of this pragma complains of loops that it cannot vectorise, such as calls of the C library.
 #if defined(__clang__)
 #define KERNEL_LOOP
 #else

@@ -5,7 +5,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/vm.h"
 
-// ---- rows: [outer, len] rows of row_nbytes each, at different pitches ------------------------------------------------------------
+// ---- rows: [outer, len] rows of row_nbytes each, at different pitches ---------------------------------------------------
 
 typedef struct RowCopy {
     char *dst;
@@ -28,7 +28,7 @@ static void copy_rows(Pool *p, RowCopy *c, int64_t outer) {
     if (c->len > 0 && c->row_nbytes > 0) kernel_run(p, row_copy_part, c, outer * c->len, c->row_nbytes / 4);
 }
 
-// ---- one axis ----------------------------------------------------------------------------------------------------------------------
+// ---- one axis -----------------------------------------------------------------------------------------------------------
 
 // Copies every element of `out` at position g of the axis from position g + shift of `in`, where that lies in [0, extent).
 static void copy_axis(const KernelArgs *k, const Operand *out, const Operand *in, int dim, int64_t shift, int64_t extent) {
@@ -158,7 +158,7 @@ Status cpu_reshard(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- broadcast and permute ---------------------------------------------------------------------------------------------------------
+// ---- broadcast and permute ----------------------------------------------------------------------------------------------
 
 typedef struct ViewCopy {
     VmView view;

@@ -10,7 +10,9 @@ typedef struct OneOp {  // a pointwise node as a program: its operands, then the
 
 static void one_op(const Node *n, const Operand *in, const Operand *out, OneOp *o) {
     for (int i = 0; i < n->nin; i++) o->instr[i] = (Instr){.code = PROG_INPUT, .dtype = in[i].dtype, .a = i, .b = -1, .c = -1};
-    o->instr[n->nin] = (Instr){.code = PROG_OP + n->op, .dtype = out[0].dtype, .a = 0, .b = n->nin > 1 ? 1 : -1, .c = n->nin > 2 ? 2 : -1};
+    o->instr[n->nin] = (Instr){.code = PROG_OP + n->op, .dtype = out[0].dtype, .a = 0, .b = -1, .c = -1};
+    if (n->nin > 1) o->instr[n->nin].b = 1;
+    if (n->nin > 2) o->instr[n->nin].c = 2;
     o->out = n->nin;
     o->program = (Program){.ninstr = n->nin + 1, .instr = o->instr, .nout = 1, .out = &o->out};
 }

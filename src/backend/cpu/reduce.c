@@ -1,6 +1,6 @@
 // Sums and maxima over any set of dims. Float sums accumulate in float64, in an order that depends on the shape only.
 //
-// Dims of size 1 are dropped and neighbours of one kind merged, so that kept and reduced dims alternate. What is innermost decides:
+// Dims of size 1 are dropped and neighbours of one kind merged, so that kept and reduced dims alternate. The innermost decides:
 //   reduced: a result is the sum of rows           [kept...][reduced... x row]      in chunks of CHUNK elements
 //   kept:    COLUMNS results are summed together   [kept... x columns][reduced...]
 // A step is one chunk of a row, or one row of columns. Where results are few, the steps are cut into pieces that run in

@@ -1,5 +1,5 @@
-// Loops of reduce.c for element type T, accumulator ACC (at most 8 bytes) and result type OUT. RNAME names the functions, TAKE(acc, x) takes
-// x in, START is the neutral element. All are undefined again at the end.
+// Loops of reduce.c for element type T, accumulator ACC (at most 8 bytes) and result type OUT. RNAME names the functions,
+// TAKE(acc, x) takes x in, START is the neutral element. All are undefined again at the end.
 
 // LANES partial results, combined in a fixed order: exact enough for float sums, and vector code.
 static ACC RNAME(row)(const T *x, int64_t n) {

@@ -1,5 +1,5 @@
-// logsumexp and cumsum: along one dim, which is never divided among ranks. [outer, n, inner]; a unit of parallel work is one outer
-// index and COLUMNS of the inner ones.
+// logsumexp and cumsum: along one dim, which is never divided among ranks. [outer, n, inner]; a unit of parallel work is one
+// outer index and COLUMNS of the inner ones.
 #include <math.h>
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/vmath.h"

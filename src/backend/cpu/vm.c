@@ -11,7 +11,7 @@ enum { BLOCK = 512 };  // elements; a dozen float registers fit the first-level 
 enum { SLOT_PAD = 64 };  // bytes between registers, so that they do not all start in one cache set
 enum { CLASSES = 3 };  // registers of 1, 4 and 8 bytes per element
 
-// ---- views -------------------------------------------------------------------------------------------------------------------
+// ---- views --------------------------------------------------------------------------------------------------------------
 
 VmView vm_view(const Operand *x, int ndim, const int64_t *dim) {
     VmView v = {.elem = dtype_nbytes(x->dtype), .data = x->data};
@@ -22,7 +22,8 @@ VmView vm_view(const Operand *x, int ndim, const int64_t *dim) {
         int64_t s = at < 0 || (x->dim[at] == 1 && dim[i] != 1) ? 0 : stride;
         if (at >= 0) stride *= x->dim[at];
         if (dim[i] == 1) continue;
-        bool merges = n > 0 && (s == 0 ? rev_stride[n - 1] == 0 : rev_stride[n - 1] != 0 && s == rev_stride[n - 1] * rev_size[n - 1]);
+        bool repeats = n > 0 && s == 0 && rev_stride[n - 1] == 0;
+        bool merges = repeats || (n > 0 && s != 0 && rev_stride[n - 1] != 0 && s == rev_stride[n - 1] * rev_size[n - 1]);
         if (merges) rev_size[n - 1] *= dim[i];
         else rev_size[n] = dim[i], rev_stride[n] = s, n++;
     }
@@ -72,7 +73,7 @@ void vm_view_read(const VmView *v, int64_t begin, int64_t n, void *dst) {
     }
 }
 
-// ---- registers -----------------------------------------------------------------------------------------------------------------
+// ---- registers ----------------------------------------------------------------------------------------------------------
 
 static int slot_class(DType t) { return dtype_nbytes(t) == 1 ? 0 : dtype_nbytes(t) == 4 ? 1 : 2; }
 static const int class_nbytes[CLASSES] = {1, 4, 8};
@@ -128,7 +129,7 @@ static int64_t class_offset(const VmAlloc *a, int class) {  // within a worker's
     return round_up(off, 64);
 }
 
-// ---- code ------------------------------------------------------------------------------------------------------------------------
+// ---- code ---------------------------------------------------------------------------------------------------------------
 
 typedef struct VmRef {  // where a block of a value is: base + i0*step, or the worker's registers + offset
     char *base;
@@ -232,7 +233,7 @@ static Status make_code(VmRun *r, const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- execution -------------------------------------------------------------------------------------------------------------------
+// ---- execution ----------------------------------------------------------------------------------------------------------
 
 static void *at(const VmRef *ref, char *registers, int64_t i0) {
     return ref->base ? ref->base + i0 * ref->step : registers + ref->offset;
@@ -251,8 +252,10 @@ static void fill_splats(VmRun *r, char *registers) {
         float f = (float)s->imm;
         int64_t n = dtype_is_float(s->dtype) ? 0 : (int64_t)s->imm;
         uint8_t b = s->imm != 0;
-        const void *bits = s->dtype == DT_F32 ? (void *)&f : s->dtype == DT_F64 ? (void *)&s->imm : s->dtype == DT_I64 ? (void *)&n : &b;
-        fill(dst, bits, BLOCK, dtype_nbytes(s->dtype));
+        if (s->dtype == DT_F32) fill(dst, &f, BLOCK, 4);
+        else if (s->dtype == DT_F64) fill(dst, &s->imm, BLOCK, 8);
+        else if (s->dtype == DT_I64) fill(dst, &n, BLOCK, 8);
+        else fill(dst, &b, BLOCK, 1);
     }
 }
 

@@ -1,6 +1,6 @@
 // Elementary functions that compilers turn into vector code: straight-line, no calls, no table. The float32 ones are accurate to
-// about 2 ulp (measured in test/test_kernels_a.c) and follow the C library at infinities, NaN, zeros and subnormals. float64, which
-// only tests use, is the C library. Coefficients are least-maximum fits made for these intervals.
+// about 2 ulp (measured in test/test_kernels_a.c) and follow the C library at infinities, NaN, zeros and subnormals. float64,
+// which only tests use, is the C library. Coefficients are least-maximum fits made for these intervals.
 #pragma once
 #include <float.h>
 #include <math.h>
