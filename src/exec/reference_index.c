@@ -41,12 +41,11 @@ static Status ref_embedding_grad(const RefNode *r, Diag *d) {
 }
 
 static Status ref_pick(const RefNode *r, Diag *d) {
-    (void)d;
     const Shape *sx = ref_in_shape(r, 0);
-    int64_t n = shape_numel(ref_in_shape(r, 1)), v = sx->dim[sx->ndim - 1];
+    int64_t n = shape_numel(ref_in_shape(r, 1)), v = sx->dim[sx->ndim - 1], t;
     for (int64_t i = 0; i < n; i++) {
-        double t = r->in[1][i];
-        r->out[0][i] = t >= 0 && t < (double)v ? r->in[0][i * v + (int64_t)t] : 0;
+        TRY(checked(r, r->in[1], i, v, &t, d));
+        r->out[0][i] = r->in[0][i * v + t];
     }
     return ST_OK;
 }

@@ -150,7 +150,7 @@ typedef struct Pick {
         int64_t v = p->x->dim[p->x->ndim - 1];                                              \
         for (int64_t i = begin; i < end; i++) {                                             \
             int64_t t = ((const int64_t *)p->index->data)[i];                               \
-            ((T *)p->out->data)[i] = t >= 0 && t < v ? ((const T *)p->x->data)[i * v + t] : 0; \
+            ((T *)p->out->data)[i] = ((const T *)p->x->data)[i * v + t];                    \
         }                                                                                   \
     }
 PICK(pick_1, uint8_t)
@@ -158,7 +158,7 @@ PICK(pick_4, float)
 PICK(pick_8, uint64_t)
 
 Status cpu_pick(const KernelArgs *k, Diag *d) {
-    (void)d;
+    TRY(check_indices(k, &k->in[1], k->in[0].dim[k->in[0].ndim - 1], d));
     Pick p = {.x = &k->in[0], .index = &k->in[1], .out = &k->out[0]};
     int elem = dtype_nbytes(k->out[0].dtype);
     kernel_run(k->pool, elem == 1 ? pick_1 : elem == 4 ? pick_4 : pick_8, &p, operand_elems(&k->out[0]), 8);
