@@ -1,5 +1,5 @@
-// Random graphs through schedule, plan and runtime against the reference executor: whatever is moved, aliased, taken over or updated
-// in place, every output and the updated state must come out as if each node had its own memory.
+// Random graphs through schedule, plan and runtime against the reference executor: whatever is moved, aliased, taken over or
+// updated in place, every output and the updated state must come out as if each node had its own memory.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -25,6 +25,16 @@ static Shape shape_at(int k) { return k == 0 ? SHAPE(N0, N1) : k == 1 ? SHAPE(N1
 static ValueId pick(const Pool3 *p, int k) { return p->of[k].data[draw(p->of[k].len)]; }
 static void give(Pool3 *p, int k, ValueId v) { vec_push(&p->of[k], v); }
 
+// A reshape even to the same shape.
+static ValueId view(Builder *b, ValueId x, Shape s) {
+    return build(b, OP_RESHAPE, 1, &x, 1, (Attr[]){attr_ints(ATTR_SHAPE, s.ndim, s.dim)});
+}
+
+static ValueId state(Builder *b, int kind) {
+    Attr attr[] = {attr_i(ATTR_INDEX, 0), attr_i(ATTR_KIND, kind), attr_i(ATTR_DTYPE, DT_F64)};
+    return build(b, OP_PARAM, 0, NULL, 3, attr);
+}
+
 static void add_random(Builder *b, Pool3 *p) {
     int k = (int)draw(3), other = (int)draw(3);
     ValueId x = pick(p, k), y = pick(p, k);
@@ -32,7 +42,7 @@ static void add_random(Builder *b, Pool3 *p) {
     case 0: give(p, k, build_binary(b, OP_ADD, x, y)); break;
     case 1: give(p, k, build_unary(b, OP_TANH, build_binary(b, OP_MUL, x, y))); break;
     case 2: give(p, k, build_unary(b, OP_NEG, x)); break;
-    case 3: give(p, other, build(b, OP_RESHAPE, 1, &x, 1, (Attr[]){attr_ints(ATTR_SHAPE, shape_at(other).ndim, shape_at(other).dim)})); break;
+    case 3: give(p, other, view(b, x, shape_at(other))); break;
     case 4: give(p, 1, build_transpose(b, pick(p, 0), 0, 1)); break;
     case 5: give(p, k, build_full(b, shape_at(k), DT_F64, 0.25 * (double)draw(5))); break;
     case 6: give(p, k, build_binary(b, OP_SUB, x, build_sum(b, y, 1, (int[]){0}))); break;  // broadcast over dim 0
@@ -42,13 +52,11 @@ static void add_random(Builder *b, Pool3 *p) {
 }
 
 static void add_update(Builder *b, Pool3 *p, ValueId w) {
-    ValueId state[2], out[3];
-    for (int i = 0; i < 2; i++)
-        state[i] = build(b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, 0), attr_i(ATTR_KIND, i + 1), attr_i(ATTR_DTYPE, DT_F64)});
+    ValueId m = state(b, 1), v = state(b, 2), out[3];
     ValueId hyper = build(b, OP_INPUT, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, 1)});
-    ValueId in[6] = {w, pick(p, 0), state[0], state[1], hyper, build_scalar(b, DT_F64, 1)};
-    build_multi(b, OP_ADAMW, 6, in, 4,
-                (Attr[]){attr_f(ATTR_BETA1, 0.9), attr_f(ATTR_BETA2, 0.99), attr_f(ATTR_EPS, 1e-8), attr_f(ATTR_DECAY, 0)}, 3, out);
+    ValueId in[6] = {w, pick(p, 0), m, v, hyper, build_scalar(b, DT_F64, 1)};
+    Attr attr[] = {attr_f(ATTR_BETA1, 0.9), attr_f(ATTR_BETA2, 0.99), attr_f(ATTR_EPS, 1e-8), attr_f(ATTR_DECAY, 0)};
+    build_multi(b, OP_ADAMW, 6, in, 4, attr, 3, out);
     for (int i = 0; i < 3; i++) graph_add_output(b->g, OUT_STATE, 0, i, "w", out[i]);
 }
 
@@ -61,12 +69,12 @@ static Graph *random_graph(Arena *a) {
     Builder b = {.g = g, .d = &d};
     Pool3 p = {0};
     ValueId x = build(&b, OP_INPUT, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, 0)});
-    ValueId w = build(&b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, 0), attr_i(ATTR_KIND, 0), attr_i(ATTR_DTYPE, DT_F64)});
+    ValueId w = state(&b, 0);
     give(&p, 0, x);
     give(&p, 0, w);
     give(&p, 1, build_transpose(&b, w, 0, 1));
     give(&p, 2, build_reshape(&b, w, SHAPE(NUMEL)));
-    int update = (int)draw(NODES);  // later nodes use values made from w, or w's old value itself: the schedule must put them first
+    int update = (int)draw(NODES);  // later nodes may use w's old value: the schedule must put them first
     for (int i = 0; i < NODES; i++) {
         if (i == update) add_update(&b, &p, w);
         add_random(&b, &p);

@@ -1,5 +1,5 @@
-// A small training step, sharded by hand, planned and run on 1 to 4 ranks: outputs and updated state against the reference executor,
-// bitwise equal on a rerun, the arena as planned, nothing allocated during a step, errors from any rank.
+// A small training step, sharded by hand, planned and run on 1 to 4 ranks: outputs and updated state against the reference
+// executor, bitwise equal on a rerun, the arena as planned, nothing allocated during a step, errors from any rank.
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -15,7 +15,8 @@
 // ---- counting allocations -----------------------------------------------------------------------------------------------
 static _Atomic int nalloc, counting;
 
-// This program's own malloc, for every library in the process too, on top of the C library's. Sanitizers bring their own instead.
+// This program's own malloc, for every library in the process too, on top of the C library's. Sanitizers bring their own
+// instead.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #define COUNTS_ALLOCATIONS 1
 void *__libc_malloc(size_t n);
@@ -42,9 +43,10 @@ void *aligned_alloc(size_t align, size_t n) {
 #define COUNTS_ALLOCATIONS 0
 #endif
 
-// ---- the program --------------------------------------------------------------------------------------------------------
-// x [7,4] rows sharded, tokens [7] index rows of e [5,4]; y = gelu((x + e[tokens]) w), loss = sum(y*y) with w [4,6]; the gradient of w by
-// hand, AdamW on w. Every kind of exchange occurs: rows -> columns (all-to-all), partial -> whole (all-reduce), rows -> whole.
+// ---- the program -------------------------------------------------------------------------------------------------------- x
+// [7,4] rows sharded, tokens [7] index rows of e [5,4]; y = gelu((x + e[tokens]) w), loss = sum(y*y) with w [4,6]; the gradient
+// of w by hand, AdamW on w. Every kind of exchange occurs: rows -> columns (all-to-all), partial -> whole (all-reduce), rows ->
+// whole.
 enum { ROWS = 7, INNER = 4, COLS = 6, VOCAB = 5 };
 
 static ValueId place(Builder *b, ValueId v, Placement p) {
@@ -89,8 +91,8 @@ static Graph *program(Arena *a, int nranks, bool update, Diag *d) {
         b.phase = PHASE_UPDATE;
         ValueId in[6] = {w, dw, source(&b, OP_PARAM, 0, 1), source(&b, OP_PARAM, 0, 2), source(&b, OP_INPUT, 2, 0),
                          place(&b, build_scalar(&b, DT_F64, 0.5), REPLICATE)}, out[3];
-        build_multi(&b, OP_ADAMW, 6, in, 4, (Attr[]){attr_f(ATTR_BETA1, 0.9), attr_f(ATTR_BETA2, 0.99), attr_f(ATTR_EPS, 1e-8), attr_f(ATTR_DECAY, 0.1)},
-                    3, out);
+        Attr attr[] = {attr_f(ATTR_BETA1, 0.9), attr_f(ATTR_BETA2, 0.99), attr_f(ATTR_EPS, 1e-8), attr_f(ATTR_DECAY, 0.1)};
+        build_multi(&b, OP_ADAMW, 6, in, 4, attr, 3, out);
         for (int i = 0; i < 3; i++) graph_add_output(g, OUT_STATE, 0, i, "w", place(&b, out[i], REPLICATE));
     }
     if (b.status != ST_OK) fail_msg("%s", d->text);
@@ -156,7 +158,8 @@ static void reference(const Data *d, double out[NOUT][OUT_MAX]) {
 
 static void assert_close(const double *a, const double *b, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        if (!(fabs(a[i] - b[i]) <= 1e-12 * (1 + fabs(b[i])))) fail_msg("element %lld: %.17g, expected %.17g", (long long)i, a[i], b[i]);
+        if (!(fabs(a[i] - b[i]) <= 1e-12 * (1 + fabs(b[i]))))
+            fail_msg("element %lld: %.17g, expected %.17g", (long long)i, a[i], b[i]);
 }
 
 static void test_outputs(void **state) {

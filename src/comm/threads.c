@@ -1,6 +1,6 @@
-// Ranks as threads of one process. A collective publishes every rank's pointers, meets at a barrier, copies what is its own out of
-// the others' send buffers, and meets again before the senders may go on. Waiting sleeps on a condition variable (there are often
-// more ranks than cores); a rank that waits too long, or one that failed, wakes everybody with an error.
+// Ranks as threads of one process. A collective publishes every rank's pointers, meets at a barrier, copies what is its own out
+// of the others' send buffers, and meets again before the senders may go on. Waiting sleeps on a condition variable (there are
+// often more ranks than cores); a rank that waits too long, or one that failed, wakes everybody with an error.
 #include "comm/comm.h"
 
 #include <errno.h>

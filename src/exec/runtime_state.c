@@ -6,10 +6,10 @@
 
 typedef enum Direction { INTO_ARENA, OUT_OF_ARENA } Direction;
 
-static ValueId find_source(const Graph *g, OpKind op, int64_t index, int64_t kind) {
+static ValueId find_state(const Graph *g, int64_t param, int64_t slot) {
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
-        if (n->op == op && node_int(n, ATTR_INDEX) == index && (op != OP_PARAM || node_int_or(n, ATTR_KIND, 0) == kind)) return n->out[0];
+        if (n->op == OP_PARAM && node_int(n, ATTR_INDEX) == param && node_int_or(n, ATTR_KIND, 0) == slot) return n->out[0];
     }
     return NO_VALUE;
 }
@@ -99,23 +99,24 @@ static void gather_terms(const Runtime *rt, ValueId v, double *data) {
 static Status check_state(const Runtime *rt, int32_t param, int slot, Diag *d) {
     const Graph *g = rt->plan->graph;
     if (param < 0 || param >= g->params.len || slot < 0 || slot > 2)
-        return diag_error(d, ST_INPUT, "state %d of parameter %d: the program has %lld parameters", slot, param, (long long)g->params.len);
+        return diag_error(d, ST_INPUT, "state %d of parameter %d: the program has %lld parameters", slot, param,
+                          (long long)g->params.len);
     return ST_OK;
 }
 
 Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
-    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot);
+    ValueId v = find_state(rt->plan->graph, param, slot);
     if (v != NO_VALUE) scatter_value(rt, v, data, t);  // else the step does not use it
     return ST_OK;
 }
 
 Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
-    ValueId v = find_source(rt->plan->graph, OP_PARAM, param, slot);
+    ValueId v = find_state(rt->plan->graph, param, slot);
     if (v == NO_VALUE)
-        return diag_error(d, ST_INPUT, "parameter \"%s\": the program's step does not hold its %s", rt->plan->graph->params.data[param].name,
-                          slot ? "moments" : "value");
+        return diag_error(d, ST_INPUT, "parameter \"%s\": the program's step does not hold its %s",
+                          rt->plan->graph->params.data[param].name, slot ? "moments" : "value");
     gather_copies(rt, v, data, t);
     return ST_OK;
 }
@@ -127,7 +128,8 @@ Status runtime_set_input(Runtime *rt, int32_t input, const void *data, Diag *d) 
         return diag_error(d, ST_INPUT, "input %d of %lld", input, (long long)g->inputs.len);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
-        if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input) scatter_value(rt, n->out[0], data, g->inputs.data[input].dtype);
+        if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input)
+            scatter_value(rt, n->out[0], data, g->inputs.data[input].dtype);
     }
     return ST_OK;
 }

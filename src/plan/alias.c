@@ -1,5 +1,5 @@
-// Which values share a buffer: views, in-place updates, and pointwise results that take over an input nobody reads again. All of it
-// is decided on the global graph, so that every rank decides alike.
+// Which values share a buffer: views, in-place updates, and pointwise results that take over an input nobody reads again. All
+// of it is decided on the global graph, so that every rank decides alike.
 #include "plan/lower.h"
 
 ValueId lower_group(const Lower *l, ValueId v) {
@@ -48,8 +48,8 @@ static Status join_states(Lower *l) {
             continue;
         }
         if (!placement_equal(&graph_value(g, first[at])->place, &graph_value(g, n->out[0])->place))
-            return diag_error(l->d, ST_UNSUPPORTED, "%s: parameter \"%s\" is placed in two ways", node_describe(g, (NodeId)i, l->a),
-                              g->params.data[node_int(n, ATTR_INDEX)].name);
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: parameter \"%s\" is placed in two ways",
+                              node_describe(g, (NodeId)i, l->a), g->params.data[node_int(n, ATTR_INDEX)].name);
         join(l, n->out[0], first[at]);
     }
     return ST_OK;
@@ -62,17 +62,18 @@ static Status join_in_place(Lower *l, NodeId i, const Node *n) {
     for (int k = 0; k < 3; k++) {
         ValueId in = n->in[adamw_state[k]], group = lower_group(l, in);
         if (l->info[group].last > i)
-            return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a), in,
-                              node_describe(g, l->info[group].last, l->a));
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a),
+                              in, node_describe(g, l->info[group].last, l->a));
         if (!l->info[group].persistent)
-            return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state", node_describe(g, i, l->a), in);
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state",
+                              node_describe(g, i, l->a), in);
     }
     for (int k = 0; k < 3; k++) join(l, n->out[k], n->in[adamw_state[k]]);
     return ST_OK;
 }
 
-// Output `v` of pointwise node i may be written over input `in`: same elements at the same places, not read by anyone later, and not
-// read at other places by the same node.
+// Output `v` of pointwise node i may be written over input `in`: same elements at the same places, not read by anyone later,
+// and not read at other places by the same node.
 static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, ValueId in) {
     const Value *out = graph_value(l->g, v), *x = graph_value(l->g, in);
     if (!shape_equal(&out->shape, &x->shape) || !placement_equal(&out->place, &x->place)) return false;
@@ -84,8 +85,8 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
     return true;
 }
 
-// Kernels write a block of every output only after reading that block of every input, so several outputs may take over an input each;
-// but not where an output of the group is an input itself, read while the outputs are written.
+// Kernels write a block of every output only after reading that block of every input, so several outputs may take over an input
+// each; but not where an output of the group is an input itself, read while the outputs are written.
 static bool writes_last(const Node *n) {
     const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
     for (int k = 0; p && k < p->nout; k++)

@@ -1,8 +1,9 @@
-// Device models: seconds from work. They rank alternatives and predict times for people; nothing depends on them for correctness.
+// Device models: seconds from work. They rank alternatives and predict times for people; nothing depends on them for
+// correctness.
 #include "plan/plan.h"
 
-// One core of a present x86 server with AVX2 doing f32: a BLAS reaches about 60 Gflop/s, memory gives about 10 GB/s per core when all
-// cores pull. Ranks are threads of one process, so the "link" is a memory copy.
+// One core of a present x86 server with AVX2 doing f32: a BLAS reaches about 60 Gflop/s, memory gives about 10 GB/s per core
+// when all cores pull. Ranks are threads of one process, so the "link" is a memory copy.
 static const DeviceModel cpu_model = {
     .name = "cpu",
     .matmul_flops = 60e9,

@@ -167,7 +167,8 @@ static bool needs_reduce(const Maker *m) {
     }
     free(got);
     // As many terms as elements, yet not one each: an overlap beside a hole, which only a target of terms can have.
-    return l->reduce != RED_NONE && (needed || m->to->kind == PLACE_PARTIAL || (m->to->kind == PLACE_SHARD && m->to->reduce != RED_NONE));
+    bool to_terms = m->to->kind == PLACE_PARTIAL || (m->to->kind == PLACE_SHARD && m->to->reduce != RED_NONE);
+    return l->reduce != RED_NONE && (needed || to_terms);
 }
 
 const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
@@ -207,7 +208,8 @@ const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape
     return e;
 }
 
-bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to) {
+bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from,
+                          const Placement *to) {
     for (int r = 0; r < layouts_nranks(t); r++) {
         if (e[r].collective || e[r].reduce != RED_NONE || e[r].nsend > 1) return false;
         Shape a = placement_local_shape(t, from, shape, r), b = placement_local_shape(t, to, shape, r);
@@ -217,7 +219,7 @@ bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *
     return true;
 }
 
-const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to,
-                              int rank) {
+const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from,
+                              const Placement *to, int rank) {
     return &exchange_make(a, g->layouts, shape, dtype, from, to)[rank];
 }

@@ -1,6 +1,7 @@
-// Offsets for buffers whose sizes and lifetimes are known: two buffers may share bytes iff they are never alive together. Finding the
-// least arena is NP-hard (dynamic storage allocation); placing large buffers first, each at the lowest offset where it fits, lands
-// within a few percent of the lower bound (the largest sum of live bytes). Several orders are tried and the best one kept.
+// Offsets for buffers whose sizes and lifetimes are known: two buffers may share bytes iff they are never alive together.
+// Finding the least arena is NP-hard (dynamic storage allocation); placing large buffers first, each at the lowest offset where
+// it fits, lands within a few percent of the lower bound (the largest sum of live bytes). Several orders are tried and the best
+// one kept.
 #include "plan/plan.h"
 
 #include <stdlib.h>
@@ -33,7 +34,8 @@ static int by_size(const void *a, const void *b) { return compare_items(a, b, OR
 static int by_area(const void *a, const void *b) { return compare_items(a, b, ORDER_AREA); }
 static int by_length(const void *a, const void *b) { return compare_items(a, b, ORDER_LENGTH); }
 
-// Places items in array order at the lowest offset that is free during their lifetime. Stops early once the arena exceeds `limit`.
+// Places items in array order at the lowest offset that is free during their lifetime. Stops early once the arena exceeds
+// `limit`.
 static int64_t place_first_fit(Item *item, int n, int64_t limit) {
     int32_t head = -1;
     int64_t total = 0;
@@ -82,7 +84,8 @@ static int64_t place_best(Item *item, int n, int64_t bound) {
     Item *best = malloc(sizeof *best * (size_t)n);
     CHECK(best != NULL, "out of memory for %d buffers", n);
     int64_t best_total = INT64_MAX;
-    for (int o = 0; o < ORDER_COUNT && best_total > bound + bound / 256; o++) {  // near enough: another order costs more than it saves
+    int64_t enough = bound + bound / 256;  // nearer than this, another order costs more time than it saves bytes
+    for (int o = 0; o < ORDER_COUNT && best_total > enough; o++) {
         qsort(item, (size_t)n, sizeof *item, compare[o]);
         int64_t total = place_first_fit(item, n, best_total);
         if (total >= best_total) continue;

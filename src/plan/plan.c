@@ -1,5 +1,5 @@
-// Lowering: what becomes of each node (a kernel, an exchange, an alias, nothing), which values share a buffer, then every rank's
-// steps, buffers and offsets. Decisions are global; only extents and offsets differ from rank to rank.
+// Lowering: what becomes of each node (a kernel, an exchange, an alias, nothing), which values share a buffer, then every
+// rank's steps, buffers and offsets. Decisions are global; only extents and offsets differ from rank to rank.
 #include "plan/plan.h"
 
 #include <string.h>
@@ -7,8 +7,10 @@
 #include "plan/lower.h"
 
 const char *buffer_kind_name(BufferKind k) {
-    static const char *const name[BUF_KIND_COUNT] = {"parameters", "moments", "inputs", "constants", "gradients", "saved for backward",
-                                                     "transient", "communication", "scratch"};
+    static const char *const name[BUF_KIND_COUNT] = {
+        "parameters", "moments", "inputs", "constants", "gradients",
+        "saved for backward", "transient", "communication", "scratch",
+    };
     return (unsigned)k < BUF_KIND_COUNT ? name[k] : "?";
 }
 

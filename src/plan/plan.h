@@ -1,5 +1,5 @@
 // The Plan: for every rank, the steps in order, the address of every buffer, and why each collective is there. Immutable once
-// made; the runtime only executes it. See plan.c (lowering), cost.c (device model), schedule.c (order), memory.c (offsets).
+// made; the runtime only executes it. See README.md for what is in which file.
 #pragma once
 #include "backend/backend.h"
 #include "ir/graph.h"
@@ -17,7 +17,9 @@ typedef struct DeviceModel {     // seconds from work; plan/device.c
 const DeviceModel *device_model_cpu(void);
 double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c);
 
-typedef enum BufferKind { BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT } BufferKind;
+typedef enum BufferKind {
+    BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT
+} BufferKind;
 const char *buffer_kind_name(BufferKind k);  // "parameters", "moments", ..., for people
 
 typedef struct Buffer {
@@ -33,20 +35,21 @@ typedef struct Box {
     int ndim;
     int64_t size[MAX_DIMS];
     int64_t start[MAX_DIMS];     // first element in the local value
-    int64_t msg_off;             // element offset within the whole staging buffer
+    int64_t msg_off;             // element offset within the packed messages of its side
 } Box;
-typedef struct Exchange {        // one all-to-all-v: pack boxes -> move -> unpack boxes (add or max where `reduce`)
+// One all-to-all-v: pack boxes -> move -> unpack boxes (add or max where `reduce`).
+// Boxes whose peer is the rank itself never travel: the k-th such send box is copied to the k-th such recv box, and the offsets
+// and byte counts of the own part are 0. Peers that are sent the same boxes (all-gather) share one packed message.
+typedef struct Exchange {
     int nsend, nrecv;
     const Box *send, *recv;      // recv boxes in rank order: reductions are in a fixed order, hence bitwise the same everywhere
     const int64_t *send_off, *send_nbytes, *recv_off, *recv_nbytes;  // [nranks], bytes
     Reduce reduce;               // RED_NONE: boxes overwrite; else the destination starts at 0 / -inf and boxes are reduced in
-    int ncover;                  // with `reduce`: the first ncover recv boxes cover the destination and overwrite it (no start value)
+    int ncover;                  // with `reduce`: so many first recv boxes cover the destination and overwrite it
     bool collective;             // some rank sends to another; false: every rank only copies from itself
     bool send_direct, recv_direct;  // messages lie contiguous in the value itself: no staging, offsets are into the value
     int64_t send_staging, recv_staging;  // bytes of packed messages
 } Exchange;
-// Boxes whose peer is the rank itself never travel: the k-th such send box is copied to the k-th such recv box, and the offsets and
-// byte counts of the own part are 0. Peers that are sent the same boxes (all-gather) share one packed message.
 
 typedef enum StepKind { STEP_KERNEL, STEP_EXCHANGE } StepKind;
 typedef struct Step {
@@ -97,8 +100,10 @@ int64_t memory_assign(int n, Buffer *buf, int64_t *lower_bound);
 // Operand of value v on `rank`, in arena a.
 Operand plan_operand(Arena *a, const Graph *g, ValueId v, int rank);
 // The exchange that turns `from` into `to` for `rank` (plan/reshard.c).
-const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to, int rank);
+const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from,
+                              const Placement *to, int rank);
 // What people call it: "all-to-all", "all-gather", "reduce-scatter", "all-reduce", "halo exchange", "local slice", ...
 const char *reshard_name(const Graph *g, const Placement *from, const Placement *to);
 // Bytes that `rank` sends to others in this reshard.
-int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to, int rank);
+int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to,
+                            int rank);

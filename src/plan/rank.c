@@ -112,7 +112,8 @@ static void count_exchange(RankLower *r, const Exchange *e) {
         received += (double)e->recv_nbytes[k];
     }
     r->out->comm_nbytes += sent;
-    r->out->seconds += (sent > received ? sent : received) / m->link_bandwidth + (e->collective ? m->link_latency_s : m->kernel_latency_s);
+    r->out->seconds += (sent > received ? sent : received) / m->link_bandwidth;
+    r->out->seconds += e->collective ? m->link_latency_s : m->kernel_latency_s;
 }
 
 static void lower_exchange(RankLower *r, NodeId i, const Node *n) {

@@ -1,7 +1,7 @@
 // From two placements to the pieces that ranks take from each other. Every placement is looked at as: rank r holds a list of
-// intervals along one dim (the whole value: one interval), as a copy or as a term of a sum or maximum. Each element of a copy is
-// taken from exactly one owner, from oneself if possible; of terms, from every owner. A target whose copies are terms gives each
-// element to one of its holders only.
+// intervals along one dim (the whole value: one interval), as a copy or as a term of a sum or maximum. Each element of a copy
+// is taken from exactly one owner, from oneself if possible; of terms, from every owner. A target whose copies are terms gives
+// each element to one of its holders only.
 #include "plan/reshard.h"
 
 // ---- the two sides ------------------------------------------------------------------------------------------------------
@@ -37,7 +37,9 @@ static void axis_free(Axis *x) {
     vec_free(&x->owner);
 }
 
-static int compare_owners(const Owner *a, const Owner *b) { return a->rank != b->rank ? a->rank - b->rank : (a->local > b->local) - (a->local < b->local); }
+static int compare_owners(const Owner *a, const Owner *b) {
+    return a->rank != b->rank ? a->rank - b->rank : (a->local > b->local) - (a->local < b->local);
+}
 
 // Keeps `active` (the intervals open at a point, local as storage offset minus global index) sorted; returns the new count.
 static int owners_update(Owner *active, int n, const Edge *e) {
@@ -116,7 +118,8 @@ static const Owner *choose_owner(const Axis *x, const Segment *s, int target) {
 static void piece_add(PieceList *l, Piece p) {
     Piece *last = l->piece.len ? &l->piece.data[l->piece.len - 1] : NULL;
     if (last && l->ndim == 1 && last->source == p.source && last->target == p.target &&
-        last->source_start[0] + last->size[0] == p.source_start[0] && last->target_start[0] + last->size[0] == p.target_start[0]) {
+        last->source_start[0] + last->size[0] == p.source_start[0] &&
+        last->target_start[0] + last->size[0] == p.target_start[0]) {
         last->size[0] += p.size[0];  // an interval cut only because of other ranks
         return;
     }
@@ -237,7 +240,8 @@ int reshard_hops(const Graph *g, const Shape *shape, DType dtype, const Placemen
         return n + 1;
     }
     int64_t numel = shape_numel(shape);
-    if (from->kind == PLACE_PARTIAL && to->kind == PLACE_REPLICATE && graph_nranks(g) > 1 && numel * dtype_nbytes(dtype) > DIRECT_NBYTES) {
+    bool all_reduce = from->kind == PLACE_PARTIAL && to->kind == PLACE_REPLICATE && graph_nranks(g) > 1;
+    if (all_reduce && numel * dtype_nbytes(dtype) > DIRECT_NBYTES) {
         Shape flat = SHAPE(numel);
         Placement part = shard_on(0, layouts_even(g->layouts, numel));
         hop[0] = (Hop){flat, *from, part};
@@ -248,7 +252,8 @@ int reshard_hops(const Graph *g, const Shape *shape, DType dtype, const Placemen
     return 1;
 }
 
-int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to, int rank) {
+int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to,
+                            int rank) {
     Hop hop[RESHARD_MAX_HOPS];
     int nhop = reshard_hops(g, shape, dtype, from, to, hop);
     int64_t total = 0;

@@ -1,10 +1,11 @@
-// Resharding as geometry: which elements each rank takes from which other rank (reshard.c), and the messages of that (exchange.c).
+// Resharding as geometry: which elements each rank takes from which other rank (reshard.c), and the messages of that
+// (exchange.c).
 #pragma once
 #include "base/containers.h"
 #include "plan/plan.h"
 
-// One box of elements that `target` takes from `source`. All dims but `dim[0]` and `dim[1]` (possibly the same, then index 0 holds
-// both) are whole.
+// One box of elements that `target` takes from `source`. All dims but `dim[0]` and `dim[1]` (possibly the same, then index 0
+// holds both) are whole.
 typedef struct Piece {
     int source, target;
     int64_t size[2], source_start[2], target_start[2];
@@ -19,8 +20,8 @@ typedef struct PieceList {
 // Fills `out` (free out->piece with vec_free). `from` and `to` must not reduce in different ways (see reshard_hops).
 void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to, PieceList *out);
 
-// A reshard as a chain of exchanges: an all-reduce of a large value is a reduce-scatter over an even split of its elements and an
-// all-gather. `shape` is the value's shape or its flattened form.
+// A reshard as a chain of exchanges: an all-reduce of a large value is a reduce-scatter over an even split of its elements and
+// an all-gather. `shape` is the value's shape or its flattened form.
 enum { RESHARD_MAX_HOPS = 3 };
 typedef struct Hop {
     Shape shape;
@@ -33,4 +34,5 @@ int reshard_hops(const Graph *g, const Shape *shape, DType dtype, const Placemen
 const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
                               const Placement *to);
 // Nothing moves on any rank: the destination has the source's bytes.
-bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to);
+bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from,
+                          const Placement *to);

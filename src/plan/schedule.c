@@ -4,10 +4,11 @@
 //   %2 = dot(%x, %w)    ->   %1 = full 1.0
 //   %3 = mul(%2, %1)         %3 = mul(%2, %1)
 //
-// Requires: any valid graph. Establishes: the same nodes in an order in which (1) a node whose result takes more memory than running
-// it later would keep alive comes right before its first use, (2) a node that frees at least as much as it makes runs as soon as it
-// can (weight gradients are reduced and consumed while they are fresh), (3) an in-place update follows every other reader of what it
-// overwrites. Otherwise the given order stays. The order is global, so collectives come in the same order on every rank.
+// Requires: any valid graph. Establishes: the same nodes in an order in which (1) a node whose result takes more memory than
+// running it later would keep alive comes right before its first use, (2) a node that frees at least as much as it makes runs
+// as soon as it can (weight gradients are reduced and consumed while they are fresh), (3) an in-place update follows every
+// other reader of what it overwrites. Otherwise the given order stays. The order is global, so collectives come in the same
+// order on every rank.
 #include "ops/op.h"
 #include "plan/plan.h"
 
@@ -105,8 +106,8 @@ static void collect_readers(Sched *s) {
     }
 }
 
-// Backwards over the nodes: at[i] is when node i runs, its own place or that of its first consumer. Running late is right if the
-// inputs that would not be alive then anyway are smaller than the result.
+// Backwards over the nodes: at[i] is when node i runs, its own place or that of its first consumer. Running late is right if
+// the inputs that would not be alive then anyway are smaller than the result.
 static void choose_late(Sched *s) {
     const Graph *g = s->g;
     s->late = ARENA_ARRAY(s->a, bool, g->nodes.len);
@@ -147,7 +148,8 @@ static bool frees_enough(const Sched *s, const Node *n) {
     return freed >= made;
 }
 
-// Node i can be had: its consumers may have all they need. Late consumers then can be had too; others that free memory run soon.
+// Node i can be had: its consumers may have all they need. Late consumers then can be had too; others that free memory run
+// soon.
 static void make_available(Sched *s, NodeId i) {
     int64_t base = s->stack.len;
     vec_push(&s->stack, i);
@@ -199,7 +201,8 @@ static Status demand(Sched *s, NodeId i, Diag *d) {
             open.len--;
             run(s, top);
         } else if (s->state[need] == OPEN) {
-            st = diag_error(d, ST_UNSUPPORTED, "%s: reads state that must be overwritten before it", node_describe(s->g, need, s->a));
+            st = diag_error(d, ST_UNSUPPORTED, "%s: reads state that must be overwritten before it",
+                            node_describe(s->g, need, s->a));
         } else {
             vec_push(&open, need);
         }
@@ -218,7 +221,8 @@ static Status choose_order(Sched *s, Diag *d) {
         while (s->eager.len > 0) {
             NodeId c = s->eager.data[--s->eager.len];
             bool follows = true;  // an in-place node waits for its readers rather than pulling them forward
-            for (int32_t k = s->before_first[c]; k < s->before_first[c + 1] && follows; k++) follows = s->state[s->before[k]] == DONE;
+            for (int32_t k = s->before_first[c]; k < s->before_first[c + 1] && follows; k++)
+                follows = s->state[s->before[k]] == DONE;
             if (follows && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
         }
     }
@@ -227,8 +231,8 @@ static Status choose_order(Sched *s, Diag *d) {
 }
 
 // ---- outputs that show state ----------------------------------------------------------------------------------------------
-// The gradient of sum(w*w)/2 is w itself. Read after the step, such an output would be the updated w: it gets a copy of its own,
-// which as a reader of w runs before the update.
+// The gradient of sum(w*w)/2 is w itself. Read after the step, such an output would be the updated w: it gets a copy of its
+// own, which as a reader of w runs before the update.
 static bool is_overwritten(const Sched *s, const Output *o) {
     return o->kind != OUT_STATE && s->writer[s->root[o->value]] != NO_NODE;
 }
