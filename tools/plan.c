@@ -4,7 +4,7 @@
 
 #include "decisions.h"
 #include "options.h"
-#include "plan_report.h"
+#include "driver/plan_report.h"
 
 int command_plan(int argc, char **argv) {
     CommonArgs c = COMMON_DEFAULTS;

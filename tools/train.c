@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "options.h"
-#include "plan_report.h"
+#include "driver/plan_report.h"
 
 static volatile int stop_requested;
 

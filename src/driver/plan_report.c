@@ -1,4 +1,4 @@
-#include "plan_report.h"
+#include "driver/plan_report.h"
 
 #include <inttypes.h>
 #include <jansson.h>
