@@ -17,7 +17,7 @@ static inline double vpow_f64(double x, double y) { return pow(x, y); }
 #define REAL_BITS 64
 #include "backend/cpu/vm_impl.h"
 
-// ---- integers and bools ----------------------------------------------------------------------------------------------------
+// ---- integers and bools -------------------------------------------------------------------------------------------------
 // Arithmetic wraps around, as PyTorch's does.
 #define UNARY(name, T, expr)                                                                    \
     static void name(void *dst, const void *pa, const void *pb, const void *pc, int64_t n) {    \
@@ -105,7 +105,7 @@ static const VmFn bool_table[OP_COUNT] = {
     [OP_OR] = bool_or, [OP_XOR] = bool_xor, [OP_WHERE] = bool_where,
 };
 
-// ---- casts -----------------------------------------------------------------------------------------------------------------
+// ---- casts --------------------------------------------------------------------------------------------------------------
 #define CAST(name, FROM, TO, expr)                                                              \
     static void name(void *dst, const void *pa, const void *pb, const void *pc, int64_t n) {    \
         (void)pb, (void)pc;                                                                     \
