@@ -55,8 +55,9 @@ static void table_grow(Canon *c) {
 static NodeId table_find(const Canon *c, uint64_t h, const Node *key) {
     for (int64_t at = (int64_t)(h & (uint64_t)(c->cap - 1)); c->table[at]; at = (at + 1) & (c->cap - 1)) {
         const Node *n = graph_node(c->g, c->table[at] - 1);
-        if (n->op == key->op && n->nin == key->nin && !memcmp(n->in, key->in, sizeof *n->in * (size_t)n->nin) && attrs_equal(n, key))
-            return c->table[at] - 1;
+        if (n->op != key->op || n->nin != key->nin) continue;
+        if (n->nin && memcmp(n->in, key->in, sizeof *n->in * (size_t)n->nin)) continue;
+        if (attrs_equal(n, key)) return c->table[at] - 1;
     }
     return NO_NODE;
 }
