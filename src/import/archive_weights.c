@@ -220,7 +220,7 @@ static bool is_used(ArchiveReader *r, const char *name) {
 
 static Status make_const(ArchiveReader *r, PayloadTable *t, const AtenInput *in, Const *c) {
     DType stored;
-    *c = (Const){.name = in->target};
+    *c = (Const){.name = in->target, .persistent = in->kind == AIN_BUFFER && in->persistent};
     Status st = static_type(r, in, &c->shape, &stored);
     if (st == ST_UNSUPPORTED && !is_used(r, in->arg)) {  // a byte buffer that nothing reads is no reason to refuse
         diag_clear(r->d);
