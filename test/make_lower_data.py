@@ -29,6 +29,7 @@ class Program(torch.nn.Module):
         s.emb, s.w, s.v, s.u = r(16, 8), r(8, 8), r(8), r(6, 8)
         s.conv, s.dw, s.experts = r(6, 4, 3), r(8, 1, 4), r(4, 8, 6)
         s.register_buffer("tri", torch.tril(torch.ones(16, 16, dtype=torch.bool)))
+        s.register_buffer("cis", torch.polar(torch.ones(16, 2), torch.outer(torch.arange(16.0), torch.tensor([1.0, 0.1]))))
         s.register_buffer("mean", torch.zeros(8, dtype=torch.float64))
         s.register_buffer("var", torch.ones(8, dtype=torch.float64))
         s.register_buffer("table", torch.arange(16, dtype=torch.int64) % 5)
@@ -334,6 +335,21 @@ def product__conv(m, x, i):
             F.conv1d(t[:, :4], m.conv, padding=2, dilation=2), F.conv1d(t[:, :4], m.conv, padding="valid"), F.conv1d(t, m.dw, m.v, padding="same", groups=8), F.conv1d(t[0, :4], m.conv, padding=1)]
 
 
+# ---- complex numbers -------------------------------------------------------------------------------------------------------
+@case
+def complex__rotary(m, x, i):
+    # rotary embedding as the first Llama wrote it, with a complex buffer; and with polar in the program
+    B, S, H = x.shape
+    f = m.cis[:S].view(1, S, 1, 2)
+    q = x.view(B, S, 2, 4)
+    c = torch.view_as_complex(q.reshape(B, S, 2, 2, 2))
+    a = torch.view_as_real(c * f).flatten(3)
+    ang = torch.outer(torch.arange(S).double(), m.v[:2].abs())
+    p = torch.polar(torch.ones_like(ang), ang)[None, :, None, :]
+    d = torch.view_as_complex(q.unflatten(-1, (-1, 2)).contiguous()) * p.conj()
+    return [a, torch.view_as_real(d).flatten(2), c.abs(), (c + d).real, (c * 2.0 - d).imag, torch.view_as_real(c.transpose(1, 2)[:, :, 0])]
+
+
 # ---- norms -----------------------------------------------------------------------------------------------------------------
 @case
 def norm__all(m, x, i):
@@ -454,6 +470,8 @@ def detached_write(m, x, i):
     return y
 @refused("8- or 16-bit")
 def narrow(m, x, i): return x * (i.to(torch.int8) + 100).unsqueeze(-1)
+@refused("operation on complex tensors")
+def complex_exp(m, x, i): return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2)).contiguous()).exp())
 @refused("no lowering")
 def fourier(m, x, i): return torch.fft.rfft(x, dim=-1).abs()
 @refused("other than conv1d")

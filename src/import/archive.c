@@ -17,6 +17,12 @@ bool aten_dtype(int code, DType *out) {
     return false;
 }
 
+bool aten_complex(int code, int *part) {
+    if (code != 10 && code != 11) return false;
+    *part = code - 3;  // 7 float, 8 double
+    return true;
+}
+
 ZipMember *archive_member(const ArchiveReader *r, const char *fmt, ...) {
     Str s = {0};
     char tail[512];

@@ -15,6 +15,20 @@ static Status read_extents(ArchiveReader *r, const json_t *list, int64_t *out) {
     return ST_OK;
 }
 
+// Complex elements become pairs of real ones.
+static Status split_complex(ArchiveReader *r, Payload *p) {
+    int part;
+    if (!aten_complex(p->dtype, &part)) return ST_OK;
+    bool fits = mul_i64(p->offset, 2, &p->offset);
+    for (int i = 0; i < p->shape.ndim; i++) fits = mul_i64(p->stride[i], 2, &p->stride[i]) && fits;
+    if (!fits) return diag_error(r->d, ST_INPUT, "its strides overflow");
+    if (p->shape.ndim == MAX_DIMS) return diag_error(r->d, ST_UNSUPPORTED, "a complex tensor of %d dims", MAX_DIMS);
+    p->stride[p->shape.ndim] = 1;
+    p->shape.dim[p->shape.ndim++] = 2;
+    p->dtype = part;
+    return ST_OK;
+}
+
 static Status read_meta(ArchiveReader *r, const json_t *meta, Payload *p) {
     json_t *sizes, *strides, *offset;
     int64_t dtype, layout;
@@ -35,7 +49,8 @@ static Status read_meta(ArchiveReader *r, const json_t *meta, Payload *p) {
     TRY(read_extents(r, strides, p->stride));
     const json_t *at = json_object_get(offset, "as_int");
     p->offset = json_is_integer(at) ? json_integer_value(at) : 0;
-    return p->offset < 0 ? diag_error(r->d, ST_INPUT, "a negative storage offset") : ST_OK;
+    if (p->offset < 0) return diag_error(r->d, ST_INPUT, "a negative storage offset");
+    return split_complex(r, p);
 }
 
 static Status read_payload(ArchiveReader *r, const char *name, const json_t *v, const char *dir, PayloadTable *t) {

@@ -22,7 +22,9 @@ static Status static_type(ArchiveReader *r, const AtenInput *in, Shape *shape, D
     int64_t at;
     if (!map_get(r->ar->graph->tensor_index, in->arg, &at)) return diag_error(r->d, ST_INPUT, "its sizes are not in the graph");
     const AtenTensor *t = &r->ar->graph->tensor[at];
-    if (!aten_dtype(t->dtype, dtype))
+    int code = t->dtype;
+    bool is_complex = aten_complex(t->dtype, &code);
+    if (!aten_dtype(code, dtype) || (is_complex && in->kind == AIN_PARAMETER))
         return diag_error(r->d, ST_UNSUPPORTED, "its dtype (export code %d) is not supported", t->dtype);
     *shape = (Shape){.ndim = t->ndim};
     int64_t numel = 1;
@@ -32,7 +34,8 @@ static Status static_type(ArchiveReader *r, const AtenInput *in, Shape *shape, D
         if (!mul_i64(numel, shape->dim[i], &numel) || numel > INT64_MAX / 16)
             return diag_error(r->d, ST_INPUT, "its sizes overflow");
     }
-    return t->known ? ST_OK : diag_error(r->d, ST_UNSUPPORTED, "over %d dims", MAX_DIMS);
+    if (is_complex && t->ndim < MAX_DIMS) shape->dim[shape->ndim++] = 2;
+    return t->known && t->ndim + is_complex <= MAX_DIMS ? ST_OK : diag_error(r->d, ST_UNSUPPORTED, "over %d dims", MAX_DIMS);
 }
 
 // The table and the graph must tell the same of a tensor.

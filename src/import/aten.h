@@ -126,3 +126,5 @@ Status sym_eval(const Archive *ar, const Sym *s, const int64_t *values, int64_t 
 Status lower_archive(Arena *a, const Archive *ar, const int64_t *values, const ImportOptions *o, Graph **out, ImportReport *r, Diag *d);
 // Export ScalarType code -> DType. False for complex, quantized, ...
 bool aten_dtype(int code, DType *out);
+// complex64, complex128: the code of their parts' type. Such a tensor is held as real numbers with a last dim of 2.
+bool aten_complex(int code, int *part);

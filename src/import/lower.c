@@ -45,6 +45,12 @@ void lower_out_handle(Lower *l, int i, int32_t tensor) {
     if (lower_failed(l) || i >= l->nout || !l->out[i]) return;
     ValueId v = l->tensors.data[tensor].value;
     if (!graph_value(l->b.g, v)->name) graph_value(l->b.g, v)->name = arena_strdup(l->arena, l->out[i]);
+    if (l->part == 1) {  // the real part is bound already
+        int64_t at;
+        CHECK(map_get(l->scope->names, l->out[i], &at), "part 1 of `%s` before part 0", l->out[i]);
+        lower_bind_complex(l, l->out[i], l->binds.data[at].tensor, tensor);
+        return;
+    }
     bind_name(l, l->out[i], (Bind){.kind = BIND_TENSOR, .tensor = tensor});
 }
 
@@ -175,11 +181,13 @@ static void check_output(Lower *l, const char *name) {
     int64_t at, where;
     if (lower_failed(l) || !name || !map_get(l->scope->graph->tensor_index, name, &at)) return;
     const AtenTensor *t = &l->scope->graph->tensor[at];
-    if (!map_get(l->scope->names, name, &where) || l->binds.data[where].kind != BIND_TENSOR) return;
-    ValueId v = lower_read(l, l->binds.data[where].tensor);
+    if (!map_get(l->scope->names, name, &where)) return;
+    const Bind *b = &l->binds.data[where];
+    if (b->kind != BIND_TENSOR && b->kind != BIND_COMPLEX) return;
+    ValueId v = lower_read(l, b->tensor);
     if (lower_failed(l)) return;
-    DType want;
-    if (!lower_category(l, t->dtype, &want)) {
+    DType want = l->real;
+    if (b->kind == BIND_COMPLEX ? !lower_is_complex_code(t->dtype) : !lower_category(l, t->dtype, &want)) {
         lower_refuse(l, "its result has an element type that is neither real, integer nor bool; rewrite it with real tensors");
         return;
     }
@@ -254,6 +262,8 @@ static Status lower_node(Lower *l, const AtenNode *n) {
     l->cur = find_row(l, n->target, &inplace);
     if (!l->cur)
         lower_refuse(l, "there is no lowering for this operation; express it with operations that are listed in docs/aten.md");
+    else if (l->nout && lower_has_complex(l) && strncmp(l->cur->name, "higher_order.", 13))
+        lower_complex_node(l, inplace);
     else if (inplace)
         run_inplace(l);
     else
@@ -411,6 +421,11 @@ static Status bind_input(Lower *l, const AtenInput *in, const Arg *arg, ValueId 
     TRY(l->b.status);
     int32_t t = lower_new(l, v);
     l->tensors.data[t].storage = kind[in->kind];
+    if (lower_is_complex_code(lower_stored_code(l, in->arg))) {
+        if (in->kind == AIN_USER) return diag_error(d, ST_UNSUPPORTED, "not supported: a complex input");
+        lower_split_complex(l, in->arg, t);
+        return l->b.status;
+    }
     bind_name(l, in->arg, (Bind){.kind = BIND_TENSOR, .tensor = t});
     return ST_OK;
 }
@@ -478,7 +493,8 @@ static void add_all_rows(Lower *l) {
     const LowerRow *const families[] = {lower_rows_pointwise, lower_rows_activation, lower_rows_cast,   lower_rows_shape,
                                         lower_rows_split,     lower_rows_create,     lower_rows_reduce, lower_rows_scan,
                                         lower_rows_index,     lower_rows_select,     lower_rows_linear, lower_rows_norm,
-                                        lower_rows_nn,        lower_rows_einsum,     lower_rows_loss,   lower_rows_control};
+                                        lower_rows_nn,        lower_rows_einsum,     lower_rows_loss,   lower_rows_control,
+                                        lower_rows_complex};
     l->rows = map_new(l->arena);
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) add_rows(l, families[i]);
 }
@@ -487,7 +503,7 @@ Status lower_archive(Arena *a, const Archive *ar, const int64_t *values, const I
     DType real = o->real == DT_F64 ? DT_F64 : DT_F32;
     Graph *g = graph_new(a, ar->name, 1);
     Scope top = {.graph = ar->graph, .names = map_new(a)};
-    Lower l = {.arena = a, .ar = ar, .values = values, .options = o, .report = r, .real = real, .scope = &top};
+    Lower l = {.arena = a, .ar = ar, .values = values, .options = o, .report = r, .real = real, .scope = &top, .part = -1};
     l.b = (Builder){.g = g, .d = d, .phase = PHASE_FORWARD};
     add_all_rows(&l);
     Status s = bind_inputs(&l, d);

@@ -39,10 +39,11 @@ typedef struct LowerTensor {
     bool lost;            // a write elsewhere may or may not have changed it
 } LowerTensor;
 
-typedef enum BindKind { BIND_TENSOR, BIND_INT, BIND_FLOAT, BIND_BOOL, BIND_NONE } BindKind;
+typedef enum BindKind { BIND_TENSOR, BIND_COMPLEX, BIND_INT, BIND_FLOAT, BIND_BOOL, BIND_NONE } BindKind;
 typedef struct Bind {
     BindKind kind;
-    int32_t tensor;
+    int32_t tensor;       // BIND_COMPLEX: the real part
+    int32_t imag;         // BIND_COMPLEX
     int64_t i;            // BIND_INT, BIND_BOOL
     double f;             // BIND_FLOAT
 } Bind;
@@ -83,6 +84,7 @@ struct Lower {
     uint64_t used;                 // arguments that the handler looked at
     int nout;
     const char **out;              // names of its outputs, NULL where there is none
+    int part;                      // of complex tensors: 0 real, 1 imaginary, -1 none is being lowered
     bool inplace;                  // output 0 is written into argument 0
     ValueId written;               // value of output 0 if inplace
 };
@@ -187,7 +189,15 @@ ROWS(lower_rows_nn);
 ROWS(lower_rows_einsum);
 ROWS(lower_rows_loss);
 ROWS(lower_rows_control);
+ROWS(lower_rows_complex);
 #undef ROWS
+// ---- complex tensors (lower_complex.c) ----------------------------------------------------------------------------------------
+bool lower_is_complex_code(int code);
+bool lower_has_complex(const Lower *l);                        // an argument of the current node is complex
+void lower_complex_node(Lower *l, bool inplace);               // the current node, of which that is so
+void lower_bind_complex(Lower *l, const char *name, int32_t re, int32_t im);
+void lower_split_complex(Lower *l, const char *name, int32_t t);  // binds name to the complex view of t [..., 2]
+
 // Inlines a subgraph: its inputs bound to the current node's arguments from `first` on, its outputs to the node's.
 void lower_inline(Lower *l, const AtenGraph *sub, int first, bool stop_grad);
 Status lower_nodes(Lower *l, const AtenGraph *g);

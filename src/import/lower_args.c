@@ -41,6 +41,11 @@ static int32_t find_tensor(Lower *l, const char *name) {
     const Bind *b = find_bind(l, name);
     if (!b) return -1;
     if (b->kind == BIND_TENSOR) return b->tensor;
+    if (b->kind == BIND_COMPLEX && l->part >= 0) return l->part ? b->imag : b->tensor;
+    if (b->kind == BIND_COMPLEX) {
+        lower_refuse(l, "this operation on complex tensors; use view_as_real and real arithmetic");
+        return -1;
+    }
     lower_invalid(l, "it uses `%s` as a tensor, which it is not", name);
     return -1;
 }

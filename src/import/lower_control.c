@@ -158,7 +158,8 @@ static bool passed(Lower *l, const Arg *a, Bind *b) {
     double f;
     int64_t i, at;
     if (a->kind == ARG_TENSOR) {
-        if (!map_get(l->scope->names, a->names[0], &at) || l->binds.data[at].kind != BIND_TENSOR) {
+        if (!map_get(l->scope->names, a->names[0], &at) ||
+            (l->binds.data[at].kind != BIND_TENSOR && l->binds.data[at].kind != BIND_COMPLEX)) {
             lower_invalid(l, "it passes `%s`, which is not a tensor defined before", a->names[0]);
             return false;
         }
@@ -210,6 +211,12 @@ static void bind_subgraph_outputs(Lower *l, const AtenGraph *sub, const Scope *s
         Bind b = l->binds.data[at];
         bool is_input = false;
         for (int k = 0; k < sub->nin; k++) is_input = is_input || (arg_name(&sub->in[k]) && !strcmp(arg_name(&sub->in[k]), name));
+        for (int part = 0; part < 2 && b.kind == BIND_COMPLEX; part++) {
+            l->part = part;
+            out_of_region(l, i, part ? b.imag : b.tensor, inside, is_input, seen);
+        }
+        l->part = -1;
+        if (b.kind == BIND_COMPLEX) continue;
         if (b.kind == BIND_TENSOR)
             out_of_region(l, i, b.tensor, inside, is_input, seen);
         else
