@@ -1,4 +1,5 @@
 // Ranks as threads that execute their plans in lock step with their communicator. The caller's thread gives a command and waits.
+#include "exec/available.h"
 #include "exec/runtime.h"
 
 #include <signal.h>
@@ -159,6 +160,7 @@ static Status start_ranks(Runtime *rt, Diag *d) {
 }
 
 Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d) {
+    TRY(available_check(p, d));
     Runtime *rt = calloc(1, sizeof *rt);
     if (!rt || !(rt->rank = calloc((size_t)p->nranks, sizeof *rt->rank))) {
         free(rt);
