@@ -19,6 +19,7 @@ Status available_check(const Plan *p, Diag *d) {
     int64_t need = 0, have = available_nbytes();
     for (int r = 0; r < p->nranks; r++) need += p->rank[r].arena_nbytes;
     if (have < 0 || need <= have) return ST_OK;
-    return diag_error(d, ST_MEMORY, "%d rank%s need %.2f GB together, %.2f GB are available here: take a shorter sequence, a smaller batch, or more machines", p->nranks,
-                      p->nranks == 1 ? "" : "s", (double)need / 1e9, (double)have / 1e9);
+    return diag_error(d, ST_MEMORY,
+                      "the plan needs %.2f GB for %d rank%s, %.2f GB are available here: take a shorter sequence, a smaller batch, or more machines",
+                      (double)need / 1e9, p->nranks, p->nranks == 1 ? "" : "s", (double)have / 1e9);
 }
