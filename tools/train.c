@@ -25,6 +25,7 @@ static void show_plan(const Compiled *c) {
 
 static Status check_options(const TrainOptions *o, const CommonArgs *c, Diag *d) {
     if (c->seq < 1) return diag_error(d, ST_INPUT, "give the sequence length with --seq S");
+    if (o->data.nfile < 1) return diag_error(d, ST_INPUT, "give the training data with --data FILE...");
     if (o->steps < 1) return diag_error(d, ST_INPUT, "give the number of steps with --steps N");
     if (!(o->lr > 0) || !isfinite(o->lr)) return diag_error(d, ST_INPUT, "--lr must be positive");
     if (o->min_lr < 0 || o->min_lr > 1) return diag_error(d, ST_INPUT, "--min-lr is a fraction between 0 and 1");

@@ -149,6 +149,12 @@ static void print_collectives(FILE *f, const Compiled *c, bool every) {
     vec_free(&list.item);
 }
 
+static void print_lines(FILE *f, int64_t n, const char *const *line, bool every) {
+    enum { ENOUGH = 10 };
+    for (int64_t i = 0; i < n && (every || i < ENOUGH); i++) fprintf(f, "  %s\n", line[i]);
+    if (!every && n > ENOUGH) fprintf(f, "  ... and %" PRId64 " more (--all lists them)\n", n - ENOUGH);
+}
+
 void plan_report_text(FILE *f, const Compiled *c, bool every) {
     const Graph *g = c->graph;
     const Plan *p = c->plan;
@@ -162,9 +168,9 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
     print_attention(f, c);
     print_collectives(f, c, every);
     if (c->shard.gathered.len) fprintf(f, "\ncomputed whole on every rank\n");
-    for (int64_t i = 0; i < c->shard.gathered.len; i++) fprintf(f, "  %s\n", c->shard.gathered.data[i]);
+    print_lines(f, c->shard.gathered.len, c->shard.gathered.data, every);
     if (c->shard.square.len) fprintf(f, "\nS x S tensors\n");
-    for (int64_t i = 0; i < c->shard.square.len; i++) fprintf(f, "  %s\n", c->shard.square.data[i]);
+    print_lines(f, c->shard.square.len, c->shard.square.data, every);
     if (c->import.missing.len) fprintf(f, "\n%" PRId64 " parameters have no bytes in the archive (give --weights to train)\n", c->import.missing.len);
 }
 

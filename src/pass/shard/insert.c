@@ -23,10 +23,10 @@ static double local_nbytes(const ShardState *s, ValueId v, const Placement *p) {
     return operand_nbytes(&o);
 }
 
-static const Moved *find_moved(const Insert *x, ValueId v, const Placement *want, Phase phase) {
+static const Moved *find_moved(const Insert *x, ValueId v, const Placement *want, NodeId user, Phase phase) {
     for (const Moved *m = x->moved[v]; m; m = m->next) {
         if (!placement_equal(&m->place, want)) continue;
-        if (m->phase == phase || local_nbytes(x->s, v, want) <= local_nbytes(x->s, v, &x->s->place[v]) * 1.001) return m;
+        if (user == NO_NODE || m->phase == phase || local_nbytes(x->s, v, want) <= local_nbytes(x->s, v, &x->s->place[v]) * 1.001) return m;
     }
     return NULL;
 }
@@ -52,18 +52,21 @@ static bool comes_from_attention(const Graph *g, ValueId v) {
 static const char *move_reason(const Insert *x, ValueId v, NodeId user, int slot, const Placement *want) {
     const ShardState *s = x->s;
     Arena *a = x->g->arena;
+    for (int64_t i = 0; i < s->g->outputs.len; i++) {
+        const Output *o = &s->g->outputs.data[i];
+        if (o->kind == OUT_GRAD && o->value == v) return arena_printf(a, "gradient of %s, summed over ranks", o->name);
+    }
     if (user == NO_NODE) return arena_printf(a, "an output of the step: every rank holds it whole");
     const Node *n = graph_node(s->g, user);
     const char *word = operand_word(n->op, slot);
     if (word) return arena_printf(a, "%s of attention (%s)", word, s->strategy[user] ? s->strategy[user] : "local");
-    if (n->op == OP_ADAMW) return arena_printf(a, "gradient of %s, summed over ranks", s->g->params.data[node_int(graph_def(s->g, n->in[0]), ATTR_INDEX)].name);
     if (comes_from_attention(s->g, v))
         return arena_printf(a, "result of attention back to %s for %s", shard_place_text(s->g, want, s->c->scratch), op_name(n->op));
     return arena_printf(a, "%s wants it %s", op_name(n->op), shard_place_text(s->g, want, s->c->scratch));
 }
 
 static Status make_moved(Insert *x, ValueId v, NodeId user, int slot, const Placement *want, Phase phase, const char *source, ValueId *out) {
-    const Moved *have = find_moved(x, v, want, phase);
+    const Moved *have = find_moved(x, v, want, user, phase);
     if (have) {
         *out = have->value;
         return ST_OK;

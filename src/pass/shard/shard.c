@@ -35,19 +35,30 @@ static void collect_uses(ShardState *s) {
     s->use = use;
 }
 
-// A value with two dims as long as the sequence is an S x S tensor, unless a parameter happens to have that size too (then the
-// length says nothing; at such lengths it does not matter either).
+// Whether some other size of the program, of a parameter or an attention head, equals the sequence length: then a length says
+// nothing about what a dim is (and at such lengths S x S does not matter either).
+static bool length_is_ambiguous(const Graph *g) {
+    for (int64_t p = 0; p < g->params.len; p++)
+        for (int k = 0; k < g->params.data[p].shape.ndim; k++)
+            if (g->params.data[p].shape.dim[k] == g->seq) return true;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; n->op == OP_ATTENTION && k < 3; k++)
+            for (int j = 0; j < 4; j++)
+                if (j != 2 && graph_shape(g, n->in[k])->dim[j] == g->seq) return true;
+    }
+    return g->batch == g->seq;
+}
+
+// A value with two dims as long as the sequence is an S x S tensor.
 static bool is_square(const Graph *g, const Value *v) {
     int n = 0;
     for (int k = 0; k < v->shape.ndim; k++) n += v->shape.dim[k] == g->seq;
-    if (n < 2) return false;
-    for (int64_t p = 0; p < g->params.len; p++)
-        for (int k = 0; k < g->params.data[p].shape.ndim; k++)
-            if (g->params.data[p].shape.dim[k] == g->seq) return false;
-    return true;
+    return n >= 2;
 }
 
 static Status report_squares(ShardState *s) {
+    if (length_is_ambiguous(s->g)) return ST_OK;
     for (int64_t i = 0; i < s->g->values.len; i++) {
         const Value *v = graph_value(s->g, (ValueId)i);
         if (!is_square(s->g, v)) continue;
