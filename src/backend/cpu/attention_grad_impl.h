@@ -18,6 +18,42 @@ typedef struct FN(GradJob) {
 // Blind rows see no key; with masked_row 2 or 3 they attend to all keys alike (3: whatever q and k are).
 static bool FN(uniform_row)(const Attn *a, REAL lse) { return a->masked_row >= 2 && lse == -(REAL)INFINITY; }
 
+// A log-sum-exp of this size (rows in which every key is suppressed by an added -1e9) was rounded more coarsely than probabilities
+// can bear: such rows are summed again.
+static bool FN(coarse_row)(REAL lse) { return isfinite(lse) && fabs((double)lse) > 256; }
+
+// Sets, for coarse rows, max to the true maximum and sum to 1 / sum of exp(score - max), as the forward kernel had them.
+static void FN(grad_sum_again)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, const REAL *q, const REAL *key,
+                               const REAL *lse) {
+    REAL c = (REAL)((FN(attention_raw)(a) ? a->scale : 1) * LOG2E);
+    for (int64_t r = 0; r < qb->n; r++)
+        if (FN(coarse_row)(lse[r])) w->max[r] = -(REAL)INFINITY, w->sum[r] = 0;
+    BlockVerdict verdict;
+    for (int64_t kb = 0; (kb = predicate_next(&w->pred, kb, &verdict)) < a->pred.nblock; kb++) {
+        int64_t k0 = kb * a->kblock, nk = min_i64(a->kblock, a->nk - k0);
+        if (verdict.visible == PRED_MIXED) predicate_trim(&w->pred, &k0, &nk);
+        predicate_block(&w->pred, k0, nk, verdict);
+        FN(tile_pack_transposed)(w->keys, key + k0 * a->dim, a->dim, a->dim, nk);
+        FN(tile_gemm)(false, qb->n, nk, a->dim, q, a->dim, w->keys, false, w->s, a->kblock);
+        for (int64_t r = 0; r < qb->n; r++) {
+            REAL *s = w->s + r * a->kblock;
+            const uint8_t *visible;
+            const void *bias;
+            if (!FN(coarse_row)(lse[r])) continue;
+            predicate_row(&w->pred, qb->q + r, &visible, &bias);
+            FN(score_row)(a, s, nk, visible, bias, NULL);
+            REAL max = FN(row_max)(s, nk);
+            if (!(max > w->max[r])) max = w->max[r];
+            if (max == -(REAL)INFINITY) continue;
+            if (w->sum[r] != 0) w->sum[r] *= exp2((double)(w->max[r] - max) * (double)c);
+            w->max[r] = max;
+            w->sum[r] += (double)FN(row_exp)(s, nk, max, c);
+        }
+    }
+    for (int64_t r = 0; r < qb->n; r++)
+        if (FN(coarse_row)(lse[r])) w->sum[r] = 1 / w->sum[r];
+}
+
 // Row r: products s -> P (as dV wants it), dp -> dS.
 static void FN(grad_row)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, int64_t r, int64_t nk, REAL lse,
                          int64_t score_index) {
@@ -37,6 +73,8 @@ static void FN(grad_row)(const Attn *a, FN(AttnWorker) * w, const QBlock *qb, in
         for (int64_t i = 0; i < nk; i++) dp[i] *= w->keep[i];
     }
     FN(row_grad)(s, dp, nk, max, c, w->delta[r], scale);
+    if (FN(coarse_row)(lse))
+        for (int64_t i = 0; i < nk; i++) s[i] *= (REAL)w->sum[r], dp[i] *= (REAL)w->sum[r];
     if (uniform && a->masked_row == 3)
         for (int64_t i = 0; i < nk; i++) dp[i] = 0;
     if (a->softcap != 0)
@@ -53,17 +91,19 @@ static void FN(grad_qblock)(const FN(GradJob) * j, FN(AttnWorker) * w, int64_t b
     const REAL *q = (const REAL *)a->q->data + row * D, *o = j->o + row * Dv, *dout = j->dout + row * Dv, *lse = j->lse + row;
     const REAL *key = (const REAL *)a->k->data + kv * a->nk * D, *v = (const REAL *)a->v->data + kv * a->nk * Dv;
     REAL *dq = j->dq + row * D;
-    bool raw = FN(attention_raw)(a), uniform = false, first = true;
+    bool raw = FN(attention_raw)(a), uniform = false, coarse = false, first = true;
     REAL c = (REAL)((raw ? a->scale : 1) * LOG2E);
     int64_t score_index = attn_score_index(a, b, h, 0);
     for (int64_t r = 0; r < qb.n; r++) {
         w->delta[r] = FN(row_dot)(dout + r * Dv, o + r * Dv, Dv);
         w->max[r] = lse[r] == -(REAL)INFINITY ? (REAL)INFINITY : (REAL)((double)lse[r] / (raw ? a->scale : 1));
         uniform |= FN(uniform_row)(a, lse[r]);
+        coarse |= FN(coarse_row)(lse[r]);
     }
     FN(tile_pack)(w->q, q, D, qb.n, D);
     FN(tile_pack)(w->dout, dout, Dv, qb.n, Dv);
     predicate_queries(&w->pred, attn_global_batch(a, b), attn_global_head(a, h), qb.q, qb.q + qb.n);
+    if (coarse) FN(grad_sum_again)(a, w, &qb, q, key, lse);
     BlockVerdict verdict;
     for (int64_t kb = 0;; kb++) {
         if (!uniform) kb = predicate_next(&w->pred, kb, &verdict);
@@ -81,7 +121,7 @@ static void FN(grad_qblock)(const FN(GradJob) * j, FN(AttnWorker) * w, int64_t b
         FN(tile_pack)(w->keys_n, key + k0 * D, D, nk, D);
         FN(tile_gemm)(false, qb.n, nk, D, q, D, w->keys, false, w->s, a->kblock);
         FN(tile_gemm)(false, qb.n, nk, Dv, dout, Dv, w->values, false, w->dp, a->kblock);
-        if (raw && !w->pred.need_visible && a->dropout == 0 && !uniform)
+        if (raw && !w->pred.need_visible && a->dropout == 0 && !uniform && !coarse)
             for (int64_t r = 0; r < qb.n; r++)
                 FN(row_grad)(w->s + r * a->kblock, w->dp + r * a->kblock, nk, w->max[r], c, w->delta[r], (REAL)a->scale);
         else
