@@ -7,6 +7,7 @@
 // Requires: placements (shard ran). Establishes: the same values wherever they are used outside a group; values used only inside
 // are never stored. Members agree in shape, placement and phase. A group is emitted where its last member stood, so a node may
 // join only while nothing outside the group that stands before it uses a member: then the order stays topological.
+#include "ir/uses.h"
 #include "ops/op.h"
 #include "pass/pass.h"
 #include "pass/rewrite.h"
@@ -23,28 +24,8 @@ typedef struct Fuse {
     Arena *a;
     int32_t *group;         // [nodes] index into groups, -1 none
     VEC(Group *) groups;    // NULL once merged into another
-    const int32_t *first_use;  // [values + 1] into use
-    const NodeId *use;      // consumers, graph order; nodes.len for an output
+    Uses uses;
 } Fuse;
-
-static void collect_uses(Fuse *f) {
-    const Graph *g = f->g;
-    int32_t *first = ARENA_ARRAY(f->a, int32_t, g->values.len + 1);
-    int64_t total = g->outputs.len;
-    for (int64_t i = 0; i < g->nodes.len; i++) {
-        total += g->nodes.data[i].nin;
-        for (int k = 0; k < g->nodes.data[i].nin; k++) first[g->nodes.data[i].in[k] + 1]++;
-    }
-    for (int64_t i = 0; i < g->outputs.len; i++) first[g->outputs.data[i].value + 1]++;
-    for (int64_t v = 0; v < g->values.len; v++) first[v + 1] += first[v];
-    NodeId *use = ARENA_ARRAY(f->a, NodeId, total);
-    int32_t *at = arena_copy(f->a, first, sizeof *first * (size_t)(g->values.len + 1));
-    for (int64_t i = 0; i < g->nodes.len; i++)
-        for (int k = 0; k < g->nodes.data[i].nin; k++) use[at[g->nodes.data[i].in[k]]++] = (NodeId)i;
-    for (int64_t i = 0; i < g->outputs.len; i++) use[at[g->outputs.data[i].value]++] = (NodeId)g->nodes.len;
-    f->first_use = first;
-    f->use = use;
-}
 
 static bool fusible(const Graph *g, const Node *n) {
     if (!op_is_pointwise(n->op) || n->nout != 1) return false;
@@ -63,9 +44,11 @@ static bool may_wait(const Fuse *f, int32_t k, NodeId at, const int32_t *join, i
     const Group *p = f->groups.data[k];
     for (int i = 0; i < p->n; i++) {
         ValueId v = graph_node(f->g, p->member[i])->out[0];
-        for (int32_t u = f->first_use[v]; u < f->first_use[v + 1] && f->use[u] < at; u++) {
+        for (int32_t u = f->uses.first[v]; u < f->uses.first[v + 1]; u++) {
+            NodeId user = f->uses.use[u].node;
+            if (user == NO_NODE || user >= at) break;  // in graph order, outputs last
             bool inside = false;
-            for (int j = 0; j < njoin; j++) inside |= f->group[f->use[u]] == join[j];
+            for (int j = 0; j < njoin; j++) inside |= f->group[user] == join[j];
             if (!inside) return false;
         }
     }
@@ -98,9 +81,10 @@ static bool fits(const Fuse *f, NodeId at, const int32_t *join, int njoin) {
             in[nin++] = x->in[k];
         }
         bool outside = false;
-        for (int32_t u = f->first_use[x->out[0]]; u < f->first_use[x->out[0] + 1] && !outside; u++) {
-            bool inside = f->use[u] == at;
-            for (int j = 0; j < njoin && f->use[u] < f->g->nodes.len; j++) inside |= f->group[f->use[u]] == join[j];
+        for (int32_t u = f->uses.first[x->out[0]]; u < f->uses.first[x->out[0] + 1] && !outside; u++) {
+            NodeId user = f->uses.use[u].node;
+            bool inside = user == at;
+            for (int j = 0; j < njoin && user != NO_NODE; j++) inside |= f->group[user] == join[j];
             outside = !inside;
         }
         nout += outside;
@@ -181,8 +165,8 @@ static int emit_operand(Emit *e, const Graph *g, ValueId v) {
 }
 
 static bool used_outside(const Fuse *f, ValueId v, int32_t k) {
-    for (int32_t u = f->first_use[v]; u < f->first_use[v + 1]; u++)
-        if (f->use[u] == f->g->nodes.len || f->group[f->use[u]] != k) return true;
+    for (int32_t u = f->uses.first[v]; u < f->uses.first[v + 1]; u++)
+        if (f->uses.use[u].node == NO_NODE || f->group[f->uses.use[u].node] != k) return true;
     return false;
 }
 
@@ -228,7 +212,7 @@ Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d) {
     Fuse f = {.g = in, .a = c->scratch};
     f.group = ARENA_ARRAY(c->scratch, int32_t, in->nodes.len);
     for (int64_t i = 0; i < in->nodes.len; i++) f.group[i] = -1;
-    collect_uses(&f);
+    f.uses = uses_collect(in, c->scratch);
     for (int64_t i = 0; i < in->nodes.len; i++)
         if (fusible(in, graph_node(in, (NodeId)i))) place_node(&f, (NodeId)i);
     Rewrite r;

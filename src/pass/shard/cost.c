@@ -86,8 +86,8 @@ double shard_move_seconds(const ShardState *s, ValueId id, const Placement *from
     if (placement_equal(from, to) || s->c->nranks == 1) return 0;
     const Value *v = graph_value(s->g, id);
     const DeviceModel *m = s->c->device;
+    if (to->kind == PLACE_PARTIAL || to->reduce) return 1e18;  // nothing is taken apart into terms, not even what every rank can make
     if (shard_is_source(s->g, id)) return 0;
-    if (to->kind == PLACE_PARTIAL) return 1e18;  // nothing is taken apart into terms
     Operand o = shard_operand(s, id, to, 0);
     double copy = m->kernel_latency_s + 2 * operand_nbytes(&o) / m->mem_bandwidth;
     if (from->kind == PLACE_REPLICATE) return copy;  // a local slice

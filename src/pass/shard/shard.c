@@ -16,25 +16,6 @@ const char *attention_choice_name(AttentionChoice c) {
     return name[c];
 }
 
-static void collect_uses(ShardState *s) {
-    const Graph *g = s->g;
-    int32_t *first = ARENA_ARRAY(s->c->scratch, int32_t, g->values.len + 1);
-    int64_t total = g->outputs.len;
-    for (int64_t i = 0; i < g->nodes.len; i++) {
-        total += g->nodes.data[i].nin;
-        for (int k = 0; k < g->nodes.data[i].nin; k++) first[g->nodes.data[i].in[k] + 1]++;
-    }
-    for (int64_t i = 0; i < g->outputs.len; i++) first[g->outputs.data[i].value + 1]++;
-    for (int64_t v = 0; v < g->values.len; v++) first[v + 1] += first[v];
-    Use *use = ARENA_ARRAY(s->c->scratch, Use, total);
-    int32_t *at = arena_copy(s->c->scratch, first, sizeof *first * (size_t)(g->values.len + 1));
-    for (int64_t i = 0; i < g->nodes.len; i++)
-        for (int k = 0; k < g->nodes.data[i].nin; k++) use[at[g->nodes.data[i].in[k]]++] = (Use){(NodeId)i, k};
-    for (int64_t i = 0; i < g->outputs.len; i++) use[at[g->outputs.data[i].value]++] = (Use){NO_NODE, 0};
-    s->first_use = first;
-    s->use = use;
-}
-
 // Whether some other size of the program, of a parameter or an attention head, equals the sequence length: then a length says
 // nothing about what a dim is (and at such lengths S x S does not matter either).
 static bool length_is_ambiguous(const Graph *g) {
@@ -83,7 +64,9 @@ Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d) {
     s.row = ARENA_ARRAY(c->scratch, Row, in->nodes.len);
     s.place = ARENA_ARRAY(c->scratch, Placement, in->values.len);
     s.strategy = ARENA_ARRAY(c->scratch, const char *, in->nodes.len);
-    collect_uses(&s);
+    Uses uses = uses_collect(in, c->scratch);
+    s.first_use = uses.first;
+    s.use = uses.use;
     TRY(shard_settle_strategies(&s));
     TRY(shard_choose(&s));
     TRY(report_squares(&s));

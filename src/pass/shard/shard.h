@@ -1,13 +1,9 @@
 // Inside of the shard pass: choosing a row of the sharding rule for every node (choose.c), by cost (cost.c), after the attention
 // strategies were settled (strategy.c); then making the graph with reshards (insert.c).
 #pragma once
+#include "ir/uses.h"
 #include "ops/op.h"
 #include "pass/pass.h"
-
-typedef struct Use {
-    NodeId node;  // NO_NODE: a graph output, which wants the value replicated
-    int32_t slot;
-} Use;
 
 typedef struct ShardState {
     PassContext *c;
@@ -15,7 +11,7 @@ typedef struct ShardState {
     Diag *d;
     Row *row;               // [nodes] the chosen row
     Placement *place;       // [values] where the producer leaves the value: row[def].out[index]
-    const int32_t *first_use;  // [values + 1] into use
+    const int32_t *first_use;  // [values + 1] into use; a use by an output wants the value replicated
     const Use *use;
     const char **strategy;  // [nodes] attention nodes: the settled strategy; NULL elsewhere
     struct SeenTable *seen; // shard placements by shape, see choose.c
