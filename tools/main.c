@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "autosp.h"
 #include "commands.h"
 
 static const struct {
@@ -18,6 +19,7 @@ static const struct {
 static void help(FILE *f) {
     fprintf(f, "usage: autosp COMMAND ...   (autosp COMMAND --help says more)\n\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].about);
+    fprintf(f, "  %-8s %s\n", "--version", "the version and what it was built with");
     fprintf(f, "\nAutoSP compiles a training program exported from PyTorch (torch.export, .pt2) for one device into one that runs\n"
                "sequence-parallel on any number of ranks, and proves it equal to the original. See README.md and docs/.\n");
 }
@@ -29,6 +31,11 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         help(stdout);
+        return EXIT_DONE;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        // The build options that this version knows; others (cuda, hip, mpi, nccl) are not part of it yet.
+        printf("autosp %s\nbackends: cpu (float32)\nranks: threads of one process\nnot in this version: cuda, hip, mpi, nccl\n", autosp_version());
         return EXIT_DONE;
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)

@@ -11,7 +11,7 @@ typedef struct TrainOptions {
     int64_t warmup;         // steps of linear warm-up; -1: a twentieth of the steps
     double min_lr;          // fraction of lr that the cosine ends at
     uint64_t seed;          // data order, dropout, random parameters
-    bool random_init;       // parameters drawn from the seed even where the archive has bytes
+    bool random_init;       // parameters without bytes are drawn from the seed instead of being refused
     const char *out;        // folder
     bool resume;            // continue from out
     int64_t save_every;     // steps; 0: only at the end
