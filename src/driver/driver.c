@@ -74,6 +74,8 @@ static int default_threads(int nranks) {
     return n < 1 ? 1 : (int)n;
 }
 
+static const DeviceModel *device_of(const CompileOptions *o) { return o->device ? o->device : device_model_cpu(); }
+
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
     return ram / 8;
@@ -81,7 +83,7 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_model_cpu(), .adamw = &o->adamw,
+                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
@@ -115,7 +117,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = &backend_cpu, .device = device_of(o), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;

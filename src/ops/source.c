@@ -70,9 +70,11 @@ static Status infer_random(const Graph *g, const Node *n, int *nout, TypeOut *ou
     return infer_generated(n, TYPE_FLOAT, nout, out, d);
 }
 
-// Every rank can make or load any part of it.
+// Every rank can make or load any part of it, halos too.
 static bool shard_source(Graph *g, const Node *n, int slot, Placement p, Row *row) {
-    if (slot >= 0 || !row_slot_ok(g, n, slot, &p)) return false;
+    if (slot >= 0 || p.kind != PLACE_SHARD || p.reduce) return false;
+    const Shape *s = graph_shape(g, n->out[~slot]);
+    if (p.dim < 0 || p.dim >= s->ndim || s->dim[p.dim] <= 1 || layouts_get(g->layouts, p.layout)->extent != s->dim[p.dim]) return false;
     row_replicate(n, row);
     row->out[0] = p;
     return true;
