@@ -9,7 +9,7 @@
 #include "ops/op.h"
 #include "pass/pass.h"
 
-// ---- harness ---------------------------------------------------------------------------------------------------------------
+// ---- harness --------------------------------------------------------------------------------------------------------
 typedef struct Case {
     Arena *a, *scratch;
     Diag d;
@@ -68,7 +68,8 @@ static void output(Case *t, ValueId v) {
 }
 
 static void evaluate(Case *t, const Graph *g, double **out) {
-    for (int64_t i = 0; i < g->outputs.len; i++) out[i] = ARENA_ARRAY(t->a, double, shape_numel(graph_shape(g, g->outputs.data[i].value)) + 1);
+    for (int64_t i = 0; i < g->outputs.len; i++)
+        out[i] = ARENA_ARRAY(t->a, double, shape_numel(graph_shape(g, g->outputs.data[i].value)) + 1);
     double hyper[3] = {0};
     Reference r = {.run_seed = 3, .inputs = (const double *const *)t->data, .params = NULL, .hyper = hyper};
     Status st = reference_run(g, &r, out, &t->d);
@@ -133,21 +134,23 @@ static void expect_no_square(Case *t, int64_t n) {
     }
 }
 
-// ---- canonicalize -----------------------------------------------------------------------------------------------------------
+// ---- canonicalize ---------------------------------------------------------------------------------------------------
 // Hugging Face's document ids of an unpacked row: arange -> diff -> != 1 -> cumsum is zero everywhere.
 static void documents_of_one_row_fold(void **state) {
     (void)state;
     Case t;
     begin(&t, 2, 9, 1);
     Builder *b = &t.b;
-    ValueId pos = build_iota(b, SHAPE(1, 9), 1, 0, 1, DT_I64), first = build_binary_scalar(b, OP_SUB, build_slice(b, pos, 1, 0, 1, 1), 1);
+    ValueId pos = build_iota(b, SHAPE(1, 9), 1, 0, 1, DT_I64),
+            first = build_binary_scalar(b, OP_SUB, build_slice(b, pos, 1, 0, 1, 1), 1);
     ValueId ext = build_concat(b, 2, (ValueId[]){first, pos}, 1);
     ValueId diff = build_binary(b, OP_SUB, build_slice(b, ext, 1, 1, 1, 9), build_slice(b, ext, 1, 0, 1, 9));
     Attr dim = attr_i(ATTR_DIM, 1);
     ValueId ids = build_cast(b, build_binary_scalar(b, OP_NE, diff, 1), DT_I64);
     ids = build(b, OP_CUMSUM, 1, &ids, 1, &dim);
     ValueId same = build_binary(b, OP_EQ, build_reshape(b, ids, SHAPE(9, 1)), build_reshape(b, ids, SHAPE(1, 9)));
-    output(&t, build_binary(b, OP_AND, same, build_binary(b, OP_LT, input(&t, SHAPE(9, 9), DT_I64, 5), build_scalar(b, DT_I64, 3))));
+    output(&t,
+           build_binary(b, OP_AND, same, build_binary(b, OP_LT, input(&t, SHAPE(9, 9), DT_I64, 5), build_scalar(b, DT_I64, 3))));
     run(&t, 1, canonical);
     assert_int_equal(t.g->nodes.len, 3);  // input, full 3, lt
     end(&t);
@@ -178,7 +181,8 @@ static void transposed_weights_become_flags(void **state) {
     Case t;
     begin(&t, 1, 5, 3);
     Builder *b = &t.b;
-    ValueId x = input(&t, SHAPE(3, 5, 4), DT_F64, 0), w = input(&t, SHAPE(7, 4), DT_F64, 0), k = input(&t, SHAPE(3, 6, 4), DT_F64, 0);
+    ValueId x = input(&t, SHAPE(3, 5, 4), DT_F64, 0), w = input(&t, SHAPE(7, 4), DT_F64, 0),
+            k = input(&t, SHAPE(3, 6, 4), DT_F64, 0);
     output(&t, build_dot(b, x, build_transpose(b, w, 0, 1), 0, 1, false, false));
     output(&t, build_dot(b, x, build_transpose(b, k, 1, 2), 1, 1, false, false));
     output(&t, build_dot(b, build_transpose(b, x, 1, 2), build_transpose(b, k, 1, 2), 1, 1, true, false));
@@ -202,7 +206,7 @@ static void split_gradients_are_concats(void **state) {
     end(&t);
 }
 
-// ---- random graphs ------------------------------------------------------------------------------------------------------------
+// ---- random graphs --------------------------------------------------------------------------------------------------
 typedef struct Pool {
     ValueId v[64];
     int n;
@@ -224,7 +228,8 @@ static bool fits_together(Case *t, ValueId x, ValueId y) {
 }
 
 static ValueId random_pointwise(Case *t, const Values *p) {
-    static const OpKind arith[] = {OP_ADD, OP_SUB, OP_MUL, OP_MAX, OP_MIN}, compare[] = {OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE}, logic[] = {OP_AND, OP_OR, OP_XOR};
+    static const OpKind arith[] = {OP_ADD, OP_SUB, OP_MUL, OP_MAX, OP_MIN},
+                        compare[] = {OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE}, logic[] = {OP_AND, OP_OR, OP_XOR};
     int kind = (int)below(t, 3);
     ValueId x = pick_dtype(t, p, kind), y = below(t, 4) ? pick_dtype(t, p, kind) : NO_VALUE, c = pick_dtype(t, p, 2);
     if (x == NO_VALUE) return NO_VALUE;
@@ -235,7 +240,8 @@ static ValueId random_pointwise(Case *t, const Values *p) {
         return fits_together(t, sum, y) ? build_where(&t->b, c, x, y) : NO_VALUE;
     }
     if (kind < 2 && below(t, 3) == 0) return build_binary(&t->b, compare[below(t, 6)], x, y);
-    if (kind == 1 && below(t, 4) == 0) return build_binary_scalar(&t->b, below(t, 2) ? OP_FLOORDIV : OP_MOD, x, (double)(1 + below(t, 4)));
+    if (kind == 1 && below(t, 4) == 0)
+        return build_binary_scalar(&t->b, below(t, 2) ? OP_FLOORDIV : OP_MOD, x, (double)(1 + below(t, 4)));
     return build_binary(&t->b, kind == 2 ? logic[below(t, 3)] : arith[below(t, 5)], x, y);
 }
 
@@ -255,7 +261,10 @@ static ValueId random_movement(Case *t, ValueId x) {
     Attr along = attr_i(ATTR_DIM, dim);
     switch (below(t, 8)) {
         case 0: return build_slice(b, x, dim, start, step, 1 + (n - 1 - start) / step);
-        case 1: return shape_numel(&s) > 300 ? x : build_pad(b, x, dim, below(t, 3), below(t, 3), build_dtype(b, x) == DT_BOOL ? 1 : (double)below(t, 2));
+        case 1:
+            return shape_numel(&s) > 300
+                       ? x
+                       : build_pad(b, x, dim, below(t, 3), below(t, 3), build_dtype(b, x) == DT_BOOL ? 1 : (double)below(t, 2));
         case 2: return shape_numel(&s) > 300 ? x : build_concat(b, 2, (ValueId[]){x, x}, dim);
         case 3: return build_transpose(b, x, dim, (int)below(t, s.ndim));
         case 4: return s.ndim < 4 ? build_unsqueeze(b, x, (int)below(t, s.ndim + 1)) : x;
@@ -288,7 +297,8 @@ static void random_graphs_keep_their_value(void **state) {
         while (p.n < 40) {
             ValueId x = p.v[below(&t, p.n)], y = NO_VALUE;
             switch (below(&t, 4)) {
-                case 0: case 1: y = random_pointwise(&t, &p); break;
+                case 0:
+                case 1: y = random_pointwise(&t, &p); break;
                 case 2: y = random_unary(&t, x); break;
                 default: y = random_movement(&t, x); break;
             }
@@ -302,11 +312,12 @@ static void random_graphs_keep_their_value(void **state) {
     }
 }
 
-// ---- attention ------------------------------------------------------------------------------------------------------------------
+// ---- attention ------------------------------------------------------------------------------------------------------
 enum { B = 2, H = 4, HKV = 2, S = 11, D = 3 };
 
 static ValueId sdpa(Case *t, ValueId mask, bool causal, int hkv) {
-    ValueId in[4] = {input(t, SHAPE(B, H, S, D), DT_F64, 0), input(t, SHAPE(B, hkv, S, D), DT_F64, 0), input(t, SHAPE(B, hkv, S, D), DT_F64, 0), mask};
+    ValueId in[4] = {input(t, SHAPE(B, H, S, D), DT_F64, 0), input(t, SHAPE(B, hkv, S, D), DT_F64, 0),
+                     input(t, SHAPE(B, hkv, S, D), DT_F64, 0), mask};
     Attr a[] = {attr_f(ATTR_SCALE, 0.7), attr_i(ATTR_CAUSAL, causal), attr_f(ATTR_DROPOUT, 0), attr_i(ATTR_SEED, 0)};
     return build(&t->b, OP_SDPA, mask == NO_VALUE ? 3 : 4, in, 4, a);
 }
@@ -318,7 +329,8 @@ static ValueId lower_triangle(Case *t) { return build_binary(&t->b, OP_LE, col(t
 static ValueId same_document(Case *t) {
     Builder *b = &t->b;
     Attr dim = attr_i(ATTR_DIM, 1);
-    ValueId border = build_cast(b, build_binary_scalar(b, OP_EQ, input(t, SHAPE(B, S), DT_I64, 4), 1), DT_I64), ids = build(b, OP_CUMSUM, 1, &border, 1, &dim);
+    ValueId border = build_cast(b, build_binary_scalar(b, OP_EQ, input(t, SHAPE(B, S), DT_I64, 4), 1), DT_I64),
+            ids = build(b, OP_CUMSUM, 1, &border, 1, &dim);
     return build_binary(b, OP_EQ, build_reshape(b, ids, SHAPE(B, 1, S, 1)), build_reshape(b, ids, SHAPE(B, 1, 1, S)));
 }
 
@@ -371,7 +383,8 @@ static void flattened_gathers_are_the_identity(void **state) {
     Builder *b = &t.b;
     ValueId ids = input(&t, SHAPE(B, S), DT_I64, 3), flat = build_reshape(b, ids, SHAPE(B * S));
     ValueId at = build_binary_scalar(b, OP_MUL, build_iota(b, SHAPE(B, 1, 1, 1), 0, 0, 1, DT_I64), S);
-    ValueId q = build_binary(b, OP_ADD, at, build_iota(b, SHAPE(1, 1, S, 1), 2, 0, 1, DT_I64)), k = build_binary(b, OP_ADD, at, build_iota(b, SHAPE(1, 1, 1, S), 3, 0, 1, DT_I64));
+    ValueId q = build_binary(b, OP_ADD, at, build_iota(b, SHAPE(1, 1, S, 1), 2, 0, 1, DT_I64)),
+            k = build_binary(b, OP_ADD, at, build_iota(b, SHAPE(1, 1, 1, S), 3, 0, 1, DT_I64));
     q = build(b, OP_EMBEDDING, 2, (ValueId[]){flat, q}, 0, NULL);
     k = build(b, OP_EMBEDDING, 2, (ValueId[]){flat, k}, 0, NULL);
     ValueId mask = build_binary(b, OP_AND, build_binary(b, OP_EQ, q, k), lower_triangle(&t));
@@ -394,7 +407,8 @@ static void mask_buffers_are_read(void **state) {
             tril[q * N + k] = k <= q;
             for (int h = 0; h < H; h++) alibi[(h * N + q) * N + k] = k <= q ? -0.25 * (h + 1) * (q - k) : -INFINITY;
         }
-    static const char *const words[4] = {"causal & window 3", "(vec0[q] <= k) & (k <= (vec1[q] - 1))", "causal", "causal + bias ((q - k)*vec0[q])"};
+    static const char *const words[4] = {"causal & window 3", "(vec0[q] <= k) & (k <= (vec1[q] - 1))", "causal",
+                                         "causal + bias ((q - k)*vec0[q])"};
     for (int i = 0; i < 2; i++) {
         Case t;
         begin(&t, B, S, 20 + (uint64_t)i);
@@ -450,7 +464,8 @@ static void written_attention(void **state) {
         Case t;
         begin(&t, B, S, 50 + (uint64_t)i);
         Builder *b = &t.b;
-        ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0), v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
+        ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0),
+                v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
         ValueId s = build_binary_scalar(b, OP_MUL, build_dot(b, q, build_transpose(b, k, 2, 3), 2, 1, false, false), 0.6);
         if (i == 1) s = build_binary_scalar(b, OP_MUL, build_unary(b, OP_TANH, build_binary_scalar(b, OP_DIV, s, 2)), 2);
         ValueId low = build_scalar(b, DT_F64, i == 0 ? -INFINITY : -1e9), zero = build_scalar(b, DT_F64, 0);
@@ -469,7 +484,8 @@ static void written_with_merged_heads(void **state) {
     begin(&t, B, S, 60);
     Builder *b = &t.b;
     ValueId x[3];
-    for (int i = 0; i < 3; i++) x[i] = build_reshape(b, build_transpose(b, input(&t, SHAPE(B, S, H, D), DT_F64, 0), 1, 2), SHAPE(B * H, S, D));
+    for (int i = 0; i < 3; i++)
+        x[i] = build_reshape(b, build_transpose(b, input(&t, SHAPE(B, S, H, D), DT_F64, 0), 1, 2), SHAPE(B * H, S, D));
     ValueId s = build_reshape(b, build_dot(b, x[0], x[1], 1, 1, false, true), SHAPE(B, H, S, S));
     s = build_where(b, build_binary(b, OP_AND, same_document(&t), lower_triangle(&t)), s, build_scalar(b, DT_F64, -INFINITY));
     finish_attention(&t, softmax_times(&t, build_reshape(b, s, SHAPE(B * H, S, S)), x[2]), "causal & same document");
@@ -481,7 +497,8 @@ static void written_the_other_way_round(void **state) {
     Case t;
     begin(&t, B, S, 61);
     Builder *b = &t.b;
-    ValueId q = input(&t, SHAPE(B, HKV, 2, S, D), DT_F64, 0), k = input(&t, SHAPE(B, HKV, S, D), DT_F64, 0), v = input(&t, SHAPE(B, HKV, S, D), DT_F64, 0);
+    ValueId q = input(&t, SHAPE(B, HKV, 2, S, D), DT_F64, 0), k = input(&t, SHAPE(B, HKV, S, D), DT_F64, 0),
+            v = input(&t, SHAPE(B, HKV, S, D), DT_F64, 0);
     ValueId s = build_permute(b, build_dot(b, k, q, 2, 1, false, true), (int[]){0, 1, 3, 4, 2});  // [B, HKV, 2, S, S]
     s = build_where(b, lower_triangle(&t), s, build_scalar(b, DT_F64, -INFINITY));
     ValueId o = build_dot(b, v, soft_max(b, s), 2, 1, true, true);  // [B, HKV, D, 2, S]
@@ -506,8 +523,10 @@ static void rows_without_keys(void **state) {
         if (i == 2) {
             o = sdpa(&t, mask, false, H);
         } else {
-            ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0), v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
-            ValueId s = build_where(b, mask, build_dot(b, q, k, 2, 1, false, true), build_scalar(b, DT_F64, i == 0 ? -INFINITY : -1e5));
+            ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0),
+                    v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
+            ValueId s =
+                build_where(b, mask, build_dot(b, q, k, 2, 1, false, true), build_scalar(b, DT_F64, i == 0 ? -INFINITY : -1e5));
             o = softmax_times(&t, s, v);
         }
         output(&t, o);
@@ -536,9 +555,15 @@ static ValueId random_index(Case *t, int along) {
     ValueId x;
     switch (below(t, 4)) {
         case 0: x = build_iota(b, along ? SHAPE(1, S) : SHAPE(S, 1), along, below(t, 3), 1, DT_I64); break;
-        case 1: x = build_reshape(b, build_slice(b, build_iota(b, SHAPE(2 * S), 0, 0, 1, DT_I64), 0, 3, 1, S), along ? SHAPE(1, S) : SHAPE(S, 1)); break;
+        case 1:
+            x = build_reshape(b, build_slice(b, build_iota(b, SHAPE(2 * S), 0, 0, 1, DT_I64), 0, 3, 1, S),
+                              along ? SHAPE(1, S) : SHAPE(S, 1));
+            break;
         case 2: x = build_reshape(b, input(t, SHAPE(B, S), DT_I64, 6), along ? SHAPE(B, 1, 1, S) : SHAPE(B, 1, S, 1)); break;
-        default: x = build_reshape(b, input(t, SHAPE(S, H), DT_I64, 4), SHAPE(S, H)), x = build_reshape(b, build_transpose(b, x, 0, 1), along ? SHAPE(1, H, 1, S) : SHAPE(1, H, S, 1)); break;
+        default:
+            x = build_reshape(b, input(t, SHAPE(S, H), DT_I64, 4), SHAPE(S, H)),
+            x = build_reshape(b, build_transpose(b, x, 0, 1), along ? SHAPE(1, H, 1, S) : SHAPE(1, H, S, 1));
+            break;
     }
     if (below(t, 4) == 0) x = build_binary_scalar(b, below(t, 2) ? OP_FLOORDIV : OP_MOD, x, (double)(2 + below(t, 3)));
     return below(t, 3) ? x : build_binary_scalar(b, below(t, 2) ? OP_ADD : OP_SUB, x, (double)below(t, 5));
@@ -549,7 +574,9 @@ static ValueId random_condition(Case *t, int depth) {
     Builder *b = &t->b;
     if (depth == 0 || t->g->inputs.len > 10) {
         ValueId q = random_index(t, 0), k = random_index(t, 1);
-        if (below(t, 5) == 0) return build_binary_scalar(b, OP_LT, build_unary(b, OP_ABS, build_binary(b, OP_SUB, q, k)), (double)(1 + below(t, 8)));
+        if (below(t, 5) == 0)
+            return build_binary_scalar(b, OP_LT, build_unary(b, OP_ABS, build_binary(b, OP_SUB, q, k)),
+                                       (double)(1 + below(t, 8)));
         return build_binary(b, compare[below(t, 6)], q, k);
     }
     ValueId x = random_condition(t, depth - 1), y = random_condition(t, depth - 1);
@@ -571,14 +598,20 @@ static void random_masks_keep_their_value(void **state) {
         Case t;
         begin(&t, B, S, 1000 + seed);
         Builder *b = &t.b;
-        ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0), v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
+        ValueId q = input(&t, SHAPE(B, H, S, D), DT_F64, 0), k = input(&t, SHAPE(B, H, S, D), DT_F64, 0),
+                v = input(&t, SHAPE(B, H, S, D), DT_F64, 0);
         ValueId mask = random_condition(&t, (int)below(&t, 3)), zero = build_scalar(b, DT_F64, 0), o;
         int form = (int)below(&t, 4);
         ValueId score = build_dot(b, q, k, 2, 1, false, true), low = build_scalar(b, DT_F64, form == 1 ? -1e5 : -INFINITY);
         if (form < 2) o = softmax_times(&t, build_where(b, mask, score, low), v);
-        else if (form == 2) o = softmax_times(&t, build_binary(b, OP_ADD, score, build_where(b, mask, zero, build_scalar(b, DT_F64, -50))), v);
+        else if (form == 2)
+            o = softmax_times(&t, build_binary(b, OP_ADD, score, build_where(b, mask, zero, build_scalar(b, DT_F64, -50))), v);
         else {
-            ValueId in[4] = {q, k, v, build_where(b, mask, build_binary_scalar(b, OP_MUL, build_cast(b, build_binary(b, OP_SUB, row(&t), col(&t)), DT_F64), 0.1), low)};
+            ValueId in[4] = {
+                q, k, v,
+                build_where(b, mask,
+                            build_binary_scalar(b, OP_MUL, build_cast(b, build_binary(b, OP_SUB, row(&t), col(&t)), DT_F64), 0.1),
+                            low)};
             Attr a[] = {attr_f(ATTR_SCALE, 0.7), attr_i(ATTR_CAUSAL, 0)};
             o = build(b, OP_SDPA, 4, in, 2, a);
         }
@@ -590,7 +623,7 @@ static void random_masks_keep_their_value(void **state) {
     }
 }
 
-// ---- experts --------------------------------------------------------------------------------------------------------------------
+// ---- experts --------------------------------------------------------------------------------------------------------
 enum { N = 9, K = 2, E = 3, WIDE = 5 };
 
 typedef struct Routed {
@@ -601,7 +634,8 @@ static Routed route(Case *t) {
     Builder *b = &t->b;
     Routed r = {.x = input(t, SHAPE(N, D), DT_F64, 0), .w = input(t, SHAPE(E, WIDE, D), DT_F64, 0)};
     ValueId logits = input(t, SHAPE(N, E), DT_F64, 0), top[2], sort[2];
-    Attr a[] = {attr_i(ATTR_DIM, 1), attr_i(ATTR_K, K), attr_i(ATTR_DESCENDING, 1)}, s[] = {attr_i(ATTR_DIM, 0), attr_i(ATTR_DESCENDING, 0)};
+    Attr a[] = {attr_i(ATTR_DIM, 1), attr_i(ATTR_K, K), attr_i(ATTR_DESCENDING, 1)},
+         s[] = {attr_i(ATTR_DIM, 0), attr_i(ATTR_DESCENDING, 0)};
     build_multi(b, OP_TOPK, 1, &logits, 3, a, 2, top);
     r.e = build_reshape(b, top[1], SHAPE(N * K));
     r.gate = build_reshape(b, top[0], SHAPE(N * K));
@@ -621,7 +655,8 @@ static ValueId grouped(Case *t, const Routed *r) {
     offs = build(b, OP_CUMSUM, 1, &offs, 1, &dim);
     ValueId past = build_binary(b, OP_GE, build_iota(b, SHAPE(N * K, 1), 0, 0, 1, DT_I64), build_unsqueeze(b, offs, 0));
     ValueId group = build_squeeze(b, build_sum(b, build_cast(b, past, DT_I64), 1, (int[]){1}), 1);
-    ValueId x = build_where(b, build_unsqueeze(b, build_binary_scalar(b, OP_GE, r->sorted, E), 1), build_scalar(b, DT_F64, 0), rows_of(t, r->x, r->rows));
+    ValueId x = build_where(b, build_unsqueeze(b, build_binary_scalar(b, OP_GE, r->sorted, E), 1), build_scalar(b, DT_F64, 0),
+                            rows_of(t, r->x, r->rows));
     ValueId y = build(b, OP_EXPERT_MATMUL, 3, (ValueId[]){x, group, build_transpose(b, r->w, 1, 2)}, 1, &trans);
     y = build_unary(b, OP_SILU, y);
     return build_binary(b, OP_MUL, y, build_unsqueeze(b, rows_of(t, r->gate, r->order), 1));
@@ -635,9 +670,13 @@ static void routing_becomes_token_wise(void **state) {
         Builder *b = &t.b;
         Routed r = route(&t);
         ValueId y = grouped(&t, &r), o;
-        Attr acc0 = attr_i(ATTR_ACCUMULATE, 0), acc1 = attr_i(ATTR_ACCUMULATE, 1), s[] = {attr_i(ATTR_DIM, 0), attr_i(ATTR_DESCENDING, 0)};
+        Attr acc0 = attr_i(ATTR_ACCUMULATE, 0), acc1 = attr_i(ATTR_ACCUMULATE, 1),
+             s[] = {attr_i(ATTR_DIM, 0), attr_i(ATTR_DESCENDING, 0)};
         if (form == 0) {  // inverse permutation by a scatter
-            ValueId inv = build(b, OP_INDEX_PUT, 3, (ValueId[]){build_full(b, SHAPE(N * K), DT_I64, 0), r.order, build_iota(b, SHAPE(N * K), 0, 0, 1, DT_I64)}, 1, &acc0);
+            ValueId inv =
+                build(b, OP_INDEX_PUT, 3,
+                      (ValueId[]){build_full(b, SHAPE(N * K), DT_I64, 0), r.order, build_iota(b, SHAPE(N * K), 0, 0, 1, DT_I64)},
+                      1, &acc0);
             o = build_sum(b, build_reshape(b, rows_of(&t, y, inv), SHAPE(N, K, WIDE)), 1, (int[]){1});
         } else if (form == 1) {  // argsort of the order, two-dimensional
             ValueId back[2];
@@ -675,7 +714,8 @@ static void gathered_weights_become_expert_products(void **state) {
     Builder *b = &t.b;
     Routed r = route(&t);
     ValueId x = rows_of(&t, r.x, build_binary_scalar(b, OP_FLOORDIV, build_iota(b, SHAPE(N * K), 0, 0, 1, DT_I64), K));
-    output(&t, build_dot(b, rows_of(&t, r.w, r.e), build_unsqueeze(b, x, 2), 1, 1, false, false));  // [N*K, WIDE, D] x [N*K, D, 1]
+    output(&t,
+           build_dot(b, rows_of(&t, r.w, r.e), build_unsqueeze(b, x, 2), 1, 1, false, false));  // [N*K, WIDE, D] x [N*K, D, 1]
     run(&t, 3, forward);
     assert_int_equal(count_op(t.g, OP_EXPERT_MATMUL), 1);
     assert_int_equal(count_op(t.g, OP_DOT), 0);
@@ -684,13 +724,27 @@ static void gathered_weights_become_expert_products(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(documents_of_one_row_fold), cmocka_unit_test(identities_vanish), cmocka_unit_test(transposed_weights_become_flags),
-        cmocka_unit_test(split_gradients_are_concats), cmocka_unit_test(random_graphs_keep_their_value), cmocka_unit_test(causal_flag),
-        cmocka_unit_test(window_of_positions), cmocka_unit_test(a_window_of_the_whole_row_is_none), cmocka_unit_test(documents),
-        cmocka_unit_test(flattened_gathers_are_the_identity), cmocka_unit_test(mask_buffers_are_read), cmocka_unit_test(repeated_heads_are_found),
-        cmocka_unit_test(written_attention), cmocka_unit_test(written_with_merged_heads), cmocka_unit_test(written_the_other_way_round),
-        cmocka_unit_test(rows_without_keys), cmocka_unit_test(square_masks_stay), cmocka_unit_test(random_masks_keep_their_value),
-        cmocka_unit_test(routing_becomes_token_wise), cmocka_unit_test(order_that_matters_stays), cmocka_unit_test(gathered_weights_become_expert_products),
+        cmocka_unit_test(documents_of_one_row_fold),
+        cmocka_unit_test(identities_vanish),
+        cmocka_unit_test(transposed_weights_become_flags),
+        cmocka_unit_test(split_gradients_are_concats),
+        cmocka_unit_test(random_graphs_keep_their_value),
+        cmocka_unit_test(causal_flag),
+        cmocka_unit_test(window_of_positions),
+        cmocka_unit_test(a_window_of_the_whole_row_is_none),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(flattened_gathers_are_the_identity),
+        cmocka_unit_test(mask_buffers_are_read),
+        cmocka_unit_test(repeated_heads_are_found),
+        cmocka_unit_test(written_attention),
+        cmocka_unit_test(written_with_merged_heads),
+        cmocka_unit_test(written_the_other_way_round),
+        cmocka_unit_test(rows_without_keys),
+        cmocka_unit_test(square_masks_stay),
+        cmocka_unit_test(random_masks_keep_their_value),
+        cmocka_unit_test(routing_becomes_token_wise),
+        cmocka_unit_test(order_that_matters_stays),
+        cmocka_unit_test(gathered_weights_become_expert_products),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,13 +13,13 @@ typedef struct Canon {
     Graph *g;
     Arena *scratch;
     Diag *d;
-    Status status;            // first error; after it every call returns NO_VALUE
+    Status status;  // first error; after it every call returns NO_VALUE
     const char *source, *note;
     Phase phase;
-    bool drop_stop_grad;      // the gradient has been taken
-    VEC(Known) known;         // [values of g]
-    VEC(IntRange) range;      // [values of g]
-    int32_t *table;           // open addressing: node id + 1
+    bool drop_stop_grad;  // the gradient has been taken
+    VEC(Known) known;     // [values of g]
+    VEC(IntRange) range;  // [values of g]
+    int32_t *table;       // open addressing: node id + 1
     int64_t cap, used;
 } Canon;
 

@@ -85,7 +85,8 @@ static ValueId slice_of_concat(Canon *c, const Node *cat, int64_t start, int64_t
 
 static ValueId simplify_slice(Canon *c, ValueId x, const Node *n) {
     const Shape *s = canon_shape(c, x);
-    int64_t dim = node_int(n, ATTR_DIM), start = node_int_or(n, ATTR_START, 0), step = node_int_or(n, ATTR_STEP, 1), length = node_int(n, ATTR_LENGTH);
+    int64_t dim = node_int(n, ATTR_DIM), start = node_int_or(n, ATTR_START, 0), step = node_int_or(n, ATTR_STEP, 1),
+            length = node_int(n, ATTR_LENGTH);
     if (dim < 0 || dim >= s->ndim || step < 1 || start < 0) return NO_VALUE;
     if (length > 0 && start + (length - 1) * step >= s->dim[dim]) return NO_VALUE;  // malformed: graph_add says so
     if (start == 0 && length == s->dim[dim]) return x;
@@ -172,7 +173,8 @@ static ValueId simplify_dot(Canon *c, const ValueId *in, const Node *n) {
         changed = true;
     }
     if (!changed) return NO_VALUE;
-    Attr a[] = {attr_i(ATTR_NBATCH, nb), attr_i(ATTR_NCONTRACT, nc), attr_i(ATTR_TRANS_A, trans[0]), attr_i(ATTR_TRANS_B, trans[1])};
+    Attr a[] = {attr_i(ATTR_NBATCH, nb), attr_i(ATTR_NCONTRACT, nc), attr_i(ATTR_TRANS_A, trans[0]),
+                attr_i(ATTR_TRANS_B, trans[1])};
     return canon_emit(c, OP_DOT, 2, x, 4, a);
 }
 
@@ -189,7 +191,9 @@ static ValueId simplify_expert_matmul(Canon *c, const ValueId *in, const Node *n
 static ValueId simplify_embedding(Canon *c, const ValueId *in) {
     const Known *k = &c->known.data[in[1]];
     const Shape *table = canon_shape(c, in[0]), *idx = canon_shape(c, in[1]);
-    if (!k->known || k->dim < 0 || !k->affine || k->base != 0 || k->step != 1 || k->len != table->dim[0] || k->len != shape_numel(idx)) return NO_VALUE;
+    if (!k->known || k->dim < 0 || !k->affine || k->base != 0 || k->step != 1 || k->len != table->dim[0] ||
+        k->len != shape_numel(idx))
+        return NO_VALUE;
     Shape out = *idx;
     for (int i = 1; i < table->ndim; i++) {
         if (out.ndim == MAX_DIMS) return NO_VALUE;

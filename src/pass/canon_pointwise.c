@@ -31,10 +31,12 @@ static bool same_shape_with(const Canon *c, int nin, ValueId *in, int slot, Valu
 }
 
 static bool is_commutative(OpKind op) {
-    return op == OP_ADD || op == OP_MUL || op == OP_MAX || op == OP_MIN || op == OP_EQ || op == OP_NE || op == OP_AND || op == OP_OR || op == OP_XOR;
+    return op == OP_ADD || op == OP_MUL || op == OP_MAX || op == OP_MIN || op == OP_EQ || op == OP_NE || op == OP_AND ||
+           op == OP_OR || op == OP_XOR;
 }
 
-// Implicit broadcasting instead of BROADCAST nodes, scalars instead of filled tensors, scalars on the right. True if `in` changed.
+// Implicit broadcasting instead of BROADCAST nodes, scalars instead of filled tensors, scalars on the right. True if `in`
+// changed.
 static bool normalise_operands(Canon *c, OpKind op, int nin, ValueId *in, const Shape *want) {
     bool changed = false;
     for (int i = 0; i < nin && nin > 1; i++) {
@@ -61,7 +63,7 @@ static bool normalise_operands(Canon *c, OpKind op, int nin, ValueId *in, const 
     return changed;
 }
 
-// ---- comparisons -----------------------------------------------------------------------------------------------------------
+// ---- comparisons ----------------------------------------------------------------------------------------------------
 // -1 unknown, else the truth value that bounds or equality of the operands give.
 static int decide_compare(const Canon *c, OpKind op, ValueId x, ValueId y) {
     if (dtype_is_float(canon_dtype(c, x))) return -1;
@@ -111,7 +113,7 @@ static ValueId simplify_logic(Canon *c, OpKind op, const ValueId *in, const Shap
     return canon_full(c, *s, DT_BOOL, op == OP_OR);
 }
 
-// ---- arithmetic --------------------------------------------------------------------------------------------------------------
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
 static ValueId simplify_extremum(Canon *c, OpKind op, const ValueId *in, const Shape *s) {
     if (in[0] == in[1]) return in[0];
     IntRange a = c->range.data[in[0]], b = c->range.data[in[1]];
@@ -152,8 +154,11 @@ static ValueId simplify_arith(Canon *c, OpKind op, const ValueId *in, const Shap
     if (!canon_number(c, in[1], &v)) return NO_VALUE;
     bool neutral = false;
     switch (op) {
-        case OP_ADD: case OP_SUB: neutral = v == 0; break;
-        case OP_MUL: case OP_DIV: case OP_POW: neutral = v == 1; break;
+        case OP_ADD:
+        case OP_SUB: neutral = v == 0; break;
+        case OP_MUL:
+        case OP_DIV:
+        case OP_POW: neutral = v == 1; break;
         case OP_FLOORDIV: neutral = integer && v == 1; break;
         default: break;
     }

@@ -6,9 +6,10 @@
 //   %8 = sub(%6, %7)
 //   %9 = ne(%8, full 1)                             %9 = full {shape=[1,63], value=0}
 //
-// Every node is appended through canon_emit, which (1) applies identities, (2) folds integer, boolean and small float vectors that
-// depend on no input, (3) shares equal nodes. Dead nodes are dropped at the end. Runs before the passes that recognise patterns
-// and again after grad, when STOP_GRAD has done its work and is dropped. Only value-preserving rewrites of floats are made.
+// Every node is appended through canon_emit, which (1) applies identities, (2) folds integer, boolean and small float vectors
+// that depend on no input, (3) shares equal nodes. Dead nodes are dropped at the end. Runs before the passes that recognise
+// patterns and again after grad, when STOP_GRAD has done its work and is dropped. Only value-preserving rewrites of floats are
+// made.
 //
 // Requires: any verified unsharded graph. Establishes: no identities, no foldable index arithmetic, no duplicate nodes, scalars
 // as 0-dim fulls on the right of commutative operations, transposed weights as trans flags.
@@ -18,7 +19,7 @@
 #include "pass/pass.h"
 #include "pass/rewrite.h"
 
-// ---- sharing equal nodes -------------------------------------------------------------------------------------------------
+// ---- sharing equal nodes --------------------------------------------------------------------------------------------
 static uint64_t hash_node(OpKind op, int nin, const ValueId *in, int nattr, const Attr *attr) {
     uint64_t h = hash_bytes((uint64_t)op, in, sizeof *in * (size_t)nin);
     for (int i = 0; i < nattr; i++) {
@@ -62,7 +63,7 @@ static NodeId table_find(const Canon *c, uint64_t h, const Node *key) {
     return NO_NODE;
 }
 
-// ---- bounds of integers ----------------------------------------------------------------------------------------------------
+// ---- bounds of integers ---------------------------------------------------------------------------------------------
 static IntRange range_of_pointwise(const Canon *c, const Node *n) {
     IntRange a = c->range.data[n->in[0]], none = {0};
     if (n->op == OP_CAST || n->op == OP_STOP_GRAD) return a;
@@ -114,7 +115,13 @@ static IntRange range_of(const Canon *c, const Node *n, int j) {
             if (j == 0) return in;
             return (IntRange){true, 0, (double)s->dim[node_int(n, ATTR_DIM)] - 1};
         }
-        case OP_RESHAPE: case OP_PERMUTE: case OP_BROADCAST: case OP_SLICE: case OP_AMAX: case OP_EMBEDDING: case OP_GATHER: return in;
+        case OP_RESHAPE:
+        case OP_PERMUTE:
+        case OP_BROADCAST:
+        case OP_SLICE:
+        case OP_AMAX:
+        case OP_EMBEDDING:
+        case OP_GATHER: return in;
         case OP_CONCAT:
             for (int i = 1; i < n->nin; i++) {
                 IntRange r = c->range.data[n->in[i]];
@@ -126,7 +133,7 @@ static IntRange range_of(const Canon *c, const Node *n, int j) {
     }
 }
 
-// ---- appending -----------------------------------------------------------------------------------------------------------
+// ---- appending ------------------------------------------------------------------------------------------------------
 static Known source_known(const Canon *c, const Node *n) {
     Known k = {0};
     const Shape *s = canon_shape(c, n->out[0]);
@@ -190,8 +197,8 @@ static ValueId append_const(Canon *c, const Known *k, DType dtype, Shape s) {
 ValueId canon_from_known(Canon *c, const Known *k, DType dtype, const Shape *shape) {
     if (k->dim < 0) return canon_full(c, *shape, dtype, k->base);
     if (known_is_iota(k, dtype)) {
-        Attr a[] = {attr_ints(ATTR_SHAPE, shape->ndim, shape->dim), attr_i(ATTR_DIM, k->dim), attr_i(ATTR_START, (int64_t)k->base),
-                    attr_i(ATTR_STEP, (int64_t)k->step), attr_i(ATTR_DTYPE, dtype)};
+        Attr a[] = {attr_ints(ATTR_SHAPE, shape->ndim, shape->dim), attr_i(ATTR_DIM, k->dim),
+                    attr_i(ATTR_START, (int64_t)k->base), attr_i(ATTR_STEP, (int64_t)k->step), attr_i(ATTR_DTYPE, dtype)};
         NodeId id = append(c, OP_IOTA, 0, NULL, 5, a);
         return id == NO_NODE ? NO_VALUE : graph_node(c->g, id)->out[0];
     }
@@ -251,7 +258,7 @@ ValueId canon_emit(Canon *c, OpKind op, int nin, const ValueId *in, int nattr, c
     return v;
 }
 
-// ---- the pass ------------------------------------------------------------------------------------------------------------
+// ---- the pass -------------------------------------------------------------------------------------------------------
 static bool has_backward(const Graph *g) {
     for (int64_t i = 0; i < g->nodes.len; i++)
         if (g->nodes.data[i].phase == PHASE_BACKWARD) return true;
@@ -271,7 +278,8 @@ static void visit(Canon *c, const Graph *in, NodeId id, ValueId *map) {
         if (src != NO_NODE) {
             v = graph_node(c->g, src)->out[0];
             Known k = c->known.data[v];
-            if (k.known && (k.dim < 0 || known_is_iota(&k, canon_dtype(c, v)))) v = canon_from_known(c, &k, canon_dtype(c, v), canon_shape(c, v));
+            if (k.known && (k.dim < 0 || known_is_iota(&k, canon_dtype(c, v))))
+                v = canon_from_known(c, &k, canon_dtype(c, v), canon_shape(c, v));
         }
     } else {
         v = canon_emit(c, n->op, n->nin, arg, n->nattr, n->attr);

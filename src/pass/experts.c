@@ -8,10 +8,10 @@
 //
 // Exported routing sorts all assignments by expert, gathers rows, multiplies group by group and scatters back: read globally, a
 // sort of every token of every rank. In meaning it is token-wise. Beside each node this pass builds the value without the sort:
-// if v = u[p] ("permuted rows", P(u)), then row-wise operations of P's are P's of the same operation, a gather of rows by P(w) is P of
-// the gather by w, the grouped product is P of the product with each row's own expert, sums and histograms over rows forget the order,
-// and the gather by the inverse permutation (or the scatter by p) gives u back. There the value without the sort takes over, and
-// nothing uses the sort any more. What is not understood keeps the original nodes: a global sort, correct all the same.
+// if v = u[p] ("permuted rows", P(u)), then row-wise operations of P's are P's of the same operation, a gather of rows by P(w) is
+// P of the gather by w, the grouped product is P of the product with each row's own expert, sums and histograms over rows forget
+// the order, and the gather by the inverse permutation (or the scatter by p) gives u back. There the value without the sort takes
+// over, and nothing uses the sort any more. What is not understood keeps the original nodes: a global sort, correct all the same.
 //
 // Products with a gathered weight per row (embedding of [E, K, N2] by expert, batched) become expert_matmul too.
 //
@@ -21,14 +21,14 @@
 #include "pass/rewrite.h"
 
 typedef struct Permuted {
-    NodeId sort;       // the SORT whose permutation it is, NO_NODE: none
-    ValueId plain;     // new graph: v = plain[p] along dim 0
+    NodeId sort;    // the SORT whose permutation it is, NO_NODE: none
+    ValueId plain;  // new graph: v = plain[p] along dim 0
 } Permuted;
 
 typedef struct Experts {
     Rewrite r;
-    Permuted *perm;    // [old values]
-    NodeId *inverse;   // [old values]: v is the inverse permutation of that SORT
+    Permuted *perm;   // [old values]
+    NodeId *inverse;  // [old values]: v is the inverse permutation of that SORT
 } Experts;
 
 static const Node *def(const Experts *x, ValueId v) { return graph_def(x->r.in, v); }
@@ -49,7 +49,7 @@ static bool has_row_dim(const Node *n) {
     return false;
 }
 
-// ---- which expert ------------------------------------------------------------------------------------------------------------
+// ---- which expert ---------------------------------------------------------------------------------------------------
 static bool is_arange(const Experts *x, ValueId v) {
     const Node *n = def(x, v);
     return n->op == OP_IOTA && node_int_or(n, ATTR_START, 0) == 0 && node_int_or(n, ATTR_STEP, 1) == 1;
@@ -64,8 +64,13 @@ static ValueId below_views(const Experts *x, ValueId v) {
 static bool never_negative(const Experts *x, ValueId v) {
     const Node *n = def(x, v);
     switch (n->op) {
-        case OP_TOPK: case OP_SORT: return n->out[1] == v || never_negative(x, n->in[0]);
-        case OP_RESHAPE: case OP_PERMUTE: case OP_SLICE: case OP_BROADCAST: case OP_EMBEDDING: return never_negative(x, n->in[0]);
+        case OP_TOPK:
+        case OP_SORT: return n->out[1] == v || never_negative(x, n->in[0]);
+        case OP_RESHAPE:
+        case OP_PERMUTE:
+        case OP_SLICE:
+        case OP_BROADCAST:
+        case OP_EMBEDDING: return never_negative(x, n->in[0]);
         case OP_MAX: return never_negative(x, n->in[0]) || never_negative(x, n->in[1]);
         case OP_MIN: return never_negative(x, n->in[0]) && never_negative(x, n->in[1]);
         case OP_FULL: return node_float(n, ATTR_VALUE) >= 0;
@@ -84,18 +89,20 @@ static bool is_group_of_row(const Experts *x, ValueId v, NodeId sort, int64_t ne
     if (ge->op != OP_GE && !le) return false;
     ValueId row = ge->in[le ? 1 : 0], offs = ge->in[le ? 0 : 1];
     const Shape *rs = shape(x, row), *os = shape(x, offs);
-    bool shapes = rs->ndim == 2 && rs->dim[1] == 1 && rs->dim[0] == rows(x, sort) && os->dim[os->ndim - 1] == nexpert && shape_numel(os) == nexpert;
+    bool shapes = rs->ndim == 2 && rs->dim[1] == 1 && rs->dim[0] == rows(x, sort) && os->dim[os->ndim - 1] == nexpert &&
+                  shape_numel(os) == nexpert;
     if (!shapes || !is_arange(x, row)) return false;
     const Node *cum = def(x, below_views(x, offs));
     if (cum->op != OP_CUMSUM || node_int_or(cum, ATTR_REVERSE, 0)) return false;
     const Node *hist = def(x, below_views(x, cum->in[0]));
     if (hist->op != OP_HISTOGRAM || node_int(hist, ATTR_NROWS) != nexpert) return false;
     ValueId keys = hist->in[0];
-    bool same = keys == s->in[0] || keys == s->out[0] || x->perm[keys].plain == x->r.map[s->in[0]] || x->r.map[keys] == x->r.map[s->in[0]];
+    bool same = keys == s->in[0] || keys == s->out[0] || x->perm[keys].plain == x->r.map[s->in[0]] ||
+                x->r.map[keys] == x->r.map[s->in[0]];
     return same && never_negative(x, s->in[0]);
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------
 static ValueId repeat_rows(Builder *b, ValueId x, int64_t times) {
     Shape s = build_shape(b, x), wide = {.ndim = s.ndim + 1}, out = s;
     for (int i = 0; i < s.ndim; i++) wide.dim[i ? i + 1 : 0] = s.dim[i];
@@ -131,11 +138,12 @@ static int64_t row_divisor(const Builder *b, ValueId w) {
 static ValueId gather_rows(Experts *x, ValueId table, ValueId w) {
     Builder *b = &x->r.b;
     int64_t k = row_divisor(b, w), n = build_shape(b, table).dim[0];
-    if (k > 0 && build_shape(b, w).ndim == 1 && build_shape(b, w).dim[0] == n * k) return k == 1 ? table : repeat_rows(b, table, k);
+    if (k > 0 && build_shape(b, w).ndim == 1 && build_shape(b, w).dim[0] == n * k)
+        return k == 1 ? table : repeat_rows(b, table, k);
     return build(b, OP_EMBEDDING, 2, (ValueId[]){table, w}, 0, NULL);
 }
 
-// ---- operations that keep the rows' order ------------------------------------------------------------------------------------------
+// ---- operations that keep the rows' order ---------------------------------------------------------------------------
 // May operand i of a row-wise operation stand beside permuted rows: permuted alike, or the same for every row?
 static bool row_operand(const Experts *x, ValueId v, int out_ndim, NodeId sort, ValueId *plain) {
     const Shape *s = shape(x, v);
@@ -164,14 +172,22 @@ static bool keeps_rows(const Experts *x, const Node *n, NodeId sort) {
     if (op_is_pointwise(n->op)) return out->ndim > 0 && out->dim[0] == nrow;
     if (!all_permuted(x, n, sort)) {  // rows times one matrix
         bool product = n->op == OP_DOT && x->perm[n->in[0]].sort == sort && x->perm[n->in[1]].sort == NO_NODE;
-        return product && node_int_or(n, ATTR_NBATCH, 0) == 0 && !node_int_or(n, ATTR_TRANS_A, 0) && shape(x, n->in[0])->ndim > node_int_or(n, ATTR_NCONTRACT, 1);
+        return product && node_int_or(n, ATTR_NBATCH, 0) == 0 && !node_int_or(n, ATTR_TRANS_A, 0) &&
+               shape(x, n->in[0])->ndim > node_int_or(n, ATTR_NCONTRACT, 1);
     }
     switch (n->op) {
         case OP_RESHAPE: return out->ndim > 0 && out->dim[0] == nrow;
         case OP_BROADCAST: return true;
         case OP_PERMUTE: return int_dims(n, &count)[0] == 0;
-        case OP_SLICE: case OP_PAD: case OP_CONCAT: case OP_LOGSUMEXP: case OP_CUMSUM: case OP_TOPK: case OP_GATHER: return node_int(n, ATTR_DIM) != 0;
-        case OP_SUM: case OP_AMAX: return !has_row_dim(n);
+        case OP_SLICE:
+        case OP_PAD:
+        case OP_CONCAT:
+        case OP_LOGSUMEXP:
+        case OP_CUMSUM:
+        case OP_TOPK:
+        case OP_GATHER: return node_int(n, ATTR_DIM) != 0;
+        case OP_SUM:
+        case OP_AMAX: return !has_row_dim(n);
         case OP_PICK: return shape(x, n->in[0])->ndim > 1;
         case OP_DOT: return node_int_or(n, ATTR_NBATCH, 0) > 0;
         default: return false;
@@ -197,13 +213,15 @@ static bool shadow(Experts *x, const Node *n, NodeId sort) {
 static void shadow_experts(Experts *x, const Node *n, NodeId sort) {
     ValueId e = n->in[1];
     int64_t nexpert = shape(x, n->in[2])->dim[0];
-    ValueId plain = x->perm[e].sort == sort ? x->perm[e].plain : is_group_of_row(x, e, sort, nexpert) ? x->r.map[graph_node(x->r.in, sort)->in[0]] : NO_VALUE;
+    ValueId plain = x->perm[e].sort == sort                ? x->perm[e].plain
+                    : is_group_of_row(x, e, sort, nexpert) ? x->r.map[graph_node(x->r.in, sort)->in[0]]
+                                                           : NO_VALUE;
     if (plain == NO_VALUE || x->perm[n->in[0]].sort != sort || x->perm[n->in[2]].sort != NO_NODE) return;
     ValueId in[3] = {x->perm[n->in[0]].plain, plain, x->r.map[n->in[2]]};
     x->perm[n->out[0]] = (Permuted){sort, build(&x->r.b, OP_EXPERT_MATMUL, 3, in, n->nattr, n->attr)};
 }
 
-// ---- where the order ends ------------------------------------------------------------------------------------------------------------
+// ---- where the order ends -------------------------------------------------------------------------------------------
 static void replace(Experts *x, const Node *n, ValueId v) {
     if (v != NO_VALUE) x->r.map[n->out[0]] = v;
 }
@@ -264,7 +282,8 @@ static void fuse_gathered_weight(Experts *x, const Node *n) {
         bool trans = node_int_or(n, side == 0 ? ATTR_TRANS_A : ATTR_TRANS_B, 0) != 0, contract_first = (side == 1) != trans;
         int64_t k = shape(x, w->in[0])->dim[contract_first ? 1 : 2];
         if (shape_numel(s) != s->dim[0] * k) continue;  // one row for each gathered matrix
-        ValueId in[3] = {build_reshape(&x->r.b, x->r.map[n->in[1 - side]], SHAPE(s->dim[0], k)), x->r.map[w->in[1]], x->r.map[w->in[0]]};
+        ValueId in[3] = {build_reshape(&x->r.b, x->r.map[n->in[1 - side]], SHAPE(s->dim[0], k)), x->r.map[w->in[1]],
+                         x->r.map[w->in[0]]};
         Attr a = attr_i(ATTR_TRANS_W, !contract_first);
         ValueId y = build(&x->r.b, OP_EXPERT_MATMUL, 3, in, 1, &a);
         replace(x, n, build_reshape(&x->r.b, y, *shape(x, n->out[0])));
@@ -282,11 +301,19 @@ static void visit(Experts *x, NodeId id) {
         case OP_EMBEDDING: end_embedding(x, n); return;
         case OP_INDEX_PUT: end_index_put(x, n); return;
         case OP_RESHAPE: x->inverse[n->out[0]] = x->inverse[n->in[0]]; break;
-        case OP_DOT: if (sort == NO_NODE) fuse_gathered_weight(x, n); break;
-        case OP_EXPERT_MATMUL: if (sort != NO_NODE) shadow_experts(x, n, sort); return;
-        case OP_HISTOGRAM: if (sort != NO_NODE) replace(x, n, build(&x->r.b, n->op, 1, &x->perm[n->in[0]].plain, n->nattr, n->attr)); return;
-        case OP_SUM: case OP_AMAX:  // over the rows: the order does not matter
-            if (sort != NO_NODE && has_row_dim(n)) replace(x, n, build(&x->r.b, n->op, 1, &x->perm[n->in[0]].plain, n->nattr, n->attr));
+        case OP_DOT:
+            if (sort == NO_NODE) fuse_gathered_weight(x, n);
+            break;
+        case OP_EXPERT_MATMUL:
+            if (sort != NO_NODE) shadow_experts(x, n, sort);
+            return;
+        case OP_HISTOGRAM:
+            if (sort != NO_NODE) replace(x, n, build(&x->r.b, n->op, 1, &x->perm[n->in[0]].plain, n->nattr, n->attr));
+            return;
+        case OP_SUM:
+        case OP_AMAX:  // over the rows: the order does not matter
+            if (sort != NO_NODE && has_row_dim(n))
+                replace(x, n, build(&x->r.b, n->op, 1, &x->perm[n->in[0]].plain, n->nattr, n->attr));
             break;
         default: break;
     }
@@ -295,9 +322,11 @@ static void visit(Experts *x, NodeId id) {
 
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d) {
     bool any = false;
-    for (int64_t i = 0; i < in->nodes.len; i++) any = any || in->nodes.data[i].op == OP_SORT || in->nodes.data[i].op == OP_EMBEDDING;
+    for (int64_t i = 0; i < in->nodes.len; i++)
+        any = any || in->nodes.data[i].op == OP_SORT || in->nodes.data[i].op == OP_EMBEDDING;
     if (!any) return *out = in, ST_OK;
-    Experts x = {.perm = ARENA_ARRAY(c->scratch, Permuted, in->values.len), .inverse = ARENA_ARRAY(c->scratch, NodeId, in->values.len)};
+    Experts x = {.perm = ARENA_ARRAY(c->scratch, Permuted, in->values.len),
+                 .inverse = ARENA_ARRAY(c->scratch, NodeId, in->values.len)};
     for (int64_t i = 0; i < in->values.len; i++) {
         x.perm[i] = (Permuted){NO_NODE, NO_VALUE};
         x.inverse[i] = NO_NODE;

@@ -42,12 +42,15 @@ double known_read(DType t, const void *p, int64_t i) {
 
 bool known_from_bytes(const Const *c, DType dtype, Known *out, Arena *scratch) {
     int64_t n = shape_numel(&c->shape);
-    if (!c->data || n == 0 || n > KNOWN_MAX_INT || (c->dtype != DT_F32 && c->dtype != DT_F64 && c->dtype != DT_I64 && c->dtype != DT_BOOL))
+    if (!c->data || n == 0 || n > KNOWN_MAX_INT ||
+        (c->dtype != DT_F32 && c->dtype != DT_F64 && c->dtype != DT_I64 && c->dtype != DT_BOOL))
         return false;
     double first = known_read(c->dtype, c->data, 0);
     int64_t same = 1;
     while (same < n && known_read(c->dtype, c->data, same) == first) same++;
-    if (same == n) return *out = known_constant(dtype == DT_F32 ? (double)(float)first : first), fabs(first) <= SCALAR_EXACT || dtype_is_float(dtype);
+    if (same == n)
+        return *out = known_constant(dtype == DT_F32 ? (double)(float)first : first),
+               fabs(first) <= SCALAR_EXACT || dtype_is_float(dtype);
     int dim = -1;
     for (int i = 0; i < c->shape.ndim; i++) {
         if (c->shape.dim[i] == 1) continue;
@@ -65,7 +68,8 @@ bool known_from_bytes(const Const *c, DType dtype, Known *out, Arena *scratch) {
     return true;
 }
 
-static bool eval_pointwise(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out, Arena *scratch) {
+static bool eval_pointwise(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out,
+                           Arena *scratch) {
     int dim = -1;
     for (int i = 0; i < n->nin; i++) {
         if (in[i].dim < 0) continue;
@@ -139,7 +143,8 @@ static bool eval_pad(const Graph *g, const Node *n, const Known *in, DType dtype
     return true;
 }
 
-static bool eval_concat(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out, Arena *scratch) {
+static bool eval_concat(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out,
+                        Arena *scratch) {
     int dim = (int)node_int(n, ATTR_DIM);
     for (int i = 0; i < n->nin; i++)
         if (in[i].dim >= 0 && in[i].dim != dim) return false;

@@ -5,9 +5,9 @@
 
 typedef struct Known {
     bool known;
-    int dim;             // the dim along which it varies, -1: the same everywhere
-    int64_t len;         // extent of that dim
-    bool affine;         // element i is base + i*step; else data[i]. dim == -1: base
+    int dim;      // the dim along which it varies, -1: the same everywhere
+    int64_t len;  // extent of that dim
+    bool affine;  // element i is base + i*step; else data[i]. dim == -1: base
     double base, step;
     const double *data;  // [len]
 } Known;
@@ -16,7 +16,9 @@ typedef struct Known {
 enum { KNOWN_MAX_INT = 1 << 22, KNOWN_MAX_FLOAT = 4096 };
 
 Known known_constant(double v);
-static inline double known_at(const Known *k, int64_t i) { return k->dim < 0 ? k->base : k->affine ? k->base + (double)i * k->step : k->data[i]; }
+static inline double known_at(const Known *k, int64_t i) {
+    return k->dim < 0 ? k->base : k->affine ? k->base + (double)i * k->step : k->data[i];
+}
 // Result of node n (appended or not; its single output has the given type) from what is known of its inputs. False: unknown.
 bool known_eval(const Graph *g, const Node *n, const Known *in, DType dtype, const Shape *shape, Known *out, Arena *scratch);
 // A CONSTANT's bytes, if they are such a vector.

@@ -5,10 +5,11 @@
 //   %12 = and(%10, %11)                                         ->   %21, %22 = attention(%q, %k, %v, %20, %20)
 //   %13 = sdpa(%q, repeat(%k), repeat(%v), %12)                        {prog = k <= q & vec_q0 == vec_k1}
 //
-// Each mask is read symbolically as a function of (b, h, q, k) (mask_interp.c) and becomes a small program that the kernel evaluates,
-// block by block; per-token vectors stay values. The same reading recognises attention that is written out as matrix products
-// (mask_written.c). KV heads that the program repeats for grouped queries are traced back to where they stand once. A mask that is no
-// such program leaves S x S values (mask_lower_sdpa), with a note that says why; the shard pass places or refuses them.
+// Each mask is read symbolically as a function of (b, h, q, k) (mask_interp.c) and becomes a small program that the kernel
+// evaluates, block by block; per-token vectors stay values. The same reading recognises attention that is written out as matrix
+// products (mask_written.c). KV heads that the program repeats for grouped queries are traced back to where they stand once. A
+// mask that is no such program leaves S x S values (mask_lower_sdpa), with a note that says why; the shard pass places or refuses
+// them.
 //
 // Requires: canonicalize. Establishes: no sdpa; attention's extra operands need no gradient.
 #include "pass/mask.h"

@@ -3,10 +3,10 @@
 #include "ir/graph.h"
 #include "pass/rewrite.h"
 
-// ---- expressions (mask_program.c, mask_linear.c) -----------------------------------------------------------------------------
+// ---- expressions (mask_program.c, mask_linear.c) --------------------------------------------------------------------
 // Instructions are hash-consed and simplified as they are made, so that equal meanings mostly get equal numbers: integer sums are
 // kept as linear forms, comparisons as `left <= right`, and whatever bounds decide is decided.
-enum {  // leaves that only live inside the pass; codes of ProgLeaf come first
+enum {                // leaves that only live inside the pass; codes of ProgLeaf come first
     MP_INDEX_D = 32,  // channel within a head (q.k contracts it)
     MP_INDEX_E,       // channel of v
     MP_SCORE,         // the q.k product that hand-written attention started from
@@ -15,35 +15,38 @@ enum {  // leaves that only live inside the pass; codes of ProgLeaf come first
 };
 enum { MP_MAX_INSTR = 2048, MP_MAX_TERMS = 8 };
 
-typedef struct MaskSlot {      // a vector that an expression reads
-    char role;                 // 'q' or 'k'
+typedef struct MaskSlot {  // a vector that an expression reads
+    char role;             // 'q' or 'k'
     DType dtype;
-    ValueId value;             // in the old graph; NO_VALUE: `data`
-    Shape shape;               // of value
+    ValueId value;  // in the old graph; NO_VALUE: `data`
+    Shape shape;    // of value
     struct {
-        char index;            // 'b', 'h', 'l' (q or k), or 0: the constant `start`
+        char index;  // 'b', 'h', 'l' (q or k), or 0: the constant `start`
         int64_t start, length;
     } dim[MAX_DIMS];
-    const double *data;        // [nh * nl]
+    const double *data;  // [nh * nl]
     int64_t nh, nl;
 } MaskSlot;
 
-typedef struct MaskInfo {      // what is known of an instruction
-    double lo, hi;             // bounds of an integer or bool
-    bool reads_q, reads_k, reads_bh, reads_vec, special;
+typedef struct MaskInfo {            // what is known of an instruction
+    double lo, hi;                   // bounds of an integer or bool
+    bool reads_q, reads_k, special;  // special: contains the score, or a leaf that lives only inside the pass
 } MaskInfo;
 
 typedef struct MaskProg {
     VEC(Instr) instr;
     VEC(MaskInfo) info;
     VEC(MaskSlot) slot;
-    int64_t extent[6];         // B, H, Sq, Sk, D, E in the order of their leaves
+    int64_t extent[6];  // B, H, Sq, Sk, D, E in the order of their leaves
     DType real;
-    bool overflow;             // too large an expression: every later result is -1
+    bool overflow;  // too large an expression: every later result is -1
 } MaskProg;
 
-typedef struct MaskTerm { int32_t atom; int64_t coef; } MaskTerm;
-typedef struct MaskLinear {    // sum of coef * atom + constant; n == -1: not linear
+typedef struct MaskTerm {
+    int32_t atom;
+    int64_t coef;
+} MaskTerm;
+typedef struct MaskLinear {  // sum of coef * atom + constant; n == -1: not linear
     int n;
     MaskTerm term[MP_MAX_TERMS];
     int64_t constant;
@@ -64,22 +67,27 @@ bool mask_slot_equal(const MaskSlot *a, const MaskSlot *b);
 MaskLinear mask_linear_of(const MaskProg *m, int x);
 void mask_linear_bounds(const MaskProg *m, const MaskLinear *l, double *lo, double *hi);
 int mask_linear_build(MaskProg *m, const MaskLinear *l);
-int mask_int_op(MaskProg *m, OpKind op, int a, int b);   // add, sub, neg, mul, floordiv, mod and comparisons of i64
-bool mask_implies(const MaskProg *m, int a, int b);      // a true => b true, seen syntactically
+int mask_int_op(MaskProg *m, OpKind op, int a, int b);  // add, sub, neg, mul, floordiv, mod and comparisons of i64
+bool mask_implies(const MaskProg *m, int a, int b);     // a true => b true, seen syntactically
 // Evaluates x with every k replaced by q: does a row always see its own position?
 int mask_on_diagonal(MaskProg *m, int x);
 
-// ---- reading values as expressions (mask_interp.c, mask_const.c) ---------------------------------------------------------------
-typedef struct MaskMemo { ValueId v; int ndim; int idx[MAX_DIMS]; int result; } MaskMemo;
+// ---- reading values as expressions (mask_interp.c, mask_const.c) ----------------------------------------------------
+typedef struct MaskMemo {
+    ValueId v;
+    int ndim;
+    int idx[MAX_DIMS];
+    int result;
+} MaskMemo;
 typedef struct MaskInterp {
     MaskProg *m;
     const Graph *g;
-    const bool *needs;         // [values] gradient flows through
-    bool hand_written;         // soft-max and q.k products are understood
-    NodeId score;              // the q.k product found, NO_NODE yet
+    const bool *needs;  // [values] gradient flows through
+    bool hand_written;  // soft-max and q.k products are understood
+    NodeId score;       // the q.k product found, NO_NODE yet
     int score_idx[MAX_DIMS];
     VEC(MaskMemo) memo;
-    char why[160];             // the first reason for a failure
+    char why[160];  // the first reason for a failure
 } MaskInterp;
 // Value v at the element given by idx[] (one i64 instruction per dim): an instruction, -1 if it is no program.
 int mask_interp(MaskInterp *in, ValueId v, const int *idx);
@@ -91,9 +99,9 @@ bool mask_through_view(MaskInterp *in, ValueId v, const int *idx, ValueId *below
 void mask_split_index(MaskInterp *in, const Shape *s, int first, int end, int linear, int *idx);
 int mask_merge_index(MaskInterp *in, const Shape *s, int first, int end, const int *idx);
 
-// ---- from expressions to attention (mask_decompose.c, mask_arrange.c) -----------------------------------------------------------
-typedef struct ScoreForm {     // what is added to, masked out of and done to q.k before the soft-max
-    bool has_score, tanh;      // value = amp * (tanh ? tanh(scale * score) : scale * score) + bias where visible
+// ---- from expressions to attention (mask_decompose.c, mask_arrange.c) -----------------------------------------------
+typedef struct ScoreForm {  // what is added to, masked out of and done to q.k before the soft-max
+    bool has_score, tanh;   // value = amp * (tanh ? tanh(scale * score) : scale * score) + bias where visible
     double scale, amp;
     int visible, bias;         // instructions, -1: everything, nothing
     bool saw_inf, saw_finite;  // masked with -inf, with a very negative number
@@ -109,7 +117,7 @@ bool mask_decompose(MaskInterp *in, int x, double limit, ScoreForm *out);
 // r == NULL: only say whether it is possible.
 bool mask_arrange(Rewrite *r, MaskInterp *in, ValueId v, const int *idx, int seq, int chan, ValueId *out, int64_t *group);
 
-// ---- the pass's parts ----------------------------------------------------------------------------------------------------------
+// ---- the pass's parts -----------------------------------------------------------------------------------------------
 typedef struct MaskPass {
     Rewrite r;
     const bool *needs;
@@ -130,8 +138,8 @@ bool mask_decide(MaskInterp *in, int x, bool safe, AttentionSpec *spec, ScoreFor
 bool mask_settle(MaskInterp *in, ValueId *v, int *idx, int seq, int chan, bool unrepeat, int64_t *group);
 // [B, heads, L, C] -> every head `times` times in a row.
 ValueId mask_repeat_heads(Builder *b, ValueId x, int64_t times);
-bool mask_rewrite_sdpa(MaskPass *p, NodeId id);          // false: the mask is no program; nothing was replaced
-void mask_lower_sdpa(MaskPass *p, NodeId id);            // to matrix products
+bool mask_rewrite_sdpa(MaskPass *p, NodeId id);                       // false: the mask is no program; nothing was replaced
+void mask_lower_sdpa(MaskPass *p, NodeId id);                         // to matrix products
 bool mask_rewrite_written(MaskPass *p, NodeId id, const char **why);  // hand-written: id is the product with v
 void mask_interp_init(MaskInterp *in, MaskProg *m, MaskPass *p);
 void mask_interp_free(MaskInterp *in);

@@ -1,16 +1,17 @@
 // Putting q, k, v into attention's order. A value's dims are addressed by expressions such as b, h/G, h%G, b*H + h, q; each is
-// a number in mixed radix whose digits are parts of b, h, the position and the channel. If the digits of each index are all there,
-// the value is [B, H/G, L, C] up to a split, a permutation and a merge of dims; G > 1 means that G query heads share a KV head.
+// a number in mixed radix whose digits are parts of b, h, the position and the channel. If the digits of each index are all
+// there, the value is [B, H/G, L, C] up to a split, a permutation and a merge of dims; G > 1 means that G query heads share a KV
+// head.
 #include "pass/mask.h"
 
 typedef struct Digit {
-    char kind;             // 'b', 'h', 'l' (position), 'c' (channel)
+    char kind;               // 'b', 'h', 'l' (position), 'c' (channel)
     int64_t stride, extent;  // value = floor(index / stride) % extent
 } Digit;
 enum { MAX_DIGITS = MAX_DIMS };
 typedef struct Arrangement {
     int ndigit;
-    Digit digit[MAX_DIGITS];   // in the order of the split dims
+    Digit digit[MAX_DIGITS];                    // in the order of the split dims
     int64_t start[MAX_DIMS], length[MAX_DIMS];  // slice of each dim before the split
 } Arrangement;
 
@@ -32,7 +33,8 @@ static bool digit_of(const MaskInterp *in, int32_t x, int seq, int chan, Digit *
     const Instr *i = &in->m->instr.data[x];
     double v;
     if (leaf_digit(in, x, seq, chan, d)) return true;
-    if (i->code < PROG_OP || i->b < 0 || !mask_number(in->m, i->b, &v) || v < 1 || !digit_of(in, i->a, seq, chan, d)) return false;
+    if (i->code < PROG_OP || i->b < 0 || !mask_number(in->m, i->b, &v) || v < 1 || !digit_of(in, i->a, seq, chan, d))
+        return false;
     int64_t c = (int64_t)v;
     if (d->extent % c) return false;
     if (i->code == PROG_OP + OP_FLOORDIV) {
@@ -67,7 +69,8 @@ static bool split_dim(const MaskInterp *in, int dim, int64_t n, int x, int seq, 
 }
 
 // Digits of `kind` from the slowest to the fastest, in order[]; their product. *last_stride is the fastest one's stride.
-static bool collect(const Arrangement *a, char kind, int64_t extent, int *order, int *norder, int64_t *product, int64_t *last_stride) {
+static bool collect(const Arrangement *a, char kind, int64_t extent, int *order, int *norder, int64_t *product,
+                    int64_t *last_stride) {
     bool used[MAX_DIGITS] = {0};
     int64_t above = extent;  // stride * extent that the next digit must have
     *product = 1;
@@ -108,7 +111,8 @@ bool mask_arrange(Rewrite *r, MaskInterp *in, ValueId v, const int *idx, int seq
     for (int d = 0; d < s->ndim; d++)
         if (idx[d] < 0 || !split_dim(in, d, s->dim[d], idx[d], seq, chan, &a)) return false;
     if (!collect(&a, 'b', e[0], order, &n, &nb, &stride_b) || !collect(&a, 'h', e[1], order, &n, &nh, group) ||
-        !collect(&a, 'l', len, order, &n, &nl, &stride_l) || !collect(&a, 'c', chans, order, &n, &nc, &stride_c)) return false;
+        !collect(&a, 'l', len, order, &n, &nl, &stride_l) || !collect(&a, 'c', chans, order, &n, &nc, &stride_c))
+        return false;
     if ((nb != e[0] && nb != 1) || nl != len || nc != chans || n != a.ndigit) return false;
     if (!r) return true;
     ValueId x = build_arranged(r, r->map[v], &a, order, SHAPE(nb, nh, nl, nc));

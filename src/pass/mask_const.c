@@ -1,5 +1,5 @@
-// Mask and bias buffers: an S x S table that came with the program (a tril, a band, ALiBi distances, a prefix mask) as a function of
-// positions. Two shapes are recognised, both checked against every element that is read:
+// Mask and bias buffers: an S x S table that came with the program (a tril, a band, ALiBi distances, a prefix mask) as a function
+// of positions. Two shapes are recognised, both checked against every element that is read:
 //   f(q - k): at most four constant or linear pieces, per head if need be
 //   two values, one of them on one interval of keys per row: where(lo[q] <= k < hi[q], x, y)
 #include <math.h>
@@ -9,12 +9,12 @@
 
 enum { MAX_PIECES = 4 };
 
-typedef struct Table {     // element (h, q, k) is at base + h*stride[0] + q*stride[1] + k*stride[2]
+typedef struct Table {  // element (h, q, k) is at base + h*stride[0] + q*stride[1] + k*stride[2]
     const Const *c;
-    DType dtype;           // of the value
+    DType dtype;  // of the value
     int64_t base, stride[3], n[3];
 } Table;
-typedef struct Piece {     // diff in [begin, end] (end inclusive): at + slope*(diff - begin)
+typedef struct Piece {  // diff in [begin, end] (end inclusive): at + slope*(diff - begin)
     int64_t begin, end;
     double at, slope;
 } Piece;
@@ -91,7 +91,10 @@ static int segment(const Table *t, const double *f, int64_t n, Piece *piece) {
         int64_t end = i + 1 < n ? i + 1 : i;
         bool flat = end > i && f[end] == f[i];
         if (end > i && !flat && (t->dtype == DT_BOOL || !isfinite(f[i]) || !isfinite(f[end]))) end = i;
-        while (end > i && end + 1 < n && (flat ? f[end + 1] == f[i] : isfinite(f[end + 1]) && close_to(t, f[end + 1] - f[end], f[end] - f[end - 1], 4 * scale))) end++;
+        while (end > i && end + 1 < n &&
+               (flat ? f[end + 1] == f[i]
+                     : isfinite(f[end + 1]) && close_to(t, f[end + 1] - f[end], f[end] - f[end - 1], 4 * scale)))
+            end++;
         *p = (Piece){.begin = i, .end = end};
         if (!fit(t, f, p, scale)) return 0;
         i = end + 1;
@@ -184,7 +187,8 @@ static int read_vector(MaskInterp *in, const Table *t) {
         int x = mask_const(m, t->dtype, piece[i].at - piece[i].slope * (double)piece[i].begin);
         if (piece[i].slope != 0) {
             int ramp = mask_op(m, OP_CAST, t->dtype, index, -1, -1);
-            x = mask_op(m, OP_ADD, t->dtype, mask_op(m, OP_MUL, t->dtype, ramp, mask_const(m, t->dtype, piece[i].slope), -1), x, -1);
+            x = mask_op(m, OP_ADD, t->dtype, mask_op(m, OP_MUL, t->dtype, ramp, mask_const(m, t->dtype, piece[i].slope), -1), x,
+                        -1);
         }
         int here = mask_int_op(m, OP_LE, index, mask_const(m, DT_I64, (double)piece[i].end));
         result = result < 0 ? x : mask_op(m, OP_WHERE, t->dtype, here, x, result);
@@ -245,6 +249,7 @@ int mask_interp_constant(MaskInterp *in, ValueId v, const int *idx) {
     if (!t.stride[1] || !t.stride[2]) return read_vector(in, &t);  // -1: a vector, as any other
     int x = read_toeplitz(in, &t);
     if (x < 0) x = read_intervals(in, &t);
-    if (x < 0 && !in->why[0]) snprintf(in->why, sizeof in->why, "constant \"%s\" is no function of q - k and no interval of keys per row", t.c->name);
+    if (x < 0 && !in->why[0])
+        snprintf(in->why, sizeof in->why, "constant \"%s\" is no function of q - k and no interval of keys per row", t.c->name);
     return x;
 }

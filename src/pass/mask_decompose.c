@@ -13,9 +13,10 @@ static bool both(MaskProg *m, int *visible, int other) {
     return *visible >= 0;
 }
 static int add_bias(MaskProg *m, int a, int b) { return a < 0 ? b : b < 0 ? a : mask_op(m, OP_ADD, m->real, a, b, -1); }
-static int scale_bias(MaskProg *m, int a, double c) { return a < 0 ? -1 : mask_op(m, OP_MUL, m->real, a, mask_const(m, m->real, c), -1); }
-static bool says_no(const ScoreForm *f, const char *what, MaskInterp *in) {
-    (void)f;
+static int scale_bias(MaskProg *m, int a, double c) {
+    return a < 0 ? -1 : mask_op(m, OP_MUL, m->real, a, mask_const(m, m->real, c), -1);
+}
+static bool says_no(MaskInterp *in, const char *what) {
     if (!in->why[0]) snprintf(in->why, sizeof in->why, "%s", what);
     return false;
 }
@@ -25,13 +26,13 @@ static bool is_false(const MaskProg *m, int x) {
     return mask_number(m, x, &v) && v == 0;
 }
 
-// ---- expressions without the score: what is added ------------------------------------------------------------------------------
+// ---- expressions without the score: what is added -------------------------------------------------------------------
 static bool decompose_added(MaskInterp *in, int x, double limit, ScoreForm *f);
 
 static bool added_number(MaskInterp *in, double v, double limit, ScoreForm *f) {
     if (!(v <= limit) && v != -INFINITY) {
         f->bias = v == 0 ? -1 : mask_const(in->m, in->m->real, v);
-        return !isnan(v) || says_no(f, "the mask holds NaN", in);
+        return !isnan(v) || says_no(in, "the mask holds NaN");
     }
     f->visible = mask_const(in->m, DT_BOOL, 0);
     if (v == -INFINITY) f->saw_inf = true;
@@ -56,7 +57,8 @@ static bool added_choice(MaskInterp *in, Instr i, double limit, ScoreForm *f) {
         f->visible = mask_op(m, OP_WHERE, DT_BOOL, i.a, x.visible < 0 ? yes : x.visible, y.visible < 0 ? yes : y.visible);
     if (is_false(m, x.visible)) f->bias = y.bias;  // what is never seen has no bias
     else if (is_false(m, y.visible)) f->bias = x.bias;
-    else if (x.bias >= 0 || y.bias >= 0) f->bias = mask_op(m, OP_WHERE, m->real, i.a, x.bias < 0 ? zero : x.bias, y.bias < 0 ? zero : y.bias);
+    else if (x.bias >= 0 || y.bias >= 0)
+        f->bias = mask_op(m, OP_WHERE, m->real, i.a, x.bias < 0 ? zero : x.bias, y.bias < 0 ? zero : y.bias);
     return true;
 }
 
@@ -83,12 +85,13 @@ static bool decompose_added(MaskInterp *in, int x, double limit, ScoreForm *f) {
     return true;
 }
 
-// ---- expressions of the score ----------------------------------------------------------------------------------------------------
+// ---- expressions of the score ---------------------------------------------------------------------------------------
 static bool decompose_score(MaskInterp *in, int x, double limit, ScoreForm *f);
 
 static bool scale_form(MaskInterp *in, double c, ScoreForm *f) {
     bool masked = f->visible >= 0;
-    if (!isfinite(c) || c == 0 || (masked && c < 0)) return says_no(f, "masked scores are multiplied by a number that is not positive", in);
+    if (!isfinite(c) || c == 0 || (masked && c < 0))
+        return says_no(in, "masked scores are multiplied by a number that is not positive");
     if (f->tanh) f->amp *= c;
     else f->scale *= c;
     f->bias = scale_bias(in->m, f->bias, c);
@@ -100,8 +103,9 @@ static bool score_choice(MaskInterp *in, Instr i, double limit, ScoreForm *f) {
     MaskProg *m = in->m;
     bool first = has_score(m, i.b);
     double fill;
-    if (has_score(m, i.a) || (first && has_score(m, i.c)) || !mask_number(m, first ? i.c : i.b, &fill) || !(fill <= REPLACED_LIMIT))
-        return says_no(f, "scores are replaced by something that is not a very negative number", in);
+    if (has_score(m, i.a) || (first && has_score(m, i.c)) || !mask_number(m, first ? i.c : i.b, &fill) ||
+        !(fill <= REPLACED_LIMIT))
+        return says_no(in, "scores are replaced by something that is not a very negative number");
     if (!decompose_score(in, first ? i.b : i.c, limit, f)) return false;
     if (fill == -INFINITY) f->saw_inf = true;
     else f->saw_finite = true;
@@ -116,8 +120,10 @@ static bool zeroed_and_masked(MaskInterp *in, int product, int added, double lim
     int choice = has_score(m, p.a) ? p.b : p.a, score = has_score(m, p.a) ? p.a : p.b;
     Instr c = m->instr.data[choice];
     double one, zero, none, fill;
-    bool unit = is_op(m, choice, OP_WHERE) && c.a == w.a && mask_number(m, c.b, &one) && one == 1 && mask_number(m, c.c, &zero) && zero == 0;
-    if (!unit || !mask_number(m, w.b, &none) || none != 0 || !mask_number(m, w.c, &fill) || !(fill <= REPLACED_LIMIT)) return false;
+    bool unit = is_op(m, choice, OP_WHERE) && c.a == w.a && mask_number(m, c.b, &one) && one == 1 && mask_number(m, c.c, &zero) &&
+                zero == 0;
+    if (!unit || !mask_number(m, w.b, &none) || none != 0 || !mask_number(m, w.c, &fill) || !(fill <= REPLACED_LIMIT))
+        return false;
     if (!decompose_score(in, score, limit, f)) return false;
     f->saw_finite = true;
     return both(m, &f->visible, w.a);
@@ -127,7 +133,7 @@ static bool score_sum(MaskInterp *in, int x, double limit, ScoreForm *f) {
     MaskProg *m = in->m;
     Instr i = m->instr.data[x];
     bool minus = is_op(m, x, OP_SUB), first = has_score(m, i.a);
-    if (first && has_score(m, i.b)) return says_no(f, "scores are added to scores", in);
+    if (first && has_score(m, i.b)) return says_no(in, "scores are added to scores");
     int score = first ? i.a : i.b, added = first ? i.b : i.a;
     ScoreForm o;
     if (minus && first) added = mask_op(m, OP_NEG, m->real, added, -1, -1);
@@ -145,32 +151,33 @@ static bool decompose_score(MaskInterp *in, int x, double limit, ScoreForm *f) {
     double v;
     *f = (ScoreForm){.has_score = true, .visible = -1, .bias = -1, .scale = 1, .amp = 1};
     if (i.code == MP_SCORE) return true;
-    if (i.code < PROG_OP) return says_no(f, "soft-max of something that is no product of q and k", in);
+    if (i.code < PROG_OP) return says_no(in, "soft-max of something that is no product of q and k");
     switch ((OpKind)(i.code - PROG_OP)) {
         case OP_CAST: return decompose_score(in, i.a, limit, f);
         case OP_NEG: return decompose_score(in, i.a, limit, f) && scale_form(in, -1, f);
-        case OP_ADD: case OP_SUB: return score_sum(in, x, limit, f);
+        case OP_ADD:
+        case OP_SUB: return score_sum(in, x, limit, f);
         case OP_WHERE: return score_choice(in, i, limit, f);
         case OP_MUL:
             if (mask_number(m, i.b, &v)) return decompose_score(in, i.a, limit, f) && scale_form(in, v, f);
             if (mask_number(m, i.a, &v)) return decompose_score(in, i.b, limit, f) && scale_form(in, v, f);
-            return says_no(f, "scores are multiplied by something that is not a number", in);
+            return says_no(in, "scores are multiplied by something that is not a number");
         case OP_DIV:
             if (mask_number(m, i.b, &v)) return decompose_score(in, i.a, limit, f) && scale_form(in, 1 / v, f);
-            return says_no(f, "scores are divided by something that is not a number", in);
+            return says_no(in, "scores are divided by something that is not a number");
         case OP_TANH:
             if (!decompose_score(in, i.a, limit, f)) return false;
-            if (f->tanh || f->visible >= 0 || f->bias >= 0) return says_no(f, "a soft-cap after the mask or a bias", in);
+            if (f->tanh || f->visible >= 0 || f->bias >= 0) return says_no(in, "a soft-cap after the mask or a bias");
             return f->tanh = true;
         case OP_MAX: {
             bool first = has_score(m, i.a);
-            if (!mask_number(m, first ? i.b : i.a, &v) || !(v <= MASK_LIMIT_COMMON)) return says_no(f, "scores are clamped", in);
+            if (!mask_number(m, first ? i.b : i.a, &v) || !(v <= MASK_LIMIT_COMMON)) return says_no(in, "scores are clamped");
             if (!decompose_score(in, first ? i.a : i.b, limit, f)) return false;
             f->saw_finite |= f->saw_inf;
             f->saw_inf = false;
             return true;
         }
-        default: return says_no(f, "scores go through an operation that attention has no place for", in);
+        default: return says_no(in, "scores go through an operation that attention has no place for");
     }
 }
 
@@ -196,7 +203,7 @@ bool mask_decide(MaskInterp *in, int x, bool safe, AttentionSpec *spec, ScoreFor
         bool mixed = form->saw_inf && form->saw_finite, weak = form->added_finite && limit[i] > MASK_LIMIT_ABSORB;
         // A replaced score keeps no trace of itself, so any very negative number will do; one that is added must absorb it.
         if (!sure && i < 2 && (mixed || weak)) continue;
-        if (!sure && mixed) return says_no(form, "rows may be masked by -inf and by a finite number", in);
+        if (!sure && mixed) return says_no(in, "rows may be masked by -inf and by a finite number");
         spec->visible = form->visible;
         spec->bias = form->bias;
         spec->masked_row = sure ? 0 : form->saw_finite ? 2 : safe ? 0 : 1;

@@ -1,7 +1,7 @@
 // A value of the graph as an expression over (b, h, q, k): the mask subgraph read symbolically. The question is always "what is
 // element idx[] of value v", where each idx is itself an integer expression, so that views, gathers, arange arithmetic and the
-// merged rows of a flattened gather are all index arithmetic. What cannot be read further, but varies along at most one of q and k,
-// becomes a vector that the kernel reads.
+// merged rows of a flattened gather are all index arithmetic. What cannot be read further, but varies along at most one of q and
+// k, becomes a vector that the kernel reads.
 #include <stdarg.h>
 
 #include "ops/op.h"
@@ -21,7 +21,7 @@ __attribute__((format(printf, 2, 3))) static int refuse(MaskInterp *in, const ch
     return -1;
 }
 
-// ---- views ----------------------------------------------------------------------------------------------------------------
+// ---- views ----------------------------------------------------------------------------------------------------------
 // Splits the linear index of an output group over the dims [first, end) of the input group.
 void mask_split_index(MaskInterp *in, const Shape *s, int first, int end, int linear, int *idx) {
     int64_t inner = 1;
@@ -88,7 +88,7 @@ bool mask_through_view(MaskInterp *in, ValueId v, const int *idx, ValueId *below
     return true;
 }
 
-// ---- vectors ----------------------------------------------------------------------------------------------------------------
+// ---- vectors --------------------------------------------------------------------------------------------------------
 static char index_letter(const MaskProg *m, int32_t atom) {
     switch (m->instr.data[atom].code) {
         case PROG_INDEX_B: return 'b';
@@ -126,7 +126,7 @@ static int as_vector(MaskInterp *in, ValueId v, const int *idx) {
     return mask_slot(in->m, &s);
 }
 
-// ---- operations ---------------------------------------------------------------------------------------------------------------
+// ---- operations -----------------------------------------------------------------------------------------------------
 // idx of operand `x` of a pointwise node whose result is addressed by idx[ndim].
 static void align_index(MaskInterp *in, ValueId x, int ndim, const int *idx, int *out) {
     const Shape *s = shape(in, x);
@@ -163,7 +163,8 @@ static int read_concat(MaskInterp *in, ValueId v, const int *idx) {
         start[i] = (int)at;
         at += shape(in, n->in[i])->dim[dim];
     }
-    for (int i = n->nin - 1; i >= 0; i--) {  // where(x < start of part i+1, part i, the rest); only parts that x can reach are read
+    for (int i = n->nin - 1; i >= 0;
+         i--) {  // where(x < start of part i+1, part i, the rest); only parts that x can reach are read
         int64_t end = start[i] + shape(in, n->in[i])->dim[dim];
         int inside = i == n->nin - 1 ? mask_const(in->m, DT_BOOL, 1) : mask_int_op(in->m, OP_LT, idx[dim], int_const(in, end));
         int reachable = mask_int_op(in->m, OP_GE, idx[dim], int_const(in, start[i]));
@@ -214,7 +215,7 @@ static int read_gather(MaskInterp *in, ValueId v, const int *idx) {
     return mask_interp(in, n->in[0], sub);
 }
 
-// ---- hand-written attention ------------------------------------------------------------------------------------------------------
+// ---- hand-written attention -----------------------------------------------------------------------------------------
 static ValueId skip_broadcast(const MaskInterp *in, ValueId v) {
     while (def(in, v)->op == OP_BROADCAST || def(in, v)->op == OP_STOP_GRAD) v = def(in, v)->in[0];
     return v;
@@ -226,7 +227,8 @@ static ValueId softmax_argument(const MaskInterp *in, ValueId v, int *dim) {
     const int64_t *dims;
     if (n->op == OP_EXP && def(in, n->in[0])->op == OP_SUB) {
         const Node *sub = def(in, n->in[0]), *lse = def(in, skip_broadcast(in, sub->in[1]));
-        if (lse->op != OP_LOGSUMEXP || lse->in[0] != sub->in[0] || shape(in, lse->out[0])->ndim != shape(in, sub->in[0])->ndim) return NO_VALUE;
+        if (lse->op != OP_LOGSUMEXP || lse->in[0] != sub->in[0] || shape(in, lse->out[0])->ndim != shape(in, sub->in[0])->ndim)
+            return NO_VALUE;
         *dim = (int)node_int(lse, ATTR_DIM);
         return sub->in[0];
     }
@@ -265,7 +267,8 @@ static int read_score(MaskInterp *in, ValueId v, const int *idx) {
         in->score = id;
         memcpy(in->score_idx, idx, sizeof *idx * (size_t)ndim);
     }
-    if (in->score != id || memcmp(in->score_idx, idx, sizeof *idx * (size_t)ndim)) return refuse(in, "two different products of q and k are added");
+    if (in->score != id || memcmp(in->score_idx, idx, sizeof *idx * (size_t)ndim))
+        return refuse(in, "two different products of q and k are added");
     return mask_leaf(in->m, MP_SCORE, in->m->real, -1, 0);
 }
 
@@ -276,11 +279,12 @@ static int read_random(MaskInterp *in, ValueId v, const int *idx) {
     int linear = mask_merge_index(in, s, 0, s->ndim, idx), want[4];
     Shape full = shape_of(4, in->m->extent);
     for (int i = 0; i < 4; i++) want[i] = mask_index(in->m, leaf[i]);
-    if (linear != mask_merge_index(in, &full, 0, 4, want)) return refuse(in, "dropout noise in another order than [B, H, Sq, Sk]");
+    if (linear != mask_merge_index(in, &full, 0, 4, want))
+        return refuse(in, "dropout noise in another order than [B, H, Sq, Sk]");
     return mask_leaf(in->m, MP_RANDOM, dtype(in, v), -1, (double)node_int(def(in, v), ATTR_SEED));
 }
 
-// ---- the recursion ---------------------------------------------------------------------------------------------------------------
+// ---- the recursion --------------------------------------------------------------------------------------------------
 static int read_node(MaskInterp *in, ValueId v, const int *idx) {
     const Node *n = def(in, v);
     ValueId below;

@@ -28,7 +28,8 @@ static void linear_add_term(MaskLinear *l, int32_t atom, int64_t coef) {
 
 static void linear_add(MaskLinear *l, const MaskLinear *o, int64_t factor) {
     int64_t add;
-    if (l->n < 0 || o->n < 0 || __builtin_mul_overflow(o->constant, factor, &add) || __builtin_add_overflow(l->constant, add, &l->constant)) {
+    if (l->n < 0 || o->n < 0 || __builtin_mul_overflow(o->constant, factor, &add) ||
+        __builtin_add_overflow(l->constant, add, &l->constant)) {
         l->n = -1;
         return;
     }
@@ -159,8 +160,14 @@ int mask_int_op(MaskProg *m, OpKind op, int a, int b) {
     const MaskInfo *ia = &m->info.data[a], *ib = b >= 0 ? &m->info.data[b] : NULL;
     MaskLinear l = mask_linear_of(m, a), out = {0};
     switch (op) {
-        case OP_EQ: case OP_NE: case OP_LT: case OP_LE: case OP_GT: case OP_GE: return int_compare(m, op, a, b);
-        case OP_ADD: case OP_SUB: {
+        case OP_EQ:
+        case OP_NE:
+        case OP_LT:
+        case OP_LE:
+        case OP_GT:
+        case OP_GE: return int_compare(m, op, a, b);
+        case OP_ADD:
+        case OP_SUB: {
             MaskLinear r = mask_linear_of(m, b);
             linear_add(&l, &r, op == OP_ADD ? 1 : -1);
             if (l.n >= 0) return mask_linear_build(m, &l);
@@ -180,13 +187,15 @@ int mask_int_op(MaskProg *m, OpKind op, int a, int b) {
             linear_add(&out, &l, (int64_t)v);
             if (out.n >= 0) return mask_linear_build(m, &out);
             break;
-        case OP_FLOORDIV: case OP_MOD:
+        case OP_FLOORDIV:
+        case OP_MOD:
             if (mask_number(m, b, &v) && v >= 1) return int_division(m, op, a, (int64_t)v);
             break;
         case OP_ABS:
             if (ia->lo >= 0) return a;
             return mask_raw(m, (Instr){.code = PROG_OP + OP_ABS, .dtype = DT_I64, .a = a, .b = -1, .c = -1});
-        case OP_MAX: case OP_MIN:
+        case OP_MAX:
+        case OP_MIN:
             if (a == b) return a;
             if (ia->lo >= ib->hi) return op == OP_MAX ? a : b;
             if (ib->lo >= ia->hi) return op == OP_MAX ? b : a;

@@ -28,10 +28,15 @@ static void bounds_of_op(const MaskProg *m, const Instr *x, MaskInfo *out) {
         case OP_MIN: out->lo = fmin(a->lo, b->lo), out->hi = fmin(a->hi, b->hi); break;
         case OP_WHERE: out->lo = fmin(b->lo, c->lo), out->hi = fmax(b->hi, c->hi); break;
         case OP_CAST: out->lo = a->lo, out->hi = a->hi; break;
-        case OP_FLOORDIV: if (b->lo == b->hi && b->lo > 0) out->lo = floor(a->lo / b->lo), out->hi = floor(a->hi / b->lo); break;
-        case OP_MOD: if (b->lo == b->hi && b->lo > 0) out->lo = 0, out->hi = b->lo - 1; break;
+        case OP_FLOORDIV:
+            if (b->lo == b->hi && b->lo > 0) out->lo = floor(a->lo / b->lo), out->hi = floor(a->hi / b->lo);
+            break;
+        case OP_MOD:
+            if (b->lo == b->hi && b->lo > 0) out->lo = 0, out->hi = b->lo - 1;
+            break;
         case OP_MUL:
-            if (b->lo == b->hi && isfinite(b->lo) && b->lo != 0) out->lo = fmin(a->lo * b->lo, a->hi * b->lo), out->hi = fmax(a->lo * b->lo, a->hi * b->lo);
+            if (b->lo == b->hi && isfinite(b->lo) && b->lo != 0)
+                out->lo = fmin(a->lo * b->lo, a->hi * b->lo), out->hi = fmax(a->lo * b->lo, a->hi * b->lo);
             break;
         default: break;
     }
@@ -42,10 +47,8 @@ static MaskInfo info_of(const MaskProg *m, const Instr *x) {
     if (x->code == PROG_CONST) i.lo = i.hi = x->imm;
     if (x->code < PROG_OP) {
         if (isfinite(leaf_extent(m, x->code))) i.lo = 0, i.hi = leaf_extent(m, x->code) - 1;
-        i.reads_bh = x->code == PROG_INDEX_B || x->code == PROG_INDEX_H;
         i.reads_q = x->code == PROG_INDEX_Q || x->code == PROG_VEC_Q || x->code == MP_SCORE || x->code == MP_RANDOM;
         i.reads_k = x->code == PROG_INDEX_K || x->code == PROG_VEC_K || x->code == MP_SCORE || x->code == MP_RANDOM;
-        i.reads_vec = x->code == PROG_VEC_Q || x->code == PROG_VEC_K;
         i.special = x->code >= MP_INDEX_D;
         if (x->code == MP_SOFTMAX) i.reads_q = i.reads_k = true;
     } else {
@@ -53,7 +56,7 @@ static MaskInfo info_of(const MaskProg *m, const Instr *x) {
         for (int k = 0; k < 3; k++) {
             if (operand[k] < 0) continue;
             const MaskInfo *o = &m->info.data[operand[k]];
-            i.reads_q |= o->reads_q, i.reads_k |= o->reads_k, i.reads_bh |= o->reads_bh, i.reads_vec |= o->reads_vec, i.special |= o->special;
+            i.reads_q |= o->reads_q, i.reads_k |= o->reads_k, i.special |= o->special;
         }
         bounds_of_op(m, x, &i);
     }
@@ -65,7 +68,8 @@ static MaskInfo info_of(const MaskProg *m, const Instr *x) {
 int mask_raw(MaskProg *m, Instr x) {
     for (int64_t i = m->instr.len - 1; i >= 0; i--) {
         const Instr *y = &m->instr.data[i];
-        if (x.code == y->code && x.dtype == y->dtype && x.a == y->a && x.b == y->b && x.c == y->c && !memcmp(&x.imm, &y->imm, sizeof x.imm))
+        if (x.code == y->code && x.dtype == y->dtype && x.a == y->a && x.b == y->b && x.c == y->c &&
+            !memcmp(&x.imm, &y->imm, sizeof x.imm))
             return (int)i;
     }
     if (m->instr.len >= MP_MAX_INSTR) m->overflow = true;
@@ -96,9 +100,12 @@ bool mask_number(const MaskProg *m, int x, double *v) {
 }
 
 bool mask_slot_equal(const MaskSlot *a, const MaskSlot *b) {
-    if (a->role != b->role || a->value != b->value || a->data != b->data || a->dtype != b->dtype || a->shape.ndim != b->shape.ndim) return false;
+    if (a->role != b->role || a->value != b->value || a->data != b->data || a->dtype != b->dtype ||
+        a->shape.ndim != b->shape.ndim)
+        return false;
     for (int i = 0; i < a->shape.ndim; i++)
-        if (a->dim[i].index != b->dim[i].index || a->dim[i].start != b->dim[i].start || a->dim[i].length != b->dim[i].length) return false;
+        if (a->dim[i].index != b->dim[i].index || a->dim[i].start != b->dim[i].start || a->dim[i].length != b->dim[i].length)
+            return false;
     return true;
 }
 
@@ -110,7 +117,7 @@ int mask_slot(MaskProg *m, const MaskSlot *s) {
     return mask_leaf(m, s->role == 'q' ? PROG_VEC_Q : PROG_VEC_K, s->dtype, at, 0);
 }
 
-// ---- rules ---------------------------------------------------------------------------------------------------------------
+// ---- rules ----------------------------------------------------------------------------------------------------------
 static bool is_op(const MaskProg *m, int x, OpKind op) { return x >= 0 && m->instr.data[x].code == PROG_OP + (int)op; }
 
 static int raw_op(MaskProg *m, OpKind op, DType to, int a, int b, int c) {
@@ -237,7 +244,8 @@ static int cast_op(MaskProg *m, DType to, int a) {
     DType from = m->instr.data[a].dtype;
     if (from == to) return a;
     if (from == DT_BOOL) return where_op(m, to, a, mask_const(m, to, 1), mask_const(m, to, 0));
-    if (is_op(m, a, OP_CAST) && m->instr.data[m->instr.data[a].a].dtype == to && to == DT_I64 && integer_of(m, a) >= 0) return m->instr.data[a].a;
+    if (is_op(m, a, OP_CAST) && m->instr.data[m->instr.data[a].a].dtype == to && to == DT_I64 && integer_of(m, a) >= 0)
+        return m->instr.data[a].a;
     if (to == DT_BOOL) return mask_op(m, OP_NE, DT_BOOL, a, mask_const(m, from, 0), -1);
     return raw_op(m, OP_CAST, to, a, -1, -1);
 }

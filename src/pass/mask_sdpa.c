@@ -1,5 +1,5 @@
-// scaled_dot_product_attention as imported -> attention with a predicate; or, where the mask is no program (data-dependent S x S, or
-// trained), matrix products, whose S x S values the shard pass places or refuses by their bytes.
+// scaled_dot_product_attention as imported -> attention with a predicate; or, where the mask is no program (data-dependent S x S,
+// or trained), matrix products, whose S x S values the shard pass places or refuses by their bytes.
 #include <math.h>
 
 #include "ops/op.h"
@@ -24,7 +24,8 @@ static bool sdpa_mask(MaskInterp *in, const Node *n, AttentionSpec *spec) {
     if (n->nin == 4) {
         const Shape *s = graph_shape(in->g, n->in[3]);
         int idx[MAX_DIMS];
-        for (int d = 0; d < s->ndim; d++) idx[d] = s->dim[d] == 1 ? mask_const(m, DT_I64, 0) : mask_index(m, leaf[d + 4 - s->ndim]);
+        for (int d = 0; d < s->ndim; d++)
+            idx[d] = s->dim[d] == 1 ? mask_const(m, DT_I64, 0) : mask_index(m, leaf[d + 4 - s->ndim]);
         int x = mask_interp(in, n->in[3], idx);
         ScoreForm form;
         if (x < 0) return false;
@@ -70,21 +71,26 @@ bool mask_rewrite_sdpa(MaskPass *p, NodeId id) {
     MaskInterp in;
     sdpa_extents(p, n, &m);
     mask_interp_init(&in, &m, p);
-    AttentionSpec spec = {.scale = sdpa_scale(p, n), .visible = -1, .bias = -1, .dropout = node_float_or(n, ATTR_DROPOUT, 0), .seed = node_int_or(n, ATTR_SEED, 0)};
+    AttentionSpec spec = {.scale = sdpa_scale(p, n),
+                          .visible = -1,
+                          .bias = -1,
+                          .dropout = node_float_or(n, ATTR_DROPOUT, 0),
+                          .seed = node_int_or(n, ATTR_SEED, 0)};
     bool ok = sdpa_mask(&in, n, &spec);
     if (ok) {
         ValueId k, v;
         sdpa_heads(p, n, &k, &v);
         p->r.map[n->out[0]] = mask_emit_attention(p, &m, p->r.map[n->in[0]], k, v, &spec);
     } else {
-        p->r.b.note = arena_printf(p->r.out->arena, "attention stays S x S: its mask: %s", in.why[0] ? in.why : "is too large an expression");
+        p->r.b.note = arena_printf(p->r.out->arena, "attention stays S x S: its mask: %s",
+                                   in.why[0] ? in.why : "is too large an expression");
     }
     mask_interp_free(&in);
     mask_prog_free(&m);
     return ok;
 }
 
-// ---- matrix products ---------------------------------------------------------------------------------------------------------
+// ---- matrix products ------------------------------------------------------------------------------------------------
 static ValueId masked_scores(MaskPass *p, const Node *n, ValueId s) {
     Builder *b = &p->r.b;
     DType t = build_dtype(b, s);
@@ -118,8 +124,10 @@ void mask_lower_sdpa(MaskPass *p, NodeId id) {
     double drop = node_float_or(n, ATTR_DROPOUT, 0);
     if (drop > 0 && b->status == ST_OK) {
         Shape shape = build_shape(b, prob);
-        Attr a[] = {attr_ints(ATTR_SHAPE, 4, shape.dim), attr_i(ATTR_DTYPE, build_dtype(b, prob)), attr_i(ATTR_SEED, node_int_or(n, ATTR_SEED, 0))};
-        ValueId keep = build_cast(b, build_binary_scalar(b, OP_GE, build(b, OP_RANDOM, 0, NULL, 3, a), drop), build_dtype(b, prob));
+        Attr a[] = {attr_ints(ATTR_SHAPE, 4, shape.dim), attr_i(ATTR_DTYPE, build_dtype(b, prob)),
+                    attr_i(ATTR_SEED, node_int_or(n, ATTR_SEED, 0))};
+        ValueId keep =
+            build_cast(b, build_binary_scalar(b, OP_GE, build(b, OP_RANDOM, 0, NULL, 3, a), drop), build_dtype(b, prob));
         prob = build_binary_scalar(b, OP_MUL, build_binary(b, OP_MUL, prob, keep), drop < 1 ? 1 / (1 - drop) : 0);
     }
     p->r.map[n->out[0]] = build_dot(b, prob, v, 2, 1, false, false);

@@ -10,7 +10,7 @@ static bool is_const(const Program *p, int x, double *v) {
     return p->instr[x].code == PROG_CONST;
 }
 
-// ---- expressions as text ---------------------------------------------------------------------------------------------------
+// ---- expressions as text --------------------------------------------------------------------------------------------
 static const char *infix(OpKind op) {
     switch (op) {
         case OP_ADD: return " + ";
@@ -71,7 +71,7 @@ static void print_expr(const Program *p, int x, int depth, Str *s) {
     str_add(s, ")");
 }
 
-// ---- the usual terms ---------------------------------------------------------------------------------------------------------
+// ---- the usual terms ------------------------------------------------------------------------------------------------
 // x == leaf + *offset
 static bool leaf_plus(const Program *p, int x, int leaf, double *offset) {
     *offset = 0;
@@ -113,7 +113,8 @@ static bool print_compare(const Program *p, int x, Str *s) {
         str_printf(s, "window %.0f", c + 1);
         return true;
     }
-    bool vecs = is_op(p, x, OP_EQ) && ((is_leaf(p, a, PROG_VEC_Q) && is_leaf(p, b, PROG_VEC_K)) || (is_leaf(p, a, PROG_VEC_K) && is_leaf(p, b, PROG_VEC_Q)));
+    bool vecs = is_op(p, x, OP_EQ) && ((is_leaf(p, a, PROG_VEC_Q) && is_leaf(p, b, PROG_VEC_K)) ||
+                                       (is_leaf(p, a, PROG_VEC_K) && is_leaf(p, b, PROG_VEC_Q)));
     if (vecs) str_add(s, "same document");
     return vecs;
 }

@@ -1,12 +1,12 @@
-// Attention written out by hand: product of q and k, scale, soft-cap, masks, soft-max, dropout, product with v, in any order of dims
-// and with heads merged into the batch or not. The product with v is where recognition starts: its other operand, read as an
+// Attention written out by hand: product of q and k, scale, soft-cap, masks, soft-max, dropout, product with v, in any order of
+// dims and with heads merged into the batch or not. The product with v is where recognition starts: its other operand, read as an
 // expression over (b, h, q, k), must be a soft-max over k of an expression of one q.k product.
 #include <math.h>
 
 #include "ops/op.h"
 #include "pass/mask.h"
 
-typedef struct Product {       // dot: which dims of an operand are batch, free, contracted
+typedef struct Product {  // dot: which dims of an operand are batch, free, contracted
     int nbatch, nfree, free0, contract0;
 } Product;
 
@@ -31,7 +31,7 @@ static bool near_softmax(const MaskPass *p, ValueId v, int depth) {
     return false;
 }
 
-// ---- what happens between the soft-max and v ---------------------------------------------------------------------------------
+// ---- what happens between the soft-max and v ------------------------------------------------------------------------
 static bool is_op(const MaskProg *m, int x, OpKind op) { return m->instr.data[x].code == PROG_OP + (int)op; }
 
 // where(noise >= rate, yes, no): dropout's keep mask.
@@ -73,13 +73,16 @@ static int peel(const MaskProg *m, int x, AttentionSpec *s, bool *nan_safe) {
                     s->out_factor *= v;
                     return peel(m, other, s, nan_safe);
                 }
-                if (is_op(m, factor, OP_WHERE) && is_keep(m, f.a, &rate, &seed) && mask_number(m, f.b, &v) && mask_number(m, f.c, &zero) && zero == 0)
+                if (is_op(m, factor, OP_WHERE) && is_keep(m, f.a, &rate, &seed) && mask_number(m, f.b, &v) &&
+                    mask_number(m, f.c, &zero) && zero == 0)
                     return drop(s, rate, seed, v) ? peel(m, other, s, nan_safe) : -1;
             }
             return -1;
         case OP_WHERE:
-            if (mask_number(m, i.c, &v) && v == 0 && is_keep(m, i.a, &rate, &seed)) return drop(s, rate, seed, 1) ? peel(m, i.b, s, nan_safe) : -1;
-            if (mask_number(m, i.b, &v) && v == 0 && is_op(m, i.a, OP_NE) && m->instr.data[i.a].a == i.c && m->instr.data[i.a].b == i.c) {
+            if (mask_number(m, i.c, &v) && v == 0 && is_keep(m, i.a, &rate, &seed))
+                return drop(s, rate, seed, 1) ? peel(m, i.b, s, nan_safe) : -1;
+            if (mask_number(m, i.b, &v) && v == 0 && is_op(m, i.a, OP_NE) && m->instr.data[i.a].a == i.c &&
+                m->instr.data[i.a].b == i.c) {
                 *nan_safe = true;  // where(p != p, 0, p)
                 return peel(m, i.c, s, nan_safe);
             }
@@ -88,11 +91,11 @@ static int peel(const MaskProg *m, int x, AttentionSpec *s, bool *nan_safe) {
     }
 }
 
-// ---- q, k, v -------------------------------------------------------------------------------------------------------------------
+// ---- q, k, v --------------------------------------------------------------------------------------------------------
 typedef struct Found {
-    ValueId q, k, v;           // in the old graph
+    ValueId q, k, v;  // in the old graph
     int qi[MAX_DIMS], ki[MAX_DIMS], vi[MAX_DIMS];
-    int64_t gq, gk, gv;        // query heads per head of each
+    int64_t gq, gk, gv;  // query heads per head of each
 } Found;
 
 // Operand `side` of the q.k product, addressed through the product's own index and channel `d`.
@@ -125,13 +128,14 @@ static bool find_qk(MaskPass *p, MaskInterp *in, Found *f) {
     f->k = dot->in[k];
     memcpy(f->qi, idx[1 - k], sizeof f->qi);
     memcpy(f->ki, idx[k], sizeof f->ki);
-    return mask_settle(in, &f->q, f->qi, PROG_INDEX_Q, MP_INDEX_D, false, &f->gq) && mask_settle(in, &f->k, f->ki, PROG_INDEX_K, MP_INDEX_D, true, &f->gk);
+    return mask_settle(in, &f->q, f->qi, PROG_INDEX_Q, MP_INDEX_D, false, &f->gq) &&
+           mask_settle(in, &f->k, f->ki, PROG_INDEX_K, MP_INDEX_D, true, &f->gk);
 }
 
-// ---- one way of reading the product with v as heads ---------------------------------------------------------------------------------
+// ---- one way of reading the product with v as heads -----------------------------------------------------------------
 typedef struct Reading {
     const Node *dot;
-    int side;                  // which operand is the soft-max
+    int side;  // which operand is the soft-max
     Product prob, value;
     int64_t batch, kv_heads, group;
     AttentionSpec spec;
@@ -152,7 +156,8 @@ static bool understand(MaskPass *p, MaskInterp *in, Reading *r) {
     int idx[MAX_DIMS];
     batch_index(in, r, ps, idx);
     int within = mask_int_op(m, OP_MOD, mask_index(m, PROG_INDEX_H), mask_const(m, DT_I64, (double)r->group));
-    int row = mask_int_op(m, OP_ADD, mask_int_op(m, OP_MUL, within, mask_const(m, DT_I64, (double)m->extent[2])), mask_index(m, PROG_INDEX_Q));
+    int row = mask_int_op(m, OP_ADD, mask_int_op(m, OP_MUL, within, mask_const(m, DT_I64, (double)m->extent[2])),
+                          mask_index(m, PROG_INDEX_Q));
     mask_split_index(in, ps, r->prob.free0, r->prob.free0 + r->prob.nfree, row, idx);
     idx[r->prob.contract0] = mask_index(m, PROG_INDEX_K);
     int x = mask_interp(in, r->dot->in[r->side], idx);
@@ -203,13 +208,17 @@ static bool try_reading(MaskPass *p, Reading *r, const char **why) {
     MaskProg m = {.real = graph_value(p->r.in, r->dot->out[0])->dtype};
     MaskInterp in;
     const Shape *ps = graph_shape(p->r.in, r->dot->in[r->side]), *vs = graph_shape(p->r.in, r->dot->in[1 - r->side]);
-    const int64_t e[6] = {r->batch, r->kv_heads * r->group, ps->dim[r->prob.free0 + r->prob.nfree - 1], ps->dim[r->prob.contract0], 1, vs->dim[r->value.free0]};
+    const int64_t e[6] = {
+        r->batch, r->kv_heads * r->group, ps->dim[r->prob.free0 + r->prob.nfree - 1], ps->dim[r->prob.contract0],
+        1,        vs->dim[r->value.free0]};
     memcpy(m.extent, e, sizeof e);
     mask_interp_init(&in, &m, p);
     in.hand_written = true;
     bool ok = understand(p, &in, r);
     if (ok) emit(p, &in, r);
-    else if (in.score != NO_NODE) *why = arena_printf(p->r.out->arena, "attention stays S x S: %s", in.why[0] ? in.why : "its operands are in no order that attention has");
+    else if (in.score != NO_NODE)
+        *why = arena_printf(p->r.out->arena, "attention stays S x S: %s",
+                            in.why[0] ? in.why : "its operands are in no order that attention has");
     mask_interp_free(&in);
     mask_prog_free(&m);
     return ok;
@@ -218,7 +227,8 @@ static bool try_reading(MaskPass *p, Reading *r, const char **why) {
 static bool try_side(MaskPass *p, NodeId id, int side, const char **why) {
     Reading r = {.dot = graph_node(p->r.in, id), .side = side};
     ValueId prob = r.dot->in[side];
-    if (!near_softmax(p, prob, 0) || !product_operand(p, r.dot, side, &r.prob) || !product_operand(p, r.dot, 1 - side, &r.value) || r.value.nfree != 1)
+    if (!near_softmax(p, prob, 0) || !product_operand(p, r.dot, side, &r.prob) ||
+        !product_operand(p, r.dot, 1 - side, &r.value) || r.value.nfree != 1)
         return false;
     const Shape *s = graph_shape(p->r.in, prob);
     int64_t nb = 1, first = r.prob.nbatch > 0 ? s->dim[0] : 1;
@@ -236,6 +246,4 @@ static bool try_side(MaskPass *p, NodeId id, int side, const char **why) {
     return false;
 }
 
-bool mask_rewrite_written(MaskPass *p, NodeId id, const char **why) {
-    return try_side(p, id, 0, why) || try_side(p, id, 1, why);
-}
+bool mask_rewrite_written(MaskPass *p, NodeId id, const char **why) { return try_side(p, id, 0, why) || try_side(p, id, 1, why); }

@@ -1,4 +1,5 @@
-// What every rewriting pass is made of: walk the old graph in order, copy or replace each node in a new one, drop what nothing uses.
+// What every rewriting pass is made of: walk the old graph in order, copy or replace each node in a new one, drop what nothing
+// uses.
 #pragma once
 #include "ir/build.h"
 #include "ir/graph.h"
@@ -6,8 +7,8 @@
 typedef struct Rewrite {
     const Graph *in;
     Graph *out;
-    Builder b;        // appends to `out` with the source and phase of the node at hand
-    ValueId *map;     // [values of in] -> value of out, NO_VALUE until its node was copied or replaced
+    Builder b;     // appends to `out` with the source and phase of the node at hand
+    ValueId *map;  // [values of in] -> value of out, NO_VALUE until its node was copied or replaced
     Arena *scratch;
 } Rewrite;
 

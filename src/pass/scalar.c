@@ -83,7 +83,9 @@ bool scalar_eval(OpKind op, DType in, DType out, const double *x, double *r) {
     if (op == OP_CAST) ok = eval_cast(out, x[0], r);
     else if (op == OP_WHERE) ok = true, *r = x[0] != 0 ? x[1] : x[2];
     else ok = eval_unary(op, x[0], r);
-    if (!ok && op != OP_CAST) ok = (op >= OP_ADD && op <= OP_XOR) && (eval_compare(op, x[0], x[1], r) || eval_arith(op, !dtype_is_float(in), x[0], x[1], r));
+    if (!ok && op != OP_CAST)
+        ok = (op >= OP_ADD && op <= OP_XOR) &&
+             (eval_compare(op, x[0], x[1], r) || eval_arith(op, !dtype_is_float(in), x[0], x[1], r));
     if (!ok) return false;
     if (out == DT_F32) *r = (double)(float)*r;
     if (dtype_is_float(out)) return true;
