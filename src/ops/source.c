@@ -74,7 +74,7 @@ static Status infer_random(const Graph *g, const Node *n, int *nout, TypeOut *ou
 static bool shard_source(Graph *g, const Node *n, int slot, Placement p, Row *row) {
     if (slot >= 0 || p.kind != PLACE_SHARD || p.reduce) return false;
     const Shape *s = graph_shape(g, n->out[~slot]);
-    if (p.dim < 0 || p.dim >= s->ndim || s->dim[p.dim] <= 1 || layouts_get(g->layouts, p.layout)->extent != s->dim[p.dim]) return false;
+    if (p.dim < 0 || p.dim >= s->ndim || layouts_get(g->layouts, p.layout)->extent != s->dim[p.dim]) return false;
     row_replicate(n, row);
     row->out[0] = p;
     return true;
