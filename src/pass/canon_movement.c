@@ -188,7 +188,8 @@ static ValueId simplify_expert_matmul(Canon *c, const ValueId *in, const Node *n
 }
 
 // Rows 0, 1, 2, ... of a table are the table.
-static ValueId simplify_embedding(Canon *c, const ValueId *in) {
+static ValueId simplify_embedding(Canon *c, const ValueId *in, const Node *n) {
+    if (node_int_or(n, ATTR_SKIP, -1) >= 0) return NO_VALUE;  // a row whose gradient is dropped
     const Known *k = &c->known.data[in[1]];
     const Shape *table = canon_shape(c, in[0]), *idx = canon_shape(c, in[1]);
     if (!k->known || k->dim < 0 || !k->affine || k->base != 0 || k->step != 1 || k->len != table->dim[0] ||
@@ -227,7 +228,7 @@ ValueId canon_movement(Canon *c, OpKind op, int nin, const ValueId *in, const No
         case OP_AMAX: return simplify_sum(c, x, n);
         case OP_DOT: return simplify_dot(c, in, n);
         case OP_EXPERT_MATMUL: return simplify_expert_matmul(c, in, n);
-        case OP_EMBEDDING: return simplify_embedding(c, in);
+        case OP_EMBEDDING: return simplify_embedding(c, in, n);
         default: return NO_VALUE;
     }
 }

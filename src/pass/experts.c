@@ -233,7 +233,9 @@ static void end_embedding(Experts *x, const Node *n) {
         return;
     }
     NodeId sort = x->perm[idx].sort;
-    if (sort == NO_NODE || x->perm[table].sort != NO_NODE || shape(x, table)->ndim == MAX_DIMS) return;
+    if (sort == NO_NODE || x->perm[table].sort != NO_NODE || shape(x, table)->ndim == MAX_DIMS ||
+        node_int_or(n, ATTR_SKIP, -1) >= 0)
+        return;
     x->perm[n->out[0]] = (Permuted){sort, gather_rows(x, x->r.map[table], x->perm[idx].plain)};
 }
 
@@ -278,7 +280,8 @@ static void fuse_gathered_weight(Experts *x, const Node *n) {
     for (int side = 0; side < 2; side++) {
         const Node *w = def(x, n->in[side]);
         const Shape *s = shape(x, n->in[1 - side]);
-        if (w->op != OP_EMBEDDING || shape(x, w->in[0])->ndim != 3 || shape(x, w->in[1])->ndim != 1 || s->ndim > 3) continue;
+        if (w->op != OP_EMBEDDING || node_int_or(w, ATTR_SKIP, -1) >= 0) continue;
+        if (shape(x, w->in[0])->ndim != 3 || shape(x, w->in[1])->ndim != 1 || s->ndim > 3) continue;
         bool trans = node_int_or(n, side == 0 ? ATTR_TRANS_A : ATTR_TRANS_B, 0) != 0, contract_first = (side == 1) != trans;
         int64_t k = shape(x, w->in[0])->dim[contract_first ? 1 : 2];
         if (shape_numel(s) != s->dim[0] * k) continue;  // one row for each gathered matrix

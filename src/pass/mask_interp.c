@@ -248,6 +248,7 @@ static int read_softmax(MaskInterp *in, ValueId v, const int *idx) {
     if (x == NO_VALUE) return -1;
     align_index(in, x, shape(in, v)->ndim, idx, sub);
     bool whole_rows = sub[dim] == mask_index(in->m, PROG_INDEX_K) && shape(in, x)->dim[dim] == in->m->extent[3];
+    for (int i = 0; i < shape(in, x)->ndim; i++) whole_rows = whole_rows && (i == dim || !in->m->info.data[sub[i]].reads_k);
     if (!whole_rows || in->m->extent[3] == 1) return -1;
     int s = mask_interp(in, x, sub);
     return s < 0 ? -1 : mask_leaf(in->m, MP_SOFTMAX, in->m->real, s, 0);
