@@ -56,7 +56,7 @@ int command_train(int argc, char **argv) {
     const char *format = "auto", *ignored = NULL;
     bool quiet = false;
     const Opt opts[] = {
-        {"--data", OPT_TEXT, &ignored, "FILE...", "training data: raw bytes, .u16/.u32 token ids, or .safetensors"},
+        {"--data", OPT_TEXT, &ignored, "FILE...", "training data: raw bytes, .u16/.u32 token ids, or .safetensors with a tensor [N, ...] per input"},
         {"--data-format", OPT_TEXT, &format, "F", "auto (by extension), bytes, u16, u32, safetensors"},
         {"--doc-token", OPT_INT, &o.data.doc_token, "ID", "documents end with this token; it is put between files (packed documents)"},
         {"--seq", OPT_INT, &c.seq, "S", "sequence length"},
@@ -70,7 +70,7 @@ int command_train(int argc, char **argv) {
         {"--clip", OPT_FLOAT, &adamw.clip_norm, "N", "clip the gradient's norm (default 1; 0: off)"},
         {"--seed", OPT_INT, &c.seed, "N", "data order, dropout, random parameters (default 1)"},
         {"--random-init", OPT_FLAG, &o.random_init, NULL, "draw parameters that have no bytes from the seed"},
-        {"--out", OPT_TEXT, &o.out, "DIR", "outputs (default out): model.safetensors, metrics.jsonl, loss.svg"},
+        {"--out", OPT_TEXT, &o.out, "DIR", "outputs (default out): model and optimizer .safetensors, metrics.jsonl, loss.svg"},
         {"--save-every", OPT_INT, &o.save_every, "N", "save every N steps too (default: at the end and on Ctrl-C)"},
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
