@@ -3,15 +3,38 @@
 
 #include "options.h"
 
+// Only a program as it is after import goes through the passes.
+static Status check_forward(const Graph *g, const char *path, Diag *d) {
+    bool loss = false, other = false;
+    for (int64_t i = 0; i < g->outputs.len; i++) *(g->outputs.data[i].kind == OUT_LOSS ? &loss : &other) = true;
+    bool placed = g->values.len && graph_value(g, 0)->place.kind != PLACE_NONE;
+    if (loss && !other && !placed) return ST_OK;
+    return diag_error(d, ST_INPUT, "%s: --after wants a forward graph: one loss, no gradients, nothing placed", path);
+}
+
+// Reads the text and, if a pass is named, runs the passes up to it. The arena goes to `out` then.
+static Status parse_and_run(Arena *a, const char *path, const char *after, CompileOptions *o, Compiled *out, Diag *d) {
+    Graph *g = NULL;
+    Status st = graph_parse_file(a, path, &g, d);
+    if (g) *out = (Compiled){.graph = g};
+    TRY(st);
+    TRY(graph_verify(g, "parse", d));
+    if (!after) return ST_OK;
+    TRY(check_forward(g, path, d));
+    o->stop_after = after;
+    return compile_graph(a, g, o, out, d);
+}
+
 int command_dump(int argc, char **argv) {
     CommonArgs c = COMMON_DEFAULTS;
-    const char *after = "import", *parse = NULL;
+    const char *after = NULL, *parse = NULL;
     bool no_update = false;
     const Opt opts[] = {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
         {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, experts, mask, grad, simplify, update, shard, fuse, schedule"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
-        {"--parse", OPT_TEXT, &parse, "FILE", "instead of an archive: read a dump back, verify it and print it again"},
+        {"--parse", OPT_TEXT, &parse, "FILE",
+         "instead of an archive: read a dump back, verify it and print it again; with --after: a forward graph, run the passes on it"},
         COMMON_OPTIONS(c),
     };
     const Usage u = {"autosp dump", "M.pt2 --seq S --ranks P --after PASS", "Prints the graph as it is after a pass (docs/ir.md is the grammar).", opts,
@@ -24,24 +47,21 @@ int command_dump(int argc, char **argv) {
         return EXIT_USAGE;
     }
     Diag d = {0};
-    Arena *a = arena_new();
+    Arena *a = arena_new(), *graph_arena = arena_new();
     Compiled out = {0};
     Str text = {0};
-    Status st;
-    if (parse) {
-        Graph *g = NULL;
-        st = graph_parse_file(a, parse, &g, &d);
-        if (st == ST_OK) st = graph_verify(g, "parse", &d);
-        if (st == ST_OK) graph_print(g, &text);
-        if (g) graph_free_vecs(g);
+    CompileOptions o;
+    c.stop_after = after ? after : "import";
+    Status st = options_compile(a, &c, n ? path[0] : NULL, &o, &d);
+    o.update = !no_update;
+    if (st == ST_OK && parse) {
+        st = parse_and_run(graph_arena, parse, after, &o, &out, &d);
+        if (!out.arena) out.arena = graph_arena;
     } else {
-        CompileOptions o;
-        c.stop_after = after;
-        st = options_compile(a, &c, path[0], &o, &d);
-        o.update = !no_update;
+        arena_free(graph_arena);
         if (st == ST_OK) st = compile_file(&o, &out, &d);
-        if (st == ST_OK) graph_print(out.graph, &text);
     }
+    if (st == ST_OK) graph_print(out.graph, &text);
     if (st == ST_OK) fputs(str_text(&text), stdout);
     str_free(&text);
     compiled_free(&out);

@@ -84,6 +84,7 @@ typedef struct Const {   // bytes that came with the program: buffers, lifted te
     Shape shape;
     DType dtype;         // DT_F32/F64/I64/BOOL
     const void *data;    // row-major; NULL: value unknown (refused at run time)
+    const char *hash;    // of the bytes that a graph read back from text has not; NULL elsewhere
     bool persistent;     // part of the module's state dict: saved with the parameters
 } Const;
 

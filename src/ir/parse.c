@@ -72,6 +72,7 @@ static Status parse_const(Parser *p) {
         x.data = data;
     } else if (scan_accept_word(&p->s, "hash")) {
         TRY(scan_word(&p->s, hash, sizeof hash));
+        x.hash = arena_strdup(p->a, hash);
     }
     vec_push(&p->g->consts, x);
     return ST_OK;

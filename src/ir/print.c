@@ -154,6 +154,8 @@ static void print_const(Str *s, const Const *c, int64_t i) {
         if (nbytes == 0) str_add(s, "-");
     } else if (c->data) {
         str_printf(s, " hash %016" PRIx64, hash_bytes(0, c->data, (size_t)nbytes));
+    } else if (c->hash) {
+        str_printf(s, " hash %s", c->hash);
     }
     str_add(s, "\n");
 }
