@@ -265,10 +265,35 @@ static void test_missing_kernel(void **state) {
     arena_free(a);
 }
 
+static int allocs_left;
+static void *alloc_some(size_t nbytes) { return allocs_left-- > 0 ? backend_cpu.alloc(nbytes) : NULL; }
+static Pool *pool_some(int nthreads) { return allocs_left-- > 0 ? backend_cpu.pool_new(nthreads) : NULL; }
+static void test_failing_start(void **state) {
+    (void)state;
+    Backend b = backend_cpu;
+    b.alloc = alloc_some;
+    b.pool_new = pool_some;
+    for (int n = 0; n < 6; n++) {  // three ranks: an arena and a pool each
+        Arena *a = arena_new();
+        Diag d = {0};
+        Graph *g = program(a, 3, false, &d);
+        PlanOptions o = {&b, device_model_cpu(), 1};
+        Plan *p = NULL;
+        Runtime *rt = NULL;
+        assert_int_equal(plan_make(a, g, &o, &p, &d), ST_OK);
+        allocs_left = n;
+        assert_int_equal(runtime_new(p, 0, &rt, &d), ST_MEMORY);
+        assert_null(rt);
+        assert_non_null(strstr(d.text, n < 2 ? "rank 0" : n < 4 ? "rank 1" : "rank 2"));
+        graph_free_vecs(g);
+        arena_free(a);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outputs),      cmocka_unit_test(test_bitwise_rerun),  cmocka_unit_test(test_no_allocation),
-        cmocka_unit_test(test_failing_rank), cmocka_unit_test(test_missing_kernel),
+        cmocka_unit_test(test_failing_rank), cmocka_unit_test(test_missing_kernel), cmocka_unit_test(test_failing_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
