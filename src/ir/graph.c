@@ -239,7 +239,10 @@ const char *node_describe(const Graph *g, NodeId id, Arena *scratch) {
     str_printf(&s, " = %s(", op_name(n->op));
     for (int i = 0; i < n->nin; i++) {
         if (i) str_add(&s, ", ");
-        describe_value(g, n->in[i], &s);
+        if (n->in[i] >= 0 && n->in[i] < g->values.len)
+            describe_value(g, n->in[i], &s);
+        else
+            str_printf(&s, "%%%d?", n->in[i]);  // the verifier describes broken nodes too
     }
     str_add(&s, ")");
     if (n->source) str_printf(&s, "  at %s", n->source);
