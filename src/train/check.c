@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "exec/exec.h"
+#include "import/aten.h"
 #include "train/values.h"
 
 const double check_loss_limit = 1e-5, check_grad_limit = 1e-4, check_adamw_limit = 1e-4;
@@ -164,17 +165,27 @@ static Status read_doubles(const TensorFile *f, const char *name, int max, doubl
 
 // ---- golden ----------------------------------------------------------------------------------------------------------------
 
-// The golden's token tensor says what length to bind: "input_ids" if there is one, else the first whole-number matrix.
+// The golden's inputs say what length to bind: the program's first input that has a batch and a sequence dim, by its name.
 static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
-    const TensorView *pick = tensors_find(f, "input_ids");
-    for (int64_t i = 0; i < tensors_count(f) && !pick; i++) {
-        const TensorView *t = tensors_at(f, i);
-        if (t->known_dtype && (t->dtype == DT_I64 || t->dtype == DT_I32) && t->shape.ndim == 2) pick = t;
+    Arena *a = arena_new();
+    Archive *ar = NULL;
+    ImportReport ignored = {0};
+    Status st = archive_open(a, o->compile.path, NULL, &ar, &ignored, d);
+    const TensorView *pick = NULL;
+    for (int i = 0; st == ST_OK && i < ar->nuser && !pick; i++) {
+        const AtenUserInput *u = &ar->user[i];
+        const TensorView *t = tensors_find(f, u->name);
+        if (u->seq_dim < 0 || u->batch_dim < 0 || !t || t->shape.ndim != u->ndim) continue;
+        pick = t;
+        o->compile.import.batch = t->shape.dim[u->batch_dim];
+        o->compile.import.seq = t->shape.dim[u->seq_dim];
     }
-    if (!pick || pick->shape.ndim != 2) return diag_error(d, ST_INPUT, "the golden has no token ids [batch, sequence] to bind the program to");
-    o->compile.import.batch = pick->shape.dim[0];
-    o->compile.import.seq = pick->shape.dim[1];
-    return ST_OK;
+    if (st == ST_OK && !pick) st = diag_error(d, ST_INPUT, "%s: no tensor is one of the program's inputs [batch, sequence, ...] to bind it to", o->golden);
+    vec_free(&ignored.missing);
+    vec_free(&ignored.leftover);
+    vec_free(&ignored.notes);
+    arena_free(a);
+    return st;
 }
 
 // One rank in float64, unfused: what a golden without gradients is completed with.
