@@ -105,6 +105,8 @@ typedef struct ScoreForm {  // what is added to, masked out of and done to q.k b
     double scale, amp;
     int visible, bias;         // instructions, -1: everything, nothing
     bool saw_inf, saw_finite;  // masked with -inf, with a very negative number
+    double fill;               // ... that number
+    bool uneven;               // several such numbers, or added to one another: what a row of them only attends to is open
     bool added_finite;         // ... which was added, not put in the score's place
 } ScoreForm;
 // Float expression x as such a form. Added numbers up to `limit` (negative) count as masked out, others as bias. False: it is

@@ -1,4 +1,5 @@
 // What happens to q.k before the soft-max, as attention's attributes: scale, soft-cap, a visibility predicate and a bias.
+#include <float.h>
 #include <math.h>
 
 #include "pass/mask.h"
@@ -36,11 +37,18 @@ static bool added_number(MaskInterp *in, double v, double limit, ScoreForm *f) {
     }
     f->visible = mask_const(in->m, DT_BOOL, 0);
     if (v == -INFINITY) f->saw_inf = true;
-    else f->saw_finite = f->added_finite = true;
+    else f->saw_finite = f->added_finite = true, f->fill = v;
     return true;
 }
 
-static void merge_marks(ScoreForm *f, const ScoreForm *o) {
+// Marks of two alternatives (`summed` false) or of two terms of a sum.
+static void merge_marks(ScoreForm *f, const ScoreForm *o, bool summed) {
+    f->uneven |= o->uneven || (f->saw_finite && o->saw_finite && (summed || f->fill != o->fill));
+    if (summed) {  // a bias would show in a row of scores that were replaced, unless the number swallows it
+        bool replaced = f->saw_finite && !f->added_finite;
+        f->uneven |= replaced && o->bias >= 0 && f->fill > MASK_LIMIT_ABSORB;
+    }
+    if (o->saw_finite) f->fill = o->fill;
     f->saw_inf |= o->saw_inf;
     f->saw_finite |= o->saw_finite;
     f->added_finite |= o->added_finite;
@@ -50,8 +58,8 @@ static bool added_choice(MaskInterp *in, Instr i, double limit, ScoreForm *f) {
     MaskProg *m = in->m;
     ScoreForm x = {.visible = -1, .bias = -1}, y = x;
     if (!decompose_added(in, i.b, limit, &x) || !decompose_added(in, i.c, limit, &y)) return false;
-    merge_marks(f, &x);
-    merge_marks(f, &y);
+    merge_marks(f, &x, false);
+    merge_marks(f, &y, false);
     int yes = mask_const(m, DT_BOOL, 1), zero = mask_const(m, m->real, 0);
     if (x.visible >= 0 || y.visible >= 0)
         f->visible = mask_op(m, OP_WHERE, DT_BOOL, i.a, x.visible < 0 ? yes : x.visible, y.visible < 0 ? yes : y.visible);
@@ -72,8 +80,8 @@ static bool decompose_added(MaskInterp *in, int x, double limit, ScoreForm *f) {
     if (is_op(m, x, OP_ADD)) {
         ScoreForm b;
         if (!decompose_added(in, i.a, limit, f) || !decompose_added(in, i.b, limit, &b)) return false;
+        merge_marks(f, &b, true);
         f->bias = add_bias(m, f->bias, b.bias);
-        merge_marks(f, &b);
         return both(m, &f->visible, b.visible);
     }
     bool scaled = (is_op(m, x, OP_MUL) || is_op(m, x, OP_DIV)) && mask_number(m, i.b, &v) && v > 0 && isfinite(v);
@@ -95,7 +103,20 @@ static bool scale_form(MaskInterp *in, double c, ScoreForm *f) {
     if (f->tanh) f->amp *= c;
     else f->scale *= c;
     f->bias = scale_bias(in->m, f->bias, c);
+    f->fill *= c;
+    f->uneven |= f->saw_finite && f->fill < -FLT_MAX;  // has become -inf
     return true;
+}
+
+// Scores were replaced by `fill` where they are masked.
+static void mark_replaced(ScoreForm *f, double fill) {
+    if (fill == -INFINITY) {
+        f->saw_inf = true;
+        return;
+    }
+    f->uneven |= f->saw_finite && (f->added_finite || f->fill != fill);
+    f->saw_finite = true;
+    f->fill = fill;
 }
 
 // where(cond, score, very negative): not the same as adding, but equal wherever the row sees a key.
@@ -107,8 +128,7 @@ static bool score_choice(MaskInterp *in, Instr i, double limit, ScoreForm *f) {
         !(fill <= REPLACED_LIMIT))
         return says_no(in, "scores are replaced by something that is not a very negative number");
     if (!decompose_score(in, first ? i.b : i.c, limit, f)) return false;
-    if (fill == -INFINITY) f->saw_inf = true;
-    else f->saw_finite = true;
+    mark_replaced(f, fill);
     return both(m, &f->visible, first ? i.a : mask_op(m, OP_NOT, DT_BOOL, i.a, -1, -1));
 }
 
@@ -125,7 +145,7 @@ static bool zeroed_and_masked(MaskInterp *in, int product, int added, double lim
     if (!unit || !mask_number(m, w.b, &none) || none != 0 || !mask_number(m, w.c, &fill) || !(fill <= REPLACED_LIMIT))
         return false;
     if (!decompose_score(in, score, limit, f)) return false;
-    f->saw_finite = true;
+    mark_replaced(f, fill);
     return both(m, &f->visible, w.a);
 }
 
@@ -140,8 +160,8 @@ static bool score_sum(MaskInterp *in, int x, double limit, ScoreForm *f) {
     if (added >= 0 && !(minus && !first) && zeroed_and_masked(in, score, added, limit, f)) return true;
     if (added < 0 || !decompose_score(in, score, limit, f) || !decompose_added(in, added, limit, &o)) return false;
     if (minus && !first && !scale_form(in, -1, f)) return false;
+    merge_marks(f, &o, true);
     f->bias = add_bias(m, f->bias, o.bias);
-    merge_marks(f, &o);
     return both(m, &f->visible, o.visible);
 }
 
@@ -173,7 +193,8 @@ static bool decompose_score(MaskInterp *in, int x, double limit, ScoreForm *f) {
             bool first = has_score(m, i.a);
             if (!mask_number(m, first ? i.b : i.a, &v) || !(v <= MASK_LIMIT_COMMON)) return says_no(in, "scores are clamped");
             if (!decompose_score(in, first ? i.a : i.b, limit, f)) return false;
-            f->saw_finite |= f->saw_inf;
+            f->uneven |= f->saw_finite && (f->added_finite || f->fill != v);
+            if (f->saw_inf) mark_replaced(f, v);
             f->saw_inf = false;
             return true;
         }
@@ -200,13 +221,14 @@ bool mask_decide(MaskInterp *in, int x, bool safe, AttentionSpec *spec, ScoreFor
     for (int i = 0; i < 3; i++) {
         if (!mask_decompose(in, x, limit[i], form) || in->m->overflow) return false;
         bool sure = sees_itself(in->m, form->visible);
-        bool mixed = form->saw_inf && form->saw_finite, weak = form->added_finite && limit[i] > MASK_LIMIT_ABSORB;
+        bool mixed = (form->saw_inf && form->saw_finite) || form->uneven;
+        bool weak = form->added_finite && limit[i] > MASK_LIMIT_ABSORB;
         // A replaced score keeps no trace of itself, so any very negative number will do; one that is added must absorb it.
         if (!sure && i < 2 && (mixed || weak)) continue;
-        if (!sure && mixed) return says_no(in, "rows may be masked by -inf and by a finite number");
+        if (!sure && mixed) return says_no(in, "rows may be masked by different numbers only");
         spec->visible = form->visible;
         spec->bias = form->bias;
-        spec->masked_row = sure ? 0 : form->saw_finite ? 2 : safe ? 0 : 1;
+        spec->masked_row = sure ? 0 : form->saw_finite ? (form->added_finite ? 2 : 3) : safe ? 0 : 1;
         return true;
     }
     return false;

@@ -31,7 +31,7 @@ static bool sdpa_mask(MaskInterp *in, const Node *n, AttentionSpec *spec) {
         if (x < 0) return false;
         if (m->instr.data[x].dtype == DT_BOOL) spec->visible = x;
         else if (!mask_decide(in, x, true, spec, &form)) return false;
-        if (causal && spec->masked_row == 2) return false;  // which keys a row without any falls back to would change
+        if (causal && spec->masked_row >= 2) return false;  // which keys a row without any falls back to would change
     }
     if (causal) {
         int le = mask_int_op(m, OP_LE, mask_index(m, PROG_INDEX_K), mask_index(m, PROG_INDEX_Q));
