@@ -307,7 +307,11 @@ def inplace__nograd(m, x, i):
     d.add_(1)
     e = x.detach().clone()
     e[:, 0] = 1
-    return [c * x, p * x, d, e * x, x.detach()]
+    k = i.clone()
+    with torch.no_grad():
+        k[:, 0] = 7
+        k.add_(1)
+    return [c * x, p * x, d, e * x, x.detach(), k]
 
 
 # ---- products --------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-// Lowering of ATen programs, against PyTorch: every program of test/data/lower (made by make_lower_data.py) is imported, evaluated
-// by the float64 reference and compared, loss and gradients. Programs under refuse/ must be refused for the reason in their name's
-// .txt file.
+// Lowering of ATen programs, against PyTorch: every program of test/data/lower (made by make_lower_data.py) is imported,
+// evaluated by the float64 reference and compared, loss and gradients. Programs under refuse/ must be refused for the reason in
+// their name's .txt file.
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -45,7 +45,8 @@ static Graph *differentiate(Arena *a, Graph *g) {
     Diag d = {0};
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         Graph *next = NULL;
-        if (passes[i](&c, g, &next, &d) != ST_OK || graph_verify(next, "a pass", &d) != ST_OK) fail_msg("pass %zu: %s", i, d.text);
+        if (passes[i](&c, g, &next, &d) != ST_OK || graph_verify(next, "a pass", &d) != ST_OK)
+            fail_msg("pass %zu: %s", i, d.text);
         if (next != g) graph_free_vecs(g);
         g = next;
     }
@@ -88,7 +89,8 @@ static void compare(Program1 *p, const char *name) {
         const Output *o = &p->g->outputs.data[i];
         int64_t n = shape_numel(graph_shape(p->g, o->value));
         char key[256];
-        snprintf(key, sizeof key, o->kind == OUT_LOSS ? "loss" : "grad.%s", o->kind == OUT_LOSS ? "" : p->g->params.data[o->param].name);
+        snprintf(key, sizeof key, o->kind == OUT_LOSS ? "loss" : "grad.%s",
+                 o->kind == OUT_LOSS ? "" : p->g->params.data[o->param].name);
         double *want = read_doubles(p->gold, key, n), err = norm2(p->out[i], want, n);
         if (!(err <= 1e-9 * (1 + norm2(want, NULL, n)))) fail_msg("%s: %s differs from PyTorch's by %g", name, key, err);
         free(want);

@@ -5,7 +5,7 @@
 #include "import/aten.h"
 #include "ir/build.h"
 
-// ---- tensors, views, in-place writes (lower_tensor.c) -----------------------------------------------------------------------
+// ---- tensors, views, in-place writes (lower_tensor.c) ---------------------------------------------------------------------
 // An ATen tensor is a handle. A handle either owns its storage or is a view of another handle; writing through any of them
 // rewrites the owner's value, and every other view is derived again when it is next read.
 typedef enum ViewKind {
@@ -95,6 +95,9 @@ void lower_refuse(Lower *l, const char *fmt, ...) __attribute__((format(printf, 
 // The node contradicts itself or the archive: ST_INPUT.
 void lower_invalid(Lower *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+void lower_note(Lower *l, const char *text);                  // for the import's report
+void lower_bind(Lower *l, const char *name, Bind b);          // in the current scope; NULL: nothing
+
 int32_t lower_new(Lower *l, ValueId v);                       // a handle that owns v
 int32_t lower_new_view(Lower *l, int32_t parent, View v);
 int32_t lower_new_opaque(Lower *l, int32_t parent, ValueId v);
@@ -105,7 +108,7 @@ ValueId lower_view_value(Lower *l, const View *v, ValueId x);
 // y put into x at [start : : step] of dim.
 ValueId lower_put_slice(Lower *l, ValueId x, ValueId y, int dim, int64_t start, int64_t step);
 
-// ---- arguments of the current node (lower_args.c) -----------------------------------------------------------------------------
+// ---- arguments of the current node (lower_args.c) -------------------------------------------------------------------------
 typedef enum NumberKind { NUM_NONE, NUM_INT, NUM_FLOAT, NUM_BOOL } NumberKind;
 const Arg *lower_arg(Lower *l, const char *name);             // NULL if absent; marks it as used
 const Arg *lower_arg_at(Lower *l, int i);
@@ -133,14 +136,14 @@ DType lower_out_dtype(Lower *l, int i);                       // of output i, as
 // Marks arguments as looked at without using them.
 void lower_ignore(Lower *l, const char *name);
 
-// ---- results --------------------------------------------------------------------------------------------------------------------
+// ---- results --------------------------------------------------------------------------------------------------------------
 void lower_out(Lower *l, int i, ValueId v);                   // output i is a new tensor
 void lower_out_handle(Lower *l, int i, int32_t tensor);       // output i is this tensor
 void lower_out_view(Lower *l, int i, int32_t parent, View v);
 void lower_out_number(Lower *l, int i, Bind b);
 int64_t lower_stream(Lower *l);                               // a fresh random stream
 
-// ---- formulas that several families use (lower_util.c) -------------------------------------------------------------------------------
+// ---- formulas that several families use (lower_util.c) --------------------------------------------------------------------
 #define LSHAPE(l, v) build_shape(&(l)->b, (v))
 #define LDTYPE(l, v) build_dtype(&(l)->b, (v))
 DType lower_promote(Lower *l, DType a, DType b);
@@ -162,7 +165,8 @@ ValueId lower_softplus(Lower *l, ValueId x, double beta, double threshold);
 ValueId lower_log_sigmoid(Lower *l, ValueId x);
 ValueId lower_reduction(Lower *l, ValueId x, int64_t reduction);  // 0 none, 1 mean, 2 sum
 ValueId lower_move_dim(Lower *l, ValueId x, int from, int to);
-ValueId lower_take(Lower *l, ValueId x, int dim, ValueId idx);    // x.index_select(dim, idx), idx of any shape; idx must be in range
+// x.index_select(dim, idx), idx of any shape; idx must be in range.
+ValueId lower_take(Lower *l, ValueId x, int dim, ValueId idx);
 ValueId lower_wrap_index(Lower *l, ValueId idx, int64_t n);       // idx < 0 counts from the end
 ValueId lower_matmul(Lower *l, ValueId x, ValueId y);             // torch.matmul
 ValueId lower_broadcast_like(Lower *l, ValueId x, Shape s);       // checked
@@ -191,7 +195,7 @@ ROWS(lower_rows_loss);
 ROWS(lower_rows_control);
 ROWS(lower_rows_complex);
 #undef ROWS
-// ---- complex tensors (lower_complex.c) ----------------------------------------------------------------------------------------
+// ---- complex tensors (lower_complex.c) ------------------------------------------------------------------------------------
 bool lower_is_complex_code(int code);
 bool lower_has_complex(const Lower *l);                        // an argument of the current node is complex
 void lower_complex_node(Lower *l, bool inplace);               // the current node, of which that is so
@@ -201,3 +205,5 @@ void lower_split_complex(Lower *l, const char *name, int32_t t);  // binds name 
 // Inlines a subgraph: its inputs bound to the current node's arguments from `first` on, its outputs to the node's.
 void lower_inline(Lower *l, const AtenGraph *sub, int first, bool stop_grad);
 Status lower_nodes(Lower *l, const AtenGraph *g);
+Status lower_bind_inputs(Lower *l, Diag *d);                  // tables, sources, names (lower_inputs.c)
+Status lower_find_loss(Lower *l, Diag *d);

@@ -11,7 +11,9 @@ static ValueId input_value(Lower *l) {
     return x;
 }
 
-static void lower_activation(Lower *l) { lower_out(l, 0, lower_unary(l, (OpKind)l->cur->op, lower_real(l, lower_in(l, "self")))); }
+static void lower_activation(Lower *l) {
+    lower_out(l, 0, lower_unary(l, (OpKind)l->cur->op, lower_real(l, lower_in(l, "self"))));
+}
 
 // 0 where x <= 0, so that the gradient at 0 is 0 and NaN stays NaN.
 static void lower_relu(Lower *l) {
@@ -36,7 +38,8 @@ static void lower_prelu(Lower *l) {
     lower_out(l, 0, lower_where(l, lower_scalar(l, OP_GT, x, 0), x, lower_binary(l, OP_MUL, x, w)));
 }
 
-// scale * x above 0, alpha * scale * (exp(x * input_scale) - 1) below; the exponent is kept from overflowing where it is not used.
+// scale * x above 0, alpha * scale * (exp(x * input_scale) - 1) below; the exponent is kept from overflowing where it is not
+// used.
 static ValueId elu_value(Lower *l, ValueId x, double alpha, double scale, double input_scale) {
     ValueId pos = lower_scalar(l, OP_GT, x, 0), safe = lower_where(l, pos, zero(l), x);
     ValueId low = lower_unary(l, OP_EXPM1, input_scale == 1 ? safe : lower_scalar(l, OP_MUL, safe, input_scale));
@@ -169,24 +172,49 @@ static void lower_native_dropout(Lower *l) {
     double p = lower_float(l, "p", 0.5);
     bool train = lower_bool(l, "train", true);
     if (lower_failed(l)) return;
-    ValueId keep = train && p > 0 ? lower_scalar(l, OP_GE, lower_uniform(l, LSHAPE(l, x)), p) : build_full(&l->b, LSHAPE(l, x), DT_BOOL, 1);
+    ValueId keep =
+        train && p > 0 ? lower_scalar(l, OP_GE, lower_uniform(l, LSHAPE(l, x)), p) : build_full(&l->b, LSHAPE(l, x), DT_BOOL, 1);
     ValueId y = train && p > 0 ? lower_scalar(l, OP_MUL, lower_binary(l, OP_MUL, x, keep), p < 1 ? 1 / (1 - p) : 0) : x;
     lower_out(l, 0, y);
     lower_out(l, 1, keep);
 }
 
 const LowerRow lower_rows_activation[] = {
-    {"sigmoid", lower_activation, OP_SIGMOID}, {"special_expit", lower_activation, OP_SIGMOID}, {"silu", lower_activation, OP_SILU},
-    {"relu", lower_relu, 0}, {"relu6", lower_hardtanh, 1}, {"leaky_relu", lower_leaky_relu, 0}, {"prelu", lower_prelu, 0},
-    {"_prelu_kernel", lower_prelu, 0}, {"elu", lower_elu, ELU}, {"selu", lower_elu, SELU}, {"celu", lower_elu, CELU},
-    {"hardtanh", lower_hardtanh, 0}, {"hardsigmoid", lower_hardsigmoid, 0}, {"hardswish", lower_hardswish, 0}, {"gelu", lower_gelu, 0},
-    {"softplus", lower_softplus_op, 0}, {"log_sigmoid", lower_log_sigmoid_op, 0}, {"log_sigmoid_forward", lower_log_sigmoid_op, 0},
-    {"mish", lower_mish, 0}, {"softsign", lower_softsign, 0}, {"threshold", lower_threshold, 0}, {"hardshrink", lower_shrink, 0},
-    {"softshrink", lower_shrink, 1}, {"tanhshrink", lower_tanhshrink, 0}, {"glu", lower_glu, 0},
-    {"softmax", lower_softmax_op, SOFTMAX}, {"_softmax", lower_softmax_op, SOFTMAX}, {"special_softmax", lower_softmax_op, SOFTMAX},
-    {"log_softmax", lower_softmax_op, LOG_SOFTMAX}, {"_log_softmax", lower_softmax_op, LOG_SOFTMAX},
+    {"sigmoid", lower_activation, OP_SIGMOID},
+    {"special_expit", lower_activation, OP_SIGMOID},
+    {"silu", lower_activation, OP_SILU},
+    {"relu", lower_relu, 0},
+    {"relu6", lower_hardtanh, 1},
+    {"leaky_relu", lower_leaky_relu, 0},
+    {"prelu", lower_prelu, 0},
+    {"_prelu_kernel", lower_prelu, 0},
+    {"elu", lower_elu, ELU},
+    {"selu", lower_elu, SELU},
+    {"celu", lower_elu, CELU},
+    {"hardtanh", lower_hardtanh, 0},
+    {"hardsigmoid", lower_hardsigmoid, 0},
+    {"hardswish", lower_hardswish, 0},
+    {"gelu", lower_gelu, 0},
+    {"softplus", lower_softplus_op, 0},
+    {"log_sigmoid", lower_log_sigmoid_op, 0},
+    {"log_sigmoid_forward", lower_log_sigmoid_op, 0},
+    {"mish", lower_mish, 0},
+    {"softsign", lower_softsign, 0},
+    {"threshold", lower_threshold, 0},
+    {"hardshrink", lower_shrink, 0},
+    {"softshrink", lower_shrink, 1},
+    {"tanhshrink", lower_tanhshrink, 0},
+    {"glu", lower_glu, 0},
+    {"softmax", lower_softmax_op, SOFTMAX},
+    {"_softmax", lower_softmax_op, SOFTMAX},
+    {"special_softmax", lower_softmax_op, SOFTMAX},
+    {"log_softmax", lower_softmax_op, LOG_SOFTMAX},
+    {"_log_softmax", lower_softmax_op, LOG_SOFTMAX},
     {"special_log_softmax", lower_softmax_op, LOG_SOFTMAX},
-    {"dropout", lower_dropout, 0}, {"alpha_dropout", lower_dropout, 1}, {"feature_dropout", lower_dropout, 1},
-    {"feature_alpha_dropout", lower_dropout, 1}, {"native_dropout", lower_native_dropout, 0},
+    {"dropout", lower_dropout, 0},
+    {"alpha_dropout", lower_dropout, 1},
+    {"feature_dropout", lower_dropout, 1},
+    {"feature_alpha_dropout", lower_dropout, 1},
+    {"native_dropout", lower_native_dropout, 0},
     {NULL, NULL, 0},
 };

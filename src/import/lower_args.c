@@ -78,7 +78,7 @@ int lower_in_list(Lower *l, const char *name, int32_t **handles) {
     return lower_failed(l) ? 0 : a->n;
 }
 
-// ---- numbers -----------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------------
 
 static NumberKind bind_number(const Bind *b, double *f, int64_t *i) {
     *i = b->i;
@@ -165,7 +165,8 @@ ValueId lower_operand(Lower *l, const char *name) {
     int64_t i;
     switch (named_number(l, name, &f, &i)) {
         case NUM_INT:
-            if ((int64_t)(double)i != i || i == INT64_MAX) lower_refuse(l, "the integer %lld is not exact as a double", (long long)i);
+            if ((int64_t)(double)i != i || i == INT64_MAX)
+                lower_refuse(l, "the integer %lld is not exact as a double", (long long)i);
             return lower_failed(l) ? NO_VALUE : build_scalar(&l->b, DT_I64, f);
         case NUM_BOOL: return build_scalar(&l->b, DT_BOOL, f);
         case NUM_FLOAT: return build_scalar(&l->b, l->real, f);
@@ -175,7 +176,7 @@ ValueId lower_operand(Lower *l, const char *name) {
     return NO_VALUE;
 }
 
-// ---- lists, dims, dtypes ---------------------------------------------------------------------------------------------------------
+// ---- lists, dims, dtypes --------------------------------------------------------------------------------------------------
 
 int lower_ints(Lower *l, const char *name, int64_t *out, int max) {
     const Arg *a = lower_arg(l, name);
@@ -244,7 +245,18 @@ int lower_dims_arg(Lower *l, const char *name, int ndim, int *dims) {
 }
 
 // Codes of torch._export.serde.schema.ScalarType.
-enum { SCALAR_BYTE = 1, SCALAR_CHAR, SCALAR_SHORT, SCALAR_INT, SCALAR_LONG, SCALAR_HALF, SCALAR_FLOAT, SCALAR_DOUBLE, SCALAR_BOOL = 12, SCALAR_BF16 = 13 };
+enum {
+    SCALAR_BYTE = 1,
+    SCALAR_CHAR,
+    SCALAR_SHORT,
+    SCALAR_INT,
+    SCALAR_LONG,
+    SCALAR_HALF,
+    SCALAR_FLOAT,
+    SCALAR_DOUBLE,
+    SCALAR_BOOL = 12,
+    SCALAR_BF16 = 13
+};
 
 bool lower_category(Lower *l, int code, DType *out) {
     if (code >= SCALAR_BYTE && code <= SCALAR_LONG) {

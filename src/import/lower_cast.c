@@ -9,7 +9,8 @@ static int argument_code(Lower *l, const char *name) {
 
 // Values out of range would wrap around; only bool is known to fit.
 static void check_narrow(Lower *l, ValueId x, int code) {
-    if (code >= 1 && code <= 3 && LDTYPE(l, x) != DT_BOOL) lower_refuse(l, "conversion to an 8- or 16-bit integer; use 64-bit integers or bool");
+    if (code >= 1 && code <= 3 && LDTYPE(l, x) != DT_BOOL)
+        lower_refuse(l, "conversion to an 8- or 16-bit integer; use 64-bit integers or bool");
 }
 
 // to, _to_copy, type_as, float(): the same tensor if its type is already the wanted one and no copy is asked for.
@@ -65,15 +66,40 @@ static void lower_fill(Lower *l) {
 static void lower_view_dtype(Lower *l) { lower_refuse(l, "reinterpreting a tensor's bytes; convert the values with .to()"); }
 
 const LowerRow lower_rows_cast[] = {
-    {"to", lower_to, TO_MAYBE}, {"_to_copy", lower_to, TO_COPY}, {"type_as", lower_to, TO_MAYBE}, {"float", lower_to, TO_MAYBE},
-    {"double", lower_to, TO_MAYBE}, {"half", lower_to, TO_MAYBE}, {"bfloat16", lower_to, TO_MAYBE}, {"long", lower_to, TO_MAYBE},
-    {"int", lower_to, TO_MAYBE}, {"bool", lower_to, TO_MAYBE}, {"_cast_Float", lower_to, TO_MAYBE}, {"_cast_Long", lower_to, TO_MAYBE},
-    {"_cast_Double", lower_to, TO_MAYBE}, {"_autocast_to_reduced_precision", lower_to, TO_MAYBE},
-    {"_autocast_to_full_precision", lower_to, TO_MAYBE}, {"cpu", lower_alias, 0}, {"cuda", lower_alias, 0},
-    {"clone", lower_clone, 0}, {"lift_fresh_copy", lower_clone, 0}, {"alias_copy", lower_clone, 0}, {"detach_copy", lower_detach_op, 0},
-    {"lift_fresh", lower_alias, 0}, {"lift", lower_alias, 0}, {"alias", lower_alias, 0}, {"positive", lower_alias, 0},
-    {"requires_grad_", lower_alias, 0}, {"resolve_conj", lower_alias, 0}, {"resolve_neg", lower_alias, 0},
-    {"contiguous", lower_contiguous, 0}, {"detach", lower_detach_op, 0}, {"detach_", lower_detach_inplace, 0},
-    {"copy", lower_copy, 0}, {"fill", lower_fill, 0}, {"zero", lower_fill, 1}, {"view_dtype", lower_view_dtype, 0},
+    {"to", lower_to, TO_MAYBE},
+    {"_to_copy", lower_to, TO_COPY},
+    {"type_as", lower_to, TO_MAYBE},
+    {"float", lower_to, TO_MAYBE},
+    {"double", lower_to, TO_MAYBE},
+    {"half", lower_to, TO_MAYBE},
+    {"bfloat16", lower_to, TO_MAYBE},
+    {"long", lower_to, TO_MAYBE},
+    {"int", lower_to, TO_MAYBE},
+    {"bool", lower_to, TO_MAYBE},
+    {"_cast_Float", lower_to, TO_MAYBE},
+    {"_cast_Long", lower_to, TO_MAYBE},
+    {"_cast_Double", lower_to, TO_MAYBE},
+    {"_autocast_to_reduced_precision", lower_to, TO_MAYBE},
+    {"_autocast_to_full_precision", lower_to, TO_MAYBE},
+    {"cpu", lower_alias, 0},
+    {"cuda", lower_alias, 0},
+    {"clone", lower_clone, 0},
+    {"lift_fresh_copy", lower_clone, 0},
+    {"alias_copy", lower_clone, 0},
+    {"detach_copy", lower_detach_op, 0},
+    {"lift_fresh", lower_alias, 0},
+    {"lift", lower_alias, 0},
+    {"alias", lower_alias, 0},
+    {"positive", lower_alias, 0},
+    {"requires_grad_", lower_alias, 0},
+    {"resolve_conj", lower_alias, 0},
+    {"resolve_neg", lower_alias, 0},
+    {"contiguous", lower_contiguous, 0},
+    {"detach", lower_detach_op, 0},
+    {"detach_", lower_detach_inplace, 0},
+    {"copy", lower_copy, 0},
+    {"fill", lower_fill, 0},
+    {"zero", lower_fill, 1},
+    {"view_dtype", lower_view_dtype, 0},
     {NULL, NULL, 0},
 };

@@ -47,7 +47,8 @@ static void out_pair(Lower *l, ValueId re, ValueId im) {
 void lower_split_complex(Lower *l, const char *name, int32_t t) {
     Shape s = LSHAPE(l, lower_read(l, t));
     int32_t part[2];
-    if (!lower_failed(l) && (s.ndim == 0 || s.dim[s.ndim - 1] != 2)) lower_invalid(l, "a complex view of a tensor whose last dim is not 2");
+    if (!lower_failed(l) && (s.ndim == 0 || s.dim[s.ndim - 1] != 2))
+        lower_invalid(l, "a complex view of a tensor whose last dim is not 2");
     for (int i = 0; i < 2 && !lower_failed(l); i++) {
         Shape rest = s;
         rest.ndim--;
@@ -148,10 +149,16 @@ static bool all_complex(const Lower *l) {
 }
 
 void lower_complex_node(Lower *l, bool inplace) {
-    static const char *const linear[] = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "permute",
-                                         "transpose", "expand", "expand_as", "slice", "narrow", "select", "split", "chunk", "unbind",
-                                         "cat", "stack", "repeat", "repeat_interleave", "index", "index_select", "embedding", "clone",
-                                         "contiguous", "detach", "sum", "neg", NULL};
+    static const char *const linear[] = {"view",    "reshape",      "_unsafe_view",
+                                         "flatten", "unflatten",    "unsqueeze",
+                                         "squeeze", "permute",      "transpose",
+                                         "expand",  "expand_as",    "slice",
+                                         "narrow",  "select",       "split",
+                                         "chunk",   "unbind",       "cat",
+                                         "stack",   "repeat",       "repeat_interleave",
+                                         "index",   "index_select", "embedding",
+                                         "clone",   "contiguous",   "detach",
+                                         "sum",     "neg",          NULL};
     static const char *const both[] = {"add", "sub", NULL};  // a real operand would be added to both parts
     static const char *const same[] = {"to", "_to_copy", "type_as", "alias", "resolve_conj", "lift_fresh_copy", NULL};
     static const char *const kept[] = {"real", "imag", "view_as_real", NULL};
@@ -179,8 +186,13 @@ void lower_complex_node(Lower *l, bool inplace) {
 static void lower_conj_real(Lower *l) { lower_out_handle(l, 0, lower_handle(l, "self")); }
 
 const LowerRow lower_rows_complex[] = {
-    {"polar", lower_make_complex, MAKE_POLAR}, {"complex", lower_make_complex, MAKE_PARTS}, {"view_as_complex", lower_view_as_complex, 0},
-    {"view_as_real", lower_view_as_real, 0}, {"real", lower_part, PART_REAL}, {"imag", lower_part, PART_IMAG},
-    {"conj", lower_conj_real, 0}, {"_conj", lower_conj_real, 0},
+    {"polar", lower_make_complex, MAKE_POLAR},
+    {"complex", lower_make_complex, MAKE_PARTS},
+    {"view_as_complex", lower_view_as_complex, 0},
+    {"view_as_real", lower_view_as_real, 0},
+    {"real", lower_part, PART_REAL},
+    {"imag", lower_part, PART_IMAG},
+    {"conj", lower_conj_real, 0},
+    {"_conj", lower_conj_real, 0},
     {NULL, NULL, 0},
 };

@@ -2,7 +2,7 @@
 #include <math.h>
 #include "import/lower.h"
 
-// ---- sizes -------------------------------------------------------------------------------------------------------------------
+// ---- sizes ----------------------------------------------------------------------------------------------------------------
 
 enum { SIZE_DIM, SIZE_NUMEL, SIZE_NDIM };
 static void lower_size(Lower *l) {
@@ -15,10 +15,11 @@ static void lower_size(Lower *l) {
 
 static void lower_no_layout(Lower *l) { lower_refuse(l, "a question about strides or storage, which tensors do not have here"); }
 
-// ---- Python numbers -------------------------------------------------------------------------------------------------------------
+// ---- Python numbers -------------------------------------------------------------------------------------------------------
 
-enum {
-    PY_ADD, PY_SUB, PY_MUL, PY_FLOORDIV, PY_MOD, PY_TRUEDIV, PY_POW, PY_MIN, PY_MAX, PY_EQ, PY_NE, PY_LT, PY_LE, PY_GT, PY_GE, PY_AND, PY_OR,
+enum {  // of two numbers, then of one
+    PY_ADD, PY_SUB, PY_MUL, PY_FLOORDIV, PY_MOD, PY_TRUEDIV, PY_POW, PY_MIN, PY_MAX,
+    PY_EQ, PY_NE, PY_LT, PY_LE, PY_GT, PY_GE, PY_AND, PY_OR,
     PY_NEG, PY_POS, PY_ABS, PY_NOT, PY_FLOAT, PY_INT, PY_FLOOR, PY_CEIL, PY_SQRT, PY_ROUND
 };
 
@@ -146,7 +147,7 @@ static void lower_number_choice(Lower *l) {
         out_int(l, v.i);
 }
 
-// ---- subgraphs ----------------------------------------------------------------------------------------------------------------------
+// ---- subgraphs ------------------------------------------------------------------------------------------------------------
 
 static const char *arg_name(const Arg *a) {
     if ((a->kind == ARG_TENSOR || a->kind == ARG_TENSORS) && a->n == 1) return a->names[0];
@@ -292,7 +293,7 @@ static void lower_no_control(Lower *l) {
     lower_refuse(l, "control flow that depends on the data; write it with torch.where, or as a loop of fixed length");
 }
 
-// ---- checks ------------------------------------------------------------------------------------------------------------------------------
+// ---- checks ---------------------------------------------------------------------------------------------------------------
 
 static void lower_nothing(Lower *l) { l->used = ~(uint64_t)0; }
 
@@ -305,31 +306,67 @@ static void lower_assert_number(Lower *l) {
 }
 
 const LowerRow lower_rows_control[] = {
-    {"sym_size", lower_size, SIZE_DIM}, {"size", lower_size, SIZE_DIM}, {"sym_numel", lower_size, SIZE_NUMEL}, {"numel", lower_size, SIZE_NUMEL},
-    {"dim", lower_size, SIZE_NDIM}, {"sym_stride", lower_no_layout, 0}, {"sym_storage_offset", lower_no_layout, 0},
-    {"sym_is_contiguous", lower_no_layout, 0}, {"is_contiguous", lower_no_layout, 0},
-    {"_operator.add", lower_number_binary, PY_ADD}, {"_operator.iadd", lower_number_binary, PY_ADD},
-    {"_operator.sub", lower_number_binary, PY_SUB}, {"_operator.mul", lower_number_binary, PY_MUL},
-    {"_operator.floordiv", lower_number_binary, PY_FLOORDIV}, {"_operator.mod", lower_number_binary, PY_MOD},
-    {"_operator.truediv", lower_number_binary, PY_TRUEDIV}, {"_operator.pow", lower_number_binary, PY_POW},
-    {"_operator.eq", lower_number_binary, PY_EQ}, {"_operator.ne", lower_number_binary, PY_NE}, {"_operator.lt", lower_number_binary, PY_LT},
-    {"_operator.le", lower_number_binary, PY_LE}, {"_operator.gt", lower_number_binary, PY_GT}, {"_operator.ge", lower_number_binary, PY_GE},
-    {"_operator.and_", lower_number_binary, PY_AND}, {"_operator.or_", lower_number_binary, PY_OR},
-    {"_operator.neg", lower_number_unary, PY_NEG}, {"_operator.pos", lower_number_unary, PY_POS}, {"_operator.abs", lower_number_unary, PY_ABS},
-    {"_operator.not_", lower_number_unary, PY_NOT}, {"torch.sym_max", lower_number_binary, PY_MAX},
-    {"torch.sym_min", lower_number_binary, PY_MIN}, {"torch.sym_not", lower_number_unary, PY_NOT},
-    {"torch.sym_float", lower_number_unary, PY_FLOAT}, {"torch.sym_int", lower_number_unary, PY_INT},
-    {"torch.sym_ite", lower_number_choice, 0}, {"torch._sym_sqrt", lower_number_unary, PY_SQRT}, {"math.sqrt", lower_number_unary, PY_SQRT},
-    {"math.floor", lower_number_unary, PY_FLOOR}, {"math.ceil", lower_number_unary, PY_CEIL}, {"math.trunc", lower_number_unary, PY_INT},
-    {"builtins.round", lower_number_unary, PY_ROUND}, {"builtins.max", lower_number_binary, PY_MAX},
-    {"builtins.min", lower_number_binary, PY_MIN}, {"builtins.int", lower_number_unary, PY_INT},
-    {"higher_order.wrap_with_set_grad_enabled", lower_set_grad, 0}, {"higher_order.wrap_with_autocast", lower_call, CALL_PLAIN},
-    {"higher_order.tag_activation_checkpoint", lower_call, CALL_PLAIN}, {"higher_order.wrap_activation_checkpoint", lower_call, CALL_PLAIN},
-    {"higher_order.wrap", lower_call, CALL_PLAIN}, {"higher_order.invoke_subgraph", lower_call, CALL_NAMED},
-    {"higher_order.cond", lower_no_control, 0}, {"higher_order.while_loop", lower_no_control, 0}, {"higher_order.scan", lower_no_control, 0},
-    {"higher_order.associative_scan", lower_no_control, 0}, {"higher_order.map_impl", lower_no_control, 0},
-    {"_assert_tensor_metadata", lower_nothing, 0}, {"_assert_scalar", lower_assert_number, 0}, {"_assert_async", lower_nothing, 0},
-    {"_functional_assert_scalar", lower_nothing, 0}, {"sym_constrain_range", lower_nothing, 0},
-    {"sym_constrain_range_for_size", lower_nothing, 0}, {"_print", lower_nothing, 0},
+    {"sym_size", lower_size, SIZE_DIM},
+    {"size", lower_size, SIZE_DIM},
+    {"sym_numel", lower_size, SIZE_NUMEL},
+    {"numel", lower_size, SIZE_NUMEL},
+    {"dim", lower_size, SIZE_NDIM},
+    {"sym_stride", lower_no_layout, 0},
+    {"sym_storage_offset", lower_no_layout, 0},
+    {"sym_is_contiguous", lower_no_layout, 0},
+    {"is_contiguous", lower_no_layout, 0},
+    {"_operator.add", lower_number_binary, PY_ADD},
+    {"_operator.iadd", lower_number_binary, PY_ADD},
+    {"_operator.sub", lower_number_binary, PY_SUB},
+    {"_operator.mul", lower_number_binary, PY_MUL},
+    {"_operator.floordiv", lower_number_binary, PY_FLOORDIV},
+    {"_operator.mod", lower_number_binary, PY_MOD},
+    {"_operator.truediv", lower_number_binary, PY_TRUEDIV},
+    {"_operator.pow", lower_number_binary, PY_POW},
+    {"_operator.eq", lower_number_binary, PY_EQ},
+    {"_operator.ne", lower_number_binary, PY_NE},
+    {"_operator.lt", lower_number_binary, PY_LT},
+    {"_operator.le", lower_number_binary, PY_LE},
+    {"_operator.gt", lower_number_binary, PY_GT},
+    {"_operator.ge", lower_number_binary, PY_GE},
+    {"_operator.and_", lower_number_binary, PY_AND},
+    {"_operator.or_", lower_number_binary, PY_OR},
+    {"_operator.neg", lower_number_unary, PY_NEG},
+    {"_operator.pos", lower_number_unary, PY_POS},
+    {"_operator.abs", lower_number_unary, PY_ABS},
+    {"_operator.not_", lower_number_unary, PY_NOT},
+    {"torch.sym_max", lower_number_binary, PY_MAX},
+    {"torch.sym_min", lower_number_binary, PY_MIN},
+    {"torch.sym_not", lower_number_unary, PY_NOT},
+    {"torch.sym_float", lower_number_unary, PY_FLOAT},
+    {"torch.sym_int", lower_number_unary, PY_INT},
+    {"torch.sym_ite", lower_number_choice, 0},
+    {"torch._sym_sqrt", lower_number_unary, PY_SQRT},
+    {"math.sqrt", lower_number_unary, PY_SQRT},
+    {"math.floor", lower_number_unary, PY_FLOOR},
+    {"math.ceil", lower_number_unary, PY_CEIL},
+    {"math.trunc", lower_number_unary, PY_INT},
+    {"builtins.round", lower_number_unary, PY_ROUND},
+    {"builtins.max", lower_number_binary, PY_MAX},
+    {"builtins.min", lower_number_binary, PY_MIN},
+    {"builtins.int", lower_number_unary, PY_INT},
+    {"higher_order.wrap_with_set_grad_enabled", lower_set_grad, 0},
+    {"higher_order.wrap_with_autocast", lower_call, CALL_PLAIN},
+    {"higher_order.tag_activation_checkpoint", lower_call, CALL_PLAIN},
+    {"higher_order.wrap_activation_checkpoint", lower_call, CALL_PLAIN},
+    {"higher_order.wrap", lower_call, CALL_PLAIN},
+    {"higher_order.invoke_subgraph", lower_call, CALL_NAMED},
+    {"higher_order.cond", lower_no_control, 0},
+    {"higher_order.while_loop", lower_no_control, 0},
+    {"higher_order.scan", lower_no_control, 0},
+    {"higher_order.associative_scan", lower_no_control, 0},
+    {"higher_order.map_impl", lower_no_control, 0},
+    {"_assert_tensor_metadata", lower_nothing, 0},
+    {"_assert_scalar", lower_assert_number, 0},
+    {"_assert_async", lower_nothing, 0},
+    {"_functional_assert_scalar", lower_nothing, 0},
+    {"sym_constrain_range", lower_nothing, 0},
+    {"sym_constrain_range_for_size", lower_nothing, 0},
+    {"_print", lower_nothing, 0},
     {NULL, NULL, 0},
 };

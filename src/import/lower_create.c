@@ -48,7 +48,8 @@ static void lower_arange(Lower *l) {
     DType t = lower_out_dtype(l, 0);
     double start = lower_float(l, "start", 0), end = lower_float(l, "end", 0), step = lower_float(l, "step", 1);
     lower_ignore(l, "dtype");
-    if (!lower_failed(l) && (step == 0 || !isfinite(start) || !isfinite(end) || !isfinite(step))) lower_invalid(l, "an endless range");
+    if (!lower_failed(l) && (step == 0 || !isfinite(start) || !isfinite(end) || !isfinite(step)))
+        lower_invalid(l, "an endless range");
     if (lower_failed(l)) return;
     double count = ceil((end - start) / step);
     if (count < 0) lower_invalid(l, "a range whose end is before its start");
@@ -89,7 +90,8 @@ static void lower_indices(Lower *l) { lower_refuse(l, "index lists of a triangle
 static void lower_one_hot(Lower *l) {
     ValueId x = lower_in(l, "self");
     int64_t n = lower_int(l, "num_classes", -1);
-    if (!lower_failed(l) && n < 0) lower_refuse(l, "one_hot without num_classes, whose size depends on the data; give num_classes");
+    if (!lower_failed(l) && n < 0)
+        lower_refuse(l, "one_hot without num_classes, whose size depends on the data; give num_classes");
     if (lower_failed(l)) return;
     int k = LSHAPE(l, x).ndim;
     Shape line = {.ndim = k + 1};
@@ -114,7 +116,8 @@ static ValueId scaled(Lower *l, ValueId x, double scale, double shift) {
 }
 
 static void lower_random(Lower *l) {
-    if (lower_is_tensor(l, "mean") || lower_is_tensor(l, "std")) lower_refuse(l, "normal numbers with tensor parameters; scale randn instead");
+    if (lower_is_tensor(l, "mean") || lower_is_tensor(l, "std"))
+        lower_refuse(l, "normal numbers with tensor parameters; scale randn instead");
     if (lower_failed(l)) return;
     Shape s = result_shape(l);
     DType t = lower_out_dtype(l, 0);
@@ -143,16 +146,37 @@ static void lower_random(Lower *l) {
 static void lower_randperm(Lower *l) { lower_refuse(l, "a random permutation; shuffle in the data loader"); }
 
 const LowerRow lower_rows_create[] = {
-    {"full", lower_full, FILL_VALUE}, {"full_like", lower_full, FILL_VALUE}, {"new_full", lower_full, FILL_VALUE},
-    {"scalar_tensor", lower_full, FILL_VALUE}, {"zeros", lower_full, FILL_ZERO}, {"zeros_like", lower_full, FILL_ZERO},
-    {"new_zeros", lower_full, FILL_ZERO}, {"ones", lower_full, FILL_ONE}, {"ones_like", lower_full, FILL_ONE},
-    {"new_ones", lower_full, FILL_ONE}, {"empty", lower_full, FILL_ZERO}, {"empty_like", lower_full, FILL_ZERO},
-    {"new_empty", lower_full, FILL_ZERO}, {"empty_strided", lower_full, FILL_ZERO}, {"empty_permuted", lower_full, FILL_ZERO},
-    {"new_empty_strided", lower_full, FILL_ZERO}, {"arange", lower_arange, 0}, {"linspace", lower_linspace, 0}, {"eye", lower_eye, 0},
-    {"one_hot", lower_one_hot, 0}, {"tril_indices", lower_indices, 0}, {"triu_indices", lower_indices, 0},
-    {"rand", lower_random, RAND_UNIFORM}, {"rand_like", lower_random, RAND_UNIFORM}, {"uniform", lower_random, RAND_UNIFORM},
-    {"randn", lower_random, RAND_NORMAL}, {"randn_like", lower_random, RAND_NORMAL},
-    {"normal", lower_random, RAND_NORMAL}, {"bernoulli", lower_random, RAND_BERNOULLI}, {"randint", lower_random, RAND_INT},
-    {"randint_like", lower_random, RAND_INT}, {"randperm", lower_randperm, 0},
+    {"full", lower_full, FILL_VALUE},
+    {"full_like", lower_full, FILL_VALUE},
+    {"new_full", lower_full, FILL_VALUE},
+    {"scalar_tensor", lower_full, FILL_VALUE},
+    {"zeros", lower_full, FILL_ZERO},
+    {"zeros_like", lower_full, FILL_ZERO},
+    {"new_zeros", lower_full, FILL_ZERO},
+    {"ones", lower_full, FILL_ONE},
+    {"ones_like", lower_full, FILL_ONE},
+    {"new_ones", lower_full, FILL_ONE},
+    {"empty", lower_full, FILL_ZERO},
+    {"empty_like", lower_full, FILL_ZERO},
+    {"new_empty", lower_full, FILL_ZERO},
+    {"empty_strided", lower_full, FILL_ZERO},
+    {"empty_permuted", lower_full, FILL_ZERO},
+    {"new_empty_strided", lower_full, FILL_ZERO},
+    {"arange", lower_arange, 0},
+    {"linspace", lower_linspace, 0},
+    {"eye", lower_eye, 0},
+    {"one_hot", lower_one_hot, 0},
+    {"tril_indices", lower_indices, 0},
+    {"triu_indices", lower_indices, 0},
+    {"rand", lower_random, RAND_UNIFORM},
+    {"rand_like", lower_random, RAND_UNIFORM},
+    {"uniform", lower_random, RAND_UNIFORM},
+    {"randn", lower_random, RAND_NORMAL},
+    {"randn_like", lower_random, RAND_NORMAL},
+    {"normal", lower_random, RAND_NORMAL},
+    {"bernoulli", lower_random, RAND_BERNOULLI},
+    {"randint", lower_random, RAND_INT},
+    {"randint_like", lower_random, RAND_INT},
+    {"randperm", lower_randperm, 0},
     {NULL, NULL, 0},
 };

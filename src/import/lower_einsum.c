@@ -25,7 +25,8 @@ static const char *parse_term(Lower *l, const char *p, int ndim, int *ellipsis, 
     }
     int wide = ndim >= 0 ? ndim - letters : *ellipsis;
     if (lower_failed(l)) return p;
-    if ((dots != 0 && dots != 3) || (dots && wide < 0) || (ndim >= 0 && !dots && wide != 0) || letters + (dots ? wide : 0) > MAX_DIMS) {
+    if ((dots != 0 && dots != 3) || (dots && wide < 0) || (ndim >= 0 && !dots && wide != 0) ||
+        letters + (dots ? wide : 0) > MAX_DIMS) {
         lower_invalid(l, "an equation that does not fit its operands");
         return p;
     }
@@ -99,7 +100,9 @@ static ValueId order_labels(Lower *l, ValueId x, const Term *from, const Term *t
     return build_permute(&l->b, x, dims);
 }
 
-static bool same_order(const Term *a, const Term *b) { return a->n == b->n && !memcmp(a->label, b->label, sizeof(int) * (size_t)a->n); }
+static bool same_order(const Term *a, const Term *b) {
+    return a->n == b->n && !memcmp(a->label, b->label, sizeof(int) * (size_t)a->n);
+}
 
 static void append(Term *t, const Term *part) {
     for (int i = 0; i < part->n && t->n < MAX_DIMS; i++) t->label[t->n++] = part->label[i];

@@ -20,14 +20,17 @@ static bool read_indices(Lower *l, Shape s, Indexing *x) {
         if (t[i] < 0) continue;
         ValueId v = lower_read(l, t[i]);
         if (!lower_failed(l) && LDTYPE(l, v) != DT_I64)
-            lower_refuse(l, "selection by a bool mask, whose result size depends on the data; use torch.where, or ignore_index in the loss");
+            lower_refuse(
+                l,
+                "selection by a bool mask, whose result size depends on the data; use torch.where, or ignore_index in the loss");
         if (lower_failed(l) || !lower_broadcast(l, x->shape, LSHAPE(l, v), &x->shape)) return false;
         if (x->k && x->dim[x->k - 1] != i - 1) x->adjacent = false;
         x->dim[x->k] = i;
         x->idx[x->k++] = v;
     }
     if (!lower_failed(l) && x->k == 0) lower_invalid(l, "no index tensor");
-    if (!lower_failed(l) && s.ndim - x->k + x->shape.ndim > MAX_DIMS) lower_refuse(l, "indexing that makes more than %d dims", MAX_DIMS);
+    if (!lower_failed(l) && s.ndim - x->k + x->shape.ndim > MAX_DIMS)
+        lower_refuse(l, "indexing that makes more than %d dims", MAX_DIMS);
     for (int i = 0; i < x->k && !lower_failed(l); i++) x->idx[i] = lower_wrap_index(l, x->idx[i], s.dim[x->dim[i]]);
     return !lower_failed(l);
 }
@@ -171,8 +174,13 @@ static void lower_index_rows(Lower *l) {
 }
 
 const LowerRow lower_rows_index[] = {
-    {"index", lower_index, 0}, {"_unsafe_index", lower_index, 0}, {"index_put", lower_index_put, 0}, {"_index_put_impl", lower_index_put, 0},
-    {"_unsafe_index_put", lower_index_put, 0}, {"index_add", lower_index_rows, ROWS_ADD}, {"index_copy", lower_index_rows, ROWS_COPY},
+    {"index", lower_index, 0},
+    {"_unsafe_index", lower_index, 0},
+    {"index_put", lower_index_put, 0},
+    {"_index_put_impl", lower_index_put, 0},
+    {"_unsafe_index_put", lower_index_put, 0},
+    {"index_add", lower_index_rows, ROWS_ADD},
+    {"index_copy", lower_index_rows, ROWS_COPY},
     {"index_fill", lower_index_rows, ROWS_FILL},
     {NULL, NULL, 0},
 };

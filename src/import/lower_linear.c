@@ -33,7 +33,8 @@ static void lower_product(Lower *l) {
 // beta * self + alpha * (a b)
 enum { ADD_MM, ADD_BMM, ADD_MV, ADD_R, ADD_BMM_SUM };
 static void lower_add_product(Lower *l) {
-    static const char *const names[][2] = {{"mat1", "mat2"}, {"batch1", "batch2"}, {"mat", "vec"}, {"vec1", "vec2"}, {"batch1", "batch2"}};
+    static const char *const names[][2] = {
+        {"mat1", "mat2"}, {"batch1", "batch2"}, {"mat", "vec"}, {"vec1", "vec2"}, {"batch1", "batch2"}};
     int f = l->cur->op;
     ValueId c = lower_in(l, "self"), x = lower_in(l, names[f][0]), y = lower_in(l, names[f][1]), p;
     double alpha = lower_float(l, "alpha", 1), beta = lower_float(l, "beta", 1);
@@ -50,7 +51,8 @@ static void lower_add_product(Lower *l) {
 
 static void lower_outer(Lower *l) {
     ValueId x = lower_in(l, "self"), y = lower_in(l, lower_has(l, "vec2") ? "vec2" : "other");
-    if (!lower_failed(l) && (LSHAPE(l, x).ndim != 1 || LSHAPE(l, y).ndim != 1)) lower_invalid(l, "an outer product of tensors that are not vectors");
+    if (!lower_failed(l) && (LSHAPE(l, x).ndim != 1 || LSHAPE(l, y).ndim != 1))
+        lower_invalid(l, "an outer product of tensors that are not vectors");
     if (!lower_failed(l)) lower_out(l, 0, lower_binary(l, OP_MUL, build_unsqueeze(&l->b, x, 1), build_unsqueeze(&l->b, y, 0)));
 }
 
@@ -104,11 +106,25 @@ static void lower_grouped(Lower *l) {
 }
 
 const LowerRow lower_rows_linear[] = {
-    {"linear", lower_linear, 0}, {"matmul", lower_product, MM_MATMUL}, {"__matmul__", lower_product, MM_MATMUL},
-    {"linalg_matmul", lower_product, MM_MATMUL}, {"mm", lower_product, MM_MM}, {"bmm", lower_product, MM_BMM}, {"mv", lower_product, MM_MV},
-    {"dot", lower_product, MM_DOT}, {"vdot", lower_product, MM_DOT}, {"addmm", lower_add_product, ADD_MM},
-    {"baddbmm", lower_add_product, ADD_BMM}, {"addmv", lower_add_product, ADD_MV}, {"addr", lower_add_product, ADD_R},
-    {"addbmm", lower_add_product, ADD_BMM_SUM}, {"outer", lower_outer, 0}, {"ger", lower_outer, 0}, {"inner", lower_inner, 0},
-    {"tensordot", lower_tensordot, 0}, {"_grouped_mm", lower_grouped, 0}, {"transformers.grouped_mm_fallback", lower_grouped, 0},
+    {"linear", lower_linear, 0},
+    {"matmul", lower_product, MM_MATMUL},
+    {"__matmul__", lower_product, MM_MATMUL},
+    {"linalg_matmul", lower_product, MM_MATMUL},
+    {"mm", lower_product, MM_MM},
+    {"bmm", lower_product, MM_BMM},
+    {"mv", lower_product, MM_MV},
+    {"dot", lower_product, MM_DOT},
+    {"vdot", lower_product, MM_DOT},
+    {"addmm", lower_add_product, ADD_MM},
+    {"baddbmm", lower_add_product, ADD_BMM},
+    {"addmv", lower_add_product, ADD_MV},
+    {"addr", lower_add_product, ADD_R},
+    {"addbmm", lower_add_product, ADD_BMM_SUM},
+    {"outer", lower_outer, 0},
+    {"ger", lower_outer, 0},
+    {"inner", lower_inner, 0},
+    {"tensordot", lower_tensordot, 0},
+    {"_grouped_mm", lower_grouped, 0},
+    {"transformers.grouped_mm_fallback", lower_grouped, 0},
     {NULL, NULL, 0},
 };

@@ -4,7 +4,7 @@
 
 enum { REDUCE_NONE, REDUCE_MEAN, REDUCE_SUM };
 
-// ---- classes ---------------------------------------------------------------------------------------------------------------------
+// ---- classes --------------------------------------------------------------------------------------------------------------
 
 typedef struct Classes {
     ValueId x;            // [N..., C]: logits or log-probabilities, the class dim last
@@ -64,7 +64,9 @@ static ValueId reduce_classes(Lower *l, const Classes *c, ValueId per) {
 
 static ValueId picked(Lower *l, const Classes *c) { return build_binary(&l->b, OP_PICK, c->x, c->target); }
 
-static ValueId only_valid(Lower *l, const Classes *c, ValueId per) { return lower_where(l, c->valid, per, lower_number(l, l->real, 0)); }
+static ValueId only_valid(Lower *l, const Classes *c, ValueId per) {
+    return lower_where(l, c->valid, per, lower_number(l, l->real, 0));
+}
 
 static ValueId weighted(Lower *l, const Classes *c, ValueId per) {
     return c->weight >= 0 ? lower_binary(l, OP_MUL, per, c->target_weight) : per;
@@ -114,7 +116,8 @@ static void lower_cross_entropy(Lower *l) {
     ValueId nll = only_valid(l, &c, weighted(l, &c, lower_binary(l, OP_SUB, lse, picked(l, &c))));
     if (eps > 0) {
         ValueId smooth = only_valid(l, &c, smooth_loss(l, &c, lse));
-        nll = lower_binary(l, OP_ADD, lower_scalar(l, OP_MUL, nll, 1 - eps), lower_scalar(l, OP_MUL, smooth, eps / (double)c.nclass));
+        nll = lower_binary(l, OP_ADD, lower_scalar(l, OP_MUL, nll, 1 - eps),
+                           lower_scalar(l, OP_MUL, smooth, eps / (double)c.nclass));
     }
     lower_out(l, 0, reduce_classes(l, &c, nll));
 }
@@ -127,7 +130,7 @@ static void lower_nll(Lower *l) {
     lower_out(l, 1, total_weight(l, &c));
 }
 
-// ---- elementwise ------------------------------------------------------------------------------------------------------------------
+// ---- elementwise ----------------------------------------------------------------------------------------------------------
 
 static ValueId absolute(Lower *l, ValueId x) { return lower_unary(l, OP_ABS, x); }
 
@@ -195,10 +198,18 @@ static void lower_kl_div(Lower *l) {
 }
 
 const LowerRow lower_rows_loss[] = {
-    {"cross_entropy_loss", lower_cross_entropy, 0}, {"nll_loss", lower_nll, 0}, {"nll_loss_nd", lower_nll, 0}, {"nll_loss2d", lower_nll, 0},
-    {"nll_loss_forward", lower_nll, 0}, {"nll_loss2d_forward", lower_nll, 0}, {"mse_loss", lower_difference_loss, LOSS_MSE},
-    {"l1_loss", lower_difference_loss, LOSS_L1}, {"smooth_l1_loss", lower_difference_loss, LOSS_SMOOTH_L1},
-    {"huber_loss", lower_difference_loss, LOSS_HUBER}, {"binary_cross_entropy_with_logits", lower_bce_logits, 0},
-    {"binary_cross_entropy", lower_bce, 0}, {"kl_div", lower_kl_div, 0},
+    {"cross_entropy_loss", lower_cross_entropy, 0},
+    {"nll_loss", lower_nll, 0},
+    {"nll_loss_nd", lower_nll, 0},
+    {"nll_loss2d", lower_nll, 0},
+    {"nll_loss_forward", lower_nll, 0},
+    {"nll_loss2d_forward", lower_nll, 0},
+    {"mse_loss", lower_difference_loss, LOSS_MSE},
+    {"l1_loss", lower_difference_loss, LOSS_L1},
+    {"smooth_l1_loss", lower_difference_loss, LOSS_SMOOTH_L1},
+    {"huber_loss", lower_difference_loss, LOSS_HUBER},
+    {"binary_cross_entropy_with_logits", lower_bce_logits, 0},
+    {"binary_cross_entropy", lower_bce, 0},
+    {"kl_div", lower_kl_div, 0},
     {NULL, NULL, 0},
 };

@@ -2,7 +2,7 @@
 #include <math.h>
 #include "import/lower.h"
 
-// ---- attention ---------------------------------------------------------------------------------------------------------------
+// ---- attention ------------------------------------------------------------------------------------------------------------
 
 // q, k, v as [B, H, S, D]: leading dims beyond four are merged, missing ones are 1. [B, S, D] is B samples of one head.
 static ValueId four_dims(Lower *l, ValueId x) {
@@ -77,9 +77,11 @@ static void lower_sdpa(Lower *l) {
     lower_out(l, 0, build_reshape(&l->b, y, out));
 }
 
-static void lower_no_flex(Lower *l) { lower_refuse(l, "flex_attention; load the model with attn_implementation=\"sdpa\" or \"eager\""); }
+static void lower_no_flex(Lower *l) {
+    lower_refuse(l, "flex_attention; load the model with attn_implementation=\"sdpa\" or \"eager\"");
+}
 
-// ---- convolution ---------------------------------------------------------------------------------------------------------------
+// ---- convolution ----------------------------------------------------------------------------------------------------------
 
 typedef struct Window {
     int64_t stride, lo, hi, dilation;
@@ -122,13 +124,24 @@ static void lower_conv1d(Lower *l) {
     lower_out(l, 0, s.ndim == 2 ? build_squeeze(&l->b, y, 0) : y);
 }
 
-static void lower_no_conv(Lower *l) { lower_refuse(l, "a convolution or pooling other than conv1d; sequence models need one dim"); }
+static void lower_no_conv(Lower *l) {
+    lower_refuse(l, "a convolution or pooling other than conv1d; sequence models need one dim");
+}
 
 const LowerRow lower_rows_nn[] = {
-    {"scaled_dot_product_attention", lower_sdpa, 0}, {"_scaled_dot_product_flash_attention_for_cpu", lower_sdpa, 0},
-    {"_scaled_dot_product_attention_math", lower_sdpa, 0}, {"higher_order.flex_attention", lower_no_flex, 0}, {"conv1d", lower_conv1d, 0},
-    {"convolution", lower_conv1d, 0}, {"conv2d", lower_no_conv, 0}, {"conv3d", lower_no_conv, 0}, {"conv_transpose1d", lower_no_conv, 0},
-    {"conv_transpose2d", lower_no_conv, 0}, {"max_pool1d", lower_no_conv, 0}, {"avg_pool1d", lower_no_conv, 0},
-    {"max_pool2d", lower_no_conv, 0}, {"avg_pool2d", lower_no_conv, 0},
+    {"scaled_dot_product_attention", lower_sdpa, 0},
+    {"_scaled_dot_product_flash_attention_for_cpu", lower_sdpa, 0},
+    {"_scaled_dot_product_attention_math", lower_sdpa, 0},
+    {"higher_order.flex_attention", lower_no_flex, 0},
+    {"conv1d", lower_conv1d, 0},
+    {"convolution", lower_conv1d, 0},
+    {"conv2d", lower_no_conv, 0},
+    {"conv3d", lower_no_conv, 0},
+    {"conv_transpose1d", lower_no_conv, 0},
+    {"conv_transpose2d", lower_no_conv, 0},
+    {"max_pool1d", lower_no_conv, 0},
+    {"avg_pool1d", lower_no_conv, 0},
+    {"max_pool2d", lower_no_conv, 0},
+    {"avg_pool2d", lower_no_conv, 0},
     {NULL, NULL, 0},
 };

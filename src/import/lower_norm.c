@@ -76,7 +76,8 @@ static ValueId per_channel(Lower *l, ValueId w, int ndim, int64_t channels) {
 // Channels in groups, each group of each sample normalised with its positions.
 static void group_norm(Lower *l, ValueId x, int64_t groups, double eps) {
     Shape s = LSHAPE(l, x);
-    if (!lower_failed(l) && (s.ndim < 2 || groups < 1 || s.dim[1] % groups)) lower_invalid(l, "%lld groups of channels", (long long)groups);
+    if (!lower_failed(l) && (s.ndim < 2 || groups < 1 || s.dim[1] % groups))
+        lower_invalid(l, "%lld groups of channels", (long long)groups);
     if (!lower_failed(l) && s.ndim == MAX_DIMS) lower_refuse(l, "a group norm of %d dims", MAX_DIMS);
     if (lower_failed(l)) return;
     Shape g = {.ndim = s.ndim + 1};
@@ -85,7 +86,8 @@ static void group_norm(Lower *l, ValueId x, int64_t groups, double eps) {
     for (int i = 0; i < s.ndim - 1; i++) dims[i] = i + 2;
     Stats st = normalize(l, build_reshape(&l->b, x, g), s.ndim - 1, dims, eps, true);
     ValueId y = build_reshape(&l->b, st.y, s);
-    ValueId w = per_channel(l, lower_in_or(l, "weight"), s.ndim, s.dim[1]), b = per_channel(l, lower_in_or(l, "bias"), s.ndim, s.dim[1]);
+    ValueId w = per_channel(l, lower_in_or(l, "weight"), s.ndim, s.dim[1]),
+            b = per_channel(l, lower_in_or(l, "bias"), s.ndim, s.dim[1]);
     lower_out(l, 0, affine(l, y, w, b));
 }
 
@@ -111,8 +113,10 @@ static void lower_batch_norm(Lower *l) {
     double eps = lower_float(l, "eps", 1e-5);
     lower_ignore(l, "momentum");
     if (training && tracked)
-        lower_refuse(l, "a batch norm in training mode, which changes its running statistics; use eval mode, track_running_stats=False, "
-                        "or another norm");
+        lower_refuse(
+            l,
+            "a batch norm in training mode, which changes its running statistics; use eval mode, track_running_stats=False, "
+            "or another norm");
     if (!lower_failed(l) && s.ndim < 2) lower_invalid(l, "a batch norm of %d dims", s.ndim);
     if (lower_failed(l)) return;
     if (tracked) {
@@ -126,7 +130,8 @@ static void lower_batch_norm(Lower *l) {
             if (i != 1) dims[nd++] = i;
         y = normalize(l, x, nd, dims, eps, true).y;
     }
-    ValueId w = per_channel(l, lower_in_or(l, "weight"), s.ndim, s.dim[1]), b = per_channel(l, lower_in_or(l, "bias"), s.ndim, s.dim[1]);
+    ValueId w = per_channel(l, lower_in_or(l, "weight"), s.ndim, s.dim[1]),
+            b = per_channel(l, lower_in_or(l, "bias"), s.ndim, s.dim[1]);
     lower_out(l, 0, affine(l, y, w, b));
 }
 

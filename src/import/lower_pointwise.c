@@ -2,10 +2,12 @@
 #include <math.h>
 #include "import/lower.h"
 
-// ---- one operand -------------------------------------------------------------------------------------------------------------
+// ---- one operand ----------------------------------------------------------------------------------------------------------
 
 // Functions into the reals: integers are converted first.
-static void lower_float_unary(Lower *l) { lower_out(l, 0, lower_unary(l, (OpKind)l->cur->op, lower_real(l, lower_in(l, "self")))); }
+static void lower_float_unary(Lower *l) {
+    lower_out(l, 0, lower_unary(l, (OpKind)l->cur->op, lower_real(l, lower_in(l, "self"))));
+}
 
 // abs, neg, sign: integers stay integers.
 static void lower_plain_unary(Lower *l) {
@@ -14,7 +16,9 @@ static void lower_plain_unary(Lower *l) {
     lower_out(l, 0, lower_unary(l, (OpKind)l->cur->op, x));
 }
 
-static ValueId ceil_value(Lower *l, ValueId x) { return lower_unary(l, OP_NEG, lower_unary(l, OP_FLOOR, lower_unary(l, OP_NEG, x))); }
+static ValueId ceil_value(Lower *l, ValueId x) {
+    return lower_unary(l, OP_NEG, lower_unary(l, OP_FLOOR, lower_unary(l, OP_NEG, x)));
+}
 
 static ValueId trunc_value(Lower *l, ValueId x) {
     return lower_where(l, lower_scalar(l, OP_LT, x, 0), ceil_value(l, x), lower_unary(l, OP_FLOOR, x));
@@ -62,7 +66,9 @@ static ValueId composed_value(Lower *l, int fn, ValueId x) {
         }
         case FN_ERFC: return lower_binary(l, OP_SUB, lower_number(l, l->real, 1), lower_unary(l, OP_ERF, x));
         case FN_ATANH:
-            return lower_scalar(l, OP_MUL, lower_binary(l, OP_SUB, lower_unary(l, OP_LOG1P, x), lower_unary(l, OP_LOG1P, lower_unary(l, OP_NEG, x))), 0.5);
+            return lower_scalar(
+                l, OP_MUL,
+                lower_binary(l, OP_SUB, lower_unary(l, OP_LOG1P, x), lower_unary(l, OP_LOG1P, lower_unary(l, OP_NEG, x))), 0.5);
         default: return x;
     }
 }
@@ -111,7 +117,7 @@ static void lower_nan_to_num(Lower *l) {
     lower_out(l, 0, x);
 }
 
-// ---- two operands -----------------------------------------------------------------------------------------------------------------
+// ---- two operands ---------------------------------------------------------------------------------------------------------
 
 static void lower_plain_binary(Lower *l) {
     lower_out(l, 0, lower_binary(l, (OpKind)l->cur->op, lower_operand(l, "self"), lower_operand(l, "other")));
@@ -213,7 +219,7 @@ static void lower_bitwise_not(Lower *l) {
     lower_out(l, 0, LDTYPE(l, x) == DT_BOOL ? lower_not(l, x) : lower_binary(l, OP_SUB, lower_number(l, DT_I64, -1), x));
 }
 
-// ---- three operands -----------------------------------------------------------------------------------------------------------------
+// ---- three operands -------------------------------------------------------------------------------------------------------
 
 static void lower_where_op(Lower *l) {
     if (!lower_has(l, "self")) {
@@ -253,7 +259,8 @@ static void lower_lerp(Lower *l) {
 static void lower_addc(Lower *l) {
     ValueId x = lower_in(l, "self"), y = lower_binary(l, (OpKind)l->cur->op, lower_in(l, "tensor1"), lower_in(l, "tensor2"));
     double value = lower_float(l, "value", 1);
-    if (value != 1.0 && !lower_failed(l)) y = lower_scalar(l, OP_MUL, lower_cast(l, y, value == floor(value) ? LDTYPE(l, y) : l->real), value);
+    if (value != 1.0 && !lower_failed(l))
+        y = lower_scalar(l, OP_MUL, lower_cast(l, y, value == floor(value) ? LDTYPE(l, y) : l->real), value);
     lower_out(l, 0, lower_binary(l, OP_ADD, x, y));
 }
 
@@ -284,38 +291,102 @@ static void lower_isclose(Lower *l) {
 }
 
 const LowerRow lower_rows_pointwise[] = {
-    {"exp", lower_float_unary, OP_EXP}, {"expm1", lower_float_unary, OP_EXPM1}, {"log", lower_float_unary, OP_LOG},
-    {"log1p", lower_float_unary, OP_LOG1P}, {"sqrt", lower_float_unary, OP_SQRT}, {"rsqrt", lower_float_unary, OP_RSQRT},
-    {"sin", lower_float_unary, OP_SIN}, {"cos", lower_float_unary, OP_COS}, {"tanh", lower_float_unary, OP_TANH},
-    {"erf", lower_float_unary, OP_ERF}, {"special_erf", lower_float_unary, OP_ERF}, {"special_expm1", lower_float_unary, OP_EXPM1},
-    {"abs", lower_plain_unary, OP_ABS}, {"absolute", lower_plain_unary, OP_ABS}, {"neg", lower_plain_unary, OP_NEG},
-    {"negative", lower_plain_unary, OP_NEG}, {"sign", lower_plain_unary, OP_SIGN}, {"sgn", lower_plain_unary, OP_SIGN},
-    {"floor", lower_rounding, ROUND_FLOOR}, {"ceil", lower_rounding, ROUND_CEIL}, {"trunc", lower_rounding, ROUND_TRUNC},
-    {"fix", lower_rounding, ROUND_TRUNC}, {"round", lower_rounding, ROUND_NEAREST}, {"frac", lower_rounding, ROUND_FRAC},
-    {"exp2", lower_composed, FN_EXP2}, {"special_exp2", lower_composed, FN_EXP2}, {"log2", lower_composed, FN_LOG2},
-    {"log10", lower_composed, FN_LOG10}, {"reciprocal", lower_composed, FN_RECIPROCAL}, {"tan", lower_composed, FN_TAN},
-    {"sinh", lower_composed, FN_SINH}, {"cosh", lower_composed, FN_COSH}, {"erfc", lower_composed, FN_ERFC},
-    {"atanh", lower_composed, FN_ATANH}, {"arctanh", lower_composed, FN_ATANH},
-    {"square", lower_square, 0}, {"logit", lower_logit, 0}, {"special_logit", lower_logit, 0},
-    {"isnan", lower_classify, IS_NAN}, {"isinf", lower_classify, IS_INF}, {"isfinite", lower_classify, IS_FINITE},
-    {"isposinf", lower_classify, IS_POSINF}, {"isneginf", lower_classify, IS_NEGINF}, {"nan_to_num", lower_nan_to_num, 0},
-    {"add", lower_add_sub, OP_ADD}, {"sub", lower_add_sub, OP_SUB}, {"subtract", lower_add_sub, OP_SUB}, {"rsub", lower_rsub, 0},
-    {"__radd__", lower_add_sub, OP_ADD}, {"__rsub__", lower_rsub, 0},
-    {"mul", lower_plain_binary, OP_MUL}, {"multiply", lower_plain_binary, OP_MUL}, {"div", lower_div, 0}, {"divide", lower_div, 0},
-    {"true_divide", lower_div, 0}, {"floor_divide", lower_plain_binary, OP_FLOORDIV}, {"remainder", lower_plain_binary, OP_MOD},
-    {"fmod", lower_fmod, 0}, {"pow", lower_pow, 0}, {"float_power", lower_pow, 0},
-    {"maximum", lower_plain_binary, OP_MAX}, {"minimum", lower_plain_binary, OP_MIN},
-    {"eq", lower_plain_binary, OP_EQ}, {"ne", lower_plain_binary, OP_NE}, {"lt", lower_plain_binary, OP_LT},
-    {"le", lower_plain_binary, OP_LE}, {"gt", lower_plain_binary, OP_GT}, {"ge", lower_plain_binary, OP_GE},
-    {"not_equal", lower_plain_binary, OP_NE}, {"less", lower_plain_binary, OP_LT}, {"less_equal", lower_plain_binary, OP_LE},
-    {"greater", lower_plain_binary, OP_GT}, {"greater_equal", lower_plain_binary, OP_GE},
-    {"logical_and", lower_logic, OP_AND}, {"logical_or", lower_logic, OP_OR}, {"logical_xor", lower_logic, OP_XOR},
-    {"logical_not", lower_logical_not, 0}, {"bitwise_not", lower_bitwise_not, 0}, {"bitwise_and", lower_bitwise, OP_AND},
-    {"bitwise_or", lower_bitwise, OP_OR}, {"bitwise_xor", lower_bitwise, OP_XOR}, {"__and__", lower_bitwise, OP_AND},
-    {"__or__", lower_bitwise, OP_OR}, {"__xor__", lower_bitwise, OP_XOR},
-    {"where", lower_where_op, 0}, {"masked_fill", lower_masked_fill, 0}, {"clamp", lower_clamp, CLAMP_BOTH},
-    {"clip", lower_clamp, CLAMP_BOTH}, {"clamp_min", lower_clamp, CLAMP_LOW}, {"clamp_max", lower_clamp, CLAMP_HIGH},
-    {"lerp", lower_lerp, 0}, {"addcmul", lower_addc, OP_MUL}, {"addcdiv", lower_addc, OP_DIV},
-    {"logaddexp", lower_logaddexp, 0}, {"xlogy", lower_xlogy, 0}, {"special_xlogy", lower_xlogy, 0}, {"isclose", lower_isclose, 0},
+    {"exp", lower_float_unary, OP_EXP},
+    {"expm1", lower_float_unary, OP_EXPM1},
+    {"log", lower_float_unary, OP_LOG},
+    {"log1p", lower_float_unary, OP_LOG1P},
+    {"sqrt", lower_float_unary, OP_SQRT},
+    {"rsqrt", lower_float_unary, OP_RSQRT},
+    {"sin", lower_float_unary, OP_SIN},
+    {"cos", lower_float_unary, OP_COS},
+    {"tanh", lower_float_unary, OP_TANH},
+    {"erf", lower_float_unary, OP_ERF},
+    {"special_erf", lower_float_unary, OP_ERF},
+    {"special_expm1", lower_float_unary, OP_EXPM1},
+    {"abs", lower_plain_unary, OP_ABS},
+    {"absolute", lower_plain_unary, OP_ABS},
+    {"neg", lower_plain_unary, OP_NEG},
+    {"negative", lower_plain_unary, OP_NEG},
+    {"sign", lower_plain_unary, OP_SIGN},
+    {"sgn", lower_plain_unary, OP_SIGN},
+    {"floor", lower_rounding, ROUND_FLOOR},
+    {"ceil", lower_rounding, ROUND_CEIL},
+    {"trunc", lower_rounding, ROUND_TRUNC},
+    {"fix", lower_rounding, ROUND_TRUNC},
+    {"round", lower_rounding, ROUND_NEAREST},
+    {"frac", lower_rounding, ROUND_FRAC},
+    {"exp2", lower_composed, FN_EXP2},
+    {"special_exp2", lower_composed, FN_EXP2},
+    {"log2", lower_composed, FN_LOG2},
+    {"log10", lower_composed, FN_LOG10},
+    {"reciprocal", lower_composed, FN_RECIPROCAL},
+    {"tan", lower_composed, FN_TAN},
+    {"sinh", lower_composed, FN_SINH},
+    {"cosh", lower_composed, FN_COSH},
+    {"erfc", lower_composed, FN_ERFC},
+    {"atanh", lower_composed, FN_ATANH},
+    {"arctanh", lower_composed, FN_ATANH},
+    {"square", lower_square, 0},
+    {"logit", lower_logit, 0},
+    {"special_logit", lower_logit, 0},
+    {"isnan", lower_classify, IS_NAN},
+    {"isinf", lower_classify, IS_INF},
+    {"isfinite", lower_classify, IS_FINITE},
+    {"isposinf", lower_classify, IS_POSINF},
+    {"isneginf", lower_classify, IS_NEGINF},
+    {"nan_to_num", lower_nan_to_num, 0},
+    {"add", lower_add_sub, OP_ADD},
+    {"sub", lower_add_sub, OP_SUB},
+    {"subtract", lower_add_sub, OP_SUB},
+    {"rsub", lower_rsub, 0},
+    {"__radd__", lower_add_sub, OP_ADD},
+    {"__rsub__", lower_rsub, 0},
+    {"mul", lower_plain_binary, OP_MUL},
+    {"multiply", lower_plain_binary, OP_MUL},
+    {"div", lower_div, 0},
+    {"divide", lower_div, 0},
+    {"true_divide", lower_div, 0},
+    {"floor_divide", lower_plain_binary, OP_FLOORDIV},
+    {"remainder", lower_plain_binary, OP_MOD},
+    {"fmod", lower_fmod, 0},
+    {"pow", lower_pow, 0},
+    {"float_power", lower_pow, 0},
+    {"maximum", lower_plain_binary, OP_MAX},
+    {"minimum", lower_plain_binary, OP_MIN},
+    {"eq", lower_plain_binary, OP_EQ},
+    {"ne", lower_plain_binary, OP_NE},
+    {"lt", lower_plain_binary, OP_LT},
+    {"le", lower_plain_binary, OP_LE},
+    {"gt", lower_plain_binary, OP_GT},
+    {"ge", lower_plain_binary, OP_GE},
+    {"not_equal", lower_plain_binary, OP_NE},
+    {"less", lower_plain_binary, OP_LT},
+    {"less_equal", lower_plain_binary, OP_LE},
+    {"greater", lower_plain_binary, OP_GT},
+    {"greater_equal", lower_plain_binary, OP_GE},
+    {"logical_and", lower_logic, OP_AND},
+    {"logical_or", lower_logic, OP_OR},
+    {"logical_xor", lower_logic, OP_XOR},
+    {"logical_not", lower_logical_not, 0},
+    {"bitwise_not", lower_bitwise_not, 0},
+    {"bitwise_and", lower_bitwise, OP_AND},
+    {"bitwise_or", lower_bitwise, OP_OR},
+    {"bitwise_xor", lower_bitwise, OP_XOR},
+    {"__and__", lower_bitwise, OP_AND},
+    {"__or__", lower_bitwise, OP_OR},
+    {"__xor__", lower_bitwise, OP_XOR},
+    {"where", lower_where_op, 0},
+    {"masked_fill", lower_masked_fill, 0},
+    {"clamp", lower_clamp, CLAMP_BOTH},
+    {"clip", lower_clamp, CLAMP_BOTH},
+    {"clamp_min", lower_clamp, CLAMP_LOW},
+    {"clamp_max", lower_clamp, CLAMP_HIGH},
+    {"lerp", lower_lerp, 0},
+    {"addcmul", lower_addc, OP_MUL},
+    {"addcdiv", lower_addc, OP_DIV},
+    {"logaddexp", lower_logaddexp, 0},
+    {"xlogy", lower_xlogy, 0},
+    {"special_xlogy", lower_xlogy, 0},
+    {"isclose", lower_isclose, 0},
     {NULL, NULL, 0},
 };

@@ -53,12 +53,13 @@ static void lower_nansum(Lower *l) {
 
 static void lower_mean(Lower *l) {
     ValueId x = with_dtype(l, lower_in(l, "self"));
-    if (!lower_failed(l) && !dtype_is_float(LDTYPE(l, x))) lower_invalid(l, "the mean of integers; convert to a floating type first");
+    if (!lower_failed(l) && !dtype_is_float(LDTYPE(l, x)))
+        lower_invalid(l, "the mean of integers; convert to a floating type first");
     Dims d = reduced_dims(l, x);
     lower_out(l, 0, lower_mean_dims(l, x, d.n, d.dim, d.keep));
 }
 
-// ---- extrema -------------------------------------------------------------------------------------------------------------------
+// ---- extrema --------------------------------------------------------------------------------------------------------------
 
 static ValueId amax_value(Lower *l, ValueId x, const Dims *d, bool least) {
     DType t = LDTYPE(l, x);
@@ -137,7 +138,7 @@ static void lower_aminmax(Lower *l) {
     lower_out(l, 1, amax_value(l, x, &d, false));
 }
 
-// ---- counting ---------------------------------------------------------------------------------------------------------------------
+// ---- counting -------------------------------------------------------------------------------------------------------------
 
 enum { COUNT_ANY, COUNT_ALL, COUNT_NONZERO };
 static void lower_count(Lower *l) {
@@ -151,7 +152,7 @@ static void lower_count(Lower *l) {
     lower_out(l, 0, n);
 }
 
-// ---- moments ------------------------------------------------------------------------------------------------------------------------
+// ---- moments --------------------------------------------------------------------------------------------------------------
 
 typedef struct Moments {
     ValueId mean, var;
@@ -191,7 +192,7 @@ static void lower_moments(Lower *l) {
     if (l->cur->op & MOMENT_MEAN) lower_out(l, 1, m.mean);
 }
 
-// ---- norms ----------------------------------------------------------------------------------------------------------------------------
+// ---- norms ----------------------------------------------------------------------------------------------------------------
 
 static ValueId norm_value(Lower *l, ValueId x, double p, const Dims *d) {
     ValueId a = lower_unary(l, OP_ABS, x);
@@ -238,18 +239,40 @@ static void lower_cosine_similarity(Lower *l) {
     lower_out(l, 0, lower_binary(l, OP_DIV, reduced_sum(l, lower_binary(l, OP_MUL, x, y), &d), lower_binary(l, OP_MUL, nx, ny)));
 }
 
-static void lower_no_product(Lower *l) { lower_refuse(l, "a product of all elements; use the exponential of a sum of logarithms"); }
+static void lower_no_product(Lower *l) {
+    lower_refuse(l, "a product of all elements; use the exponential of a sum of logarithms");
+}
 static void lower_no_median(Lower *l) { lower_refuse(l, "order statistics (median, mode, quantile); use sort or topk"); }
 
 const LowerRow lower_rows_reduce[] = {
-    {"sum", lower_sum, 0}, {"nansum", lower_nansum, 0}, {"mean", lower_mean, 0}, {"amax", lower_amax, GREATEST},
-    {"amin", lower_amax, LEAST}, {"aminmax", lower_aminmax, 0}, {"max", lower_max, GREATEST}, {"min", lower_max, LEAST},
-    {"argmax", lower_argmax, GREATEST}, {"argmin", lower_argmax, LEAST}, {"any", lower_count, COUNT_ANY},
-    {"all", lower_count, COUNT_ALL}, {"count_nonzero", lower_count, COUNT_NONZERO}, {"var", lower_moments, MOMENT_VAR},
-    {"std", lower_moments, MOMENT_STD}, {"var_mean", lower_moments, MOMENT_VAR | MOMENT_MEAN},
-    {"std_mean", lower_moments, MOMENT_STD | MOMENT_MEAN}, {"norm", lower_norm, 0}, {"linalg_vector_norm", lower_norm, 0},
-    {"linalg_norm", lower_norm, 0}, {"logsumexp", lower_logsumexp_op, 0}, {"special_logsumexp", lower_logsumexp_op, 0},
-    {"cosine_similarity", lower_cosine_similarity, 0}, {"prod", lower_no_product, 0}, {"median", lower_no_median, 0},
-    {"nanmedian", lower_no_median, 0}, {"mode", lower_no_median, 0}, {"quantile", lower_no_median, 0}, {"kthvalue", lower_no_median, 0},
+    {"sum", lower_sum, 0},
+    {"nansum", lower_nansum, 0},
+    {"mean", lower_mean, 0},
+    {"amax", lower_amax, GREATEST},
+    {"amin", lower_amax, LEAST},
+    {"aminmax", lower_aminmax, 0},
+    {"max", lower_max, GREATEST},
+    {"min", lower_max, LEAST},
+    {"argmax", lower_argmax, GREATEST},
+    {"argmin", lower_argmax, LEAST},
+    {"any", lower_count, COUNT_ANY},
+    {"all", lower_count, COUNT_ALL},
+    {"count_nonzero", lower_count, COUNT_NONZERO},
+    {"var", lower_moments, MOMENT_VAR},
+    {"std", lower_moments, MOMENT_STD},
+    {"var_mean", lower_moments, MOMENT_VAR | MOMENT_MEAN},
+    {"std_mean", lower_moments, MOMENT_STD | MOMENT_MEAN},
+    {"norm", lower_norm, 0},
+    {"linalg_vector_norm", lower_norm, 0},
+    {"linalg_norm", lower_norm, 0},
+    {"logsumexp", lower_logsumexp_op, 0},
+    {"special_logsumexp", lower_logsumexp_op, 0},
+    {"cosine_similarity", lower_cosine_similarity, 0},
+    {"prod", lower_no_product, 0},
+    {"median", lower_no_median, 0},
+    {"nanmedian", lower_no_median, 0},
+    {"mode", lower_no_median, 0},
+    {"quantile", lower_no_median, 0},
+    {"kthvalue", lower_no_median, 0},
     {NULL, NULL, 0},
 };

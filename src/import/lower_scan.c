@@ -32,7 +32,8 @@ static void lower_diff(Lower *l) {
     if (lower_has(l, "prepend")) part[k++] = lower_in(l, "prepend");
     part[k++] = x;
     if (lower_has(l, "append")) part[k++] = lower_in(l, "append");
-    if (!lower_failed(l) && (times < 0 || times > 64 || LSHAPE(l, x).ndim == 0)) lower_invalid(l, "differences of order %lld", (long long)times);
+    if (!lower_failed(l) && (times < 0 || times > 64 || LSHAPE(l, x).ndim == 0))
+        lower_invalid(l, "differences of order %lld", (long long)times);
     if (lower_failed(l)) return;
     DType t = LDTYPE(l, x);
     for (int i = 0; i < k; i++) t = lower_promote(l, t, LDTYPE(l, part[i]));
@@ -42,7 +43,7 @@ static void lower_diff(Lower *l) {
     lower_out(l, 0, x);
 }
 
-// ---- order ----------------------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------------------------
 
 // A 0-dim tensor is its own only element.
 static bool out_single(Lower *l, ValueId x, bool index_only) {
@@ -82,14 +83,15 @@ static void lower_topk(Lower *l) {
     lower_out(l, 1, out[1]);
 }
 
-// ---- histograms --------------------------------------------------------------------------------------------------------------------
+// ---- histograms -----------------------------------------------------------------------------------------------------------
 
 // Integers from 0 to bins - 1 with one bin each count as themselves (the form mixtures of experts use); otherwise bin
 // floor((x - min) * bins / (max - min)), the last bin closed, values outside dropped.
 static ValueId bin_of(Lower *l, ValueId x, int64_t bins, double min, double max) {
     const Node *def = graph_def(l->b.g, x);
     ValueId ints = LDTYPE(l, x) == DT_I64 ? x : def->op == OP_CAST && LDTYPE(l, def->in[0]) == DT_I64 ? def->in[0] : NO_VALUE;
-    if (ints >= 0 && min == floor(min) && max - min == (double)(bins - 1)) return min == 0 ? ints : lower_scalar(l, OP_SUB, ints, min);
+    if (ints >= 0 && min == floor(min) && max - min == (double)(bins - 1))
+        return min == 0 ? ints : lower_scalar(l, OP_SUB, ints, min);
     x = lower_real(l, x);
     ValueId at = lower_scalar(l, OP_MUL, lower_scalar(l, OP_SUB, x, min), (double)bins);
     at = lower_unary(l, OP_FLOOR, lower_scalar(l, OP_DIV, at, max - min));
@@ -104,7 +106,8 @@ static void lower_histc(Lower *l) {
     double min = lower_float(l, "min", 0), max = lower_float(l, "max", 0);
     DType t = lower_out_dtype(l, 0);
     if (!lower_failed(l) && min == max) lower_refuse(l, "a histogram whose range depends on the data; give min and max");
-    if (!lower_failed(l) && (bins < 1 || !(max > min))) lower_invalid(l, "a histogram of %lld bins from %g to %g", (long long)bins, min, max);
+    if (!lower_failed(l) && (bins < 1 || !(max > min)))
+        lower_invalid(l, "a histogram of %lld bins from %g to %g", (long long)bins, min, max);
     if (lower_failed(l)) return;
     ValueId at = bin_of(l, x, bins, min, max);
     Attr a = attr_i(ATTR_NROWS, bins);
@@ -116,8 +119,17 @@ static void lower_bincount(Lower *l) {
 }
 
 const LowerRow lower_rows_scan[] = {
-    {"cumsum", lower_cumsum, 0}, {"cumprod", lower_no_scan, 0}, {"cummax", lower_no_scan, 0}, {"cummin", lower_no_scan, 0},
-    {"logcumsumexp", lower_no_scan, 0}, {"diff", lower_diff, 0}, {"sort", lower_sort, SORT_BOTH}, {"msort", lower_sort, SORT_VALUE},
-    {"argsort", lower_sort, SORT_INDEX}, {"topk", lower_topk, 0}, {"histc", lower_histc, 0}, {"bincount", lower_bincount, 0},
+    {"cumsum", lower_cumsum, 0},
+    {"cumprod", lower_no_scan, 0},
+    {"cummax", lower_no_scan, 0},
+    {"cummin", lower_no_scan, 0},
+    {"logcumsumexp", lower_no_scan, 0},
+    {"diff", lower_diff, 0},
+    {"sort", lower_sort, SORT_BOTH},
+    {"msort", lower_sort, SORT_VALUE},
+    {"argsort", lower_sort, SORT_INDEX},
+    {"topk", lower_topk, 0},
+    {"histc", lower_histc, 0},
+    {"bincount", lower_bincount, 0},
     {NULL, NULL, 0},
 };

@@ -7,7 +7,8 @@ static void lower_embedding(Lower *l) {
     int64_t skip = lower_int(l, "padding_idx", -1);
     lower_ignore(l, "sparse");
     if (lower_bool(l, "scale_grad_by_freq", false)) lower_refuse(l, "scale_grad_by_freq");
-    if (!lower_failed(l) && (LSHAPE(l, w).ndim != 2 || LDTYPE(l, idx) != DT_I64)) lower_invalid(l, "an embedding table or index of a wrong type");
+    if (!lower_failed(l) && (LSHAPE(l, w).ndim != 2 || LDTYPE(l, idx) != DT_I64))
+        lower_invalid(l, "an embedding table or index of a wrong type");
     Attr a = attr_i(ATTR_SKIP, skip < 0 ? -1 : skip);
     lower_out(l, 0, build(&l->b, OP_EMBEDDING, 2, (ValueId[]){w, idx}, 1, &a));
 }
@@ -112,16 +113,30 @@ static void lower_scatter(Lower *l) {
 }
 
 static void lower_data_dependent(Lower *l) {
-    lower_refuse(l, "its result (or the program after it) depends on the data; use masks and torch.where, which keep sizes fixed");
+    lower_refuse(l,
+                 "its result (or the program after it) depends on the data; use masks and torch.where, which keep sizes fixed");
 }
 
 const LowerRow lower_rows_select[] = {
-    {"embedding", lower_embedding, 0}, {"index_select", lower_index_select, 0}, {"take", lower_take_flat, 0},
-    {"gather", lower_gather, 0}, {"take_along_dim", lower_take_along_dim, 0}, {"scatter", lower_scatter, SCATTER_SET},
-    {"scatter_add", lower_scatter, SCATTER_SUM}, {"scatter_reduce", lower_scatter, SCATTER_SET},
-    {"nonzero", lower_data_dependent, 0}, {"nonzero_static", lower_data_dependent, 0}, {"argwhere", lower_data_dependent, 0},
-    {"masked_select", lower_data_dependent, 0}, {"masked_scatter", lower_data_dependent, 0}, {"item", lower_data_dependent, 0},
-    {"_local_scalar_dense", lower_data_dependent, 0}, {"_unique2", lower_data_dependent, 0}, {"unique_dim", lower_data_dependent, 0},
-    {"unique_consecutive", lower_data_dependent, 0}, {"is_nonzero", lower_data_dependent, 0}, {"equal", lower_data_dependent, 0},
+    {"embedding", lower_embedding, 0},
+    {"index_select", lower_index_select, 0},
+    {"take", lower_take_flat, 0},
+    {"gather", lower_gather, 0},
+    {"take_along_dim", lower_take_along_dim, 0},
+    {"scatter", lower_scatter, SCATTER_SET},
+    {"scatter_add", lower_scatter, SCATTER_SUM},
+    {"scatter_reduce", lower_scatter, SCATTER_SET},
+    {"nonzero", lower_data_dependent, 0},
+    {"nonzero_static", lower_data_dependent, 0},
+    {"argwhere", lower_data_dependent, 0},
+    {"masked_select", lower_data_dependent, 0},
+    {"masked_scatter", lower_data_dependent, 0},
+    {"item", lower_data_dependent, 0},
+    {"_local_scalar_dense", lower_data_dependent, 0},
+    {"_unique2", lower_data_dependent, 0},
+    {"unique_dim", lower_data_dependent, 0},
+    {"unique_consecutive", lower_data_dependent, 0},
+    {"is_nonzero", lower_data_dependent, 0},
+    {"equal", lower_data_dependent, 0},
     {NULL, NULL, 0},
 };

@@ -1,5 +1,5 @@
-// Views: what changes the shape, the order of the dims, or which part is seen. Each is a recipe of lower_tensor.c, so that a write
-// through it finds its way.
+// Views: what changes the shape, the order of the dims, or which part is seen. Each is a recipe of lower_tensor.c, so that a
+// write through it finds its way.
 #include "import/lower.h"
 
 typedef struct Source {  // the tensor that is viewed
@@ -15,7 +15,7 @@ static Source source(Lower *l) {
 
 static View view_reshape(Shape s, bool maybe) { return (View){.kind = VIEW_RESHAPE, .shape = s, .maybe = maybe}; }
 
-// ---- shape ---------------------------------------------------------------------------------------------------------------------
+// ---- shape ----------------------------------------------------------------------------------------------------------------
 
 // One size may be -1: what is left.
 static bool resolve_sizes(Lower *l, int64_t numel, Shape *s) {
@@ -44,13 +44,15 @@ static void lower_reshape(Lower *l) {
     if (lower_has(l, "dtype")) lower_refuse(l, "reinterpreting a tensor's bytes; convert the values with .to()");
     lower_ignore(l, "stride");
     lower_shape_arg(l, lower_has(l, "size") ? "size" : "shape", &s);
-    if (!lower_failed(l) && resolve_sizes(l, lower_numel(l, x.s), &s)) lower_out_view(l, 0, x.t, view_reshape(s, l->cur->op == SHARES_MAYBE));
+    if (!lower_failed(l) && resolve_sizes(l, lower_numel(l, x.s), &s))
+        lower_out_view(l, 0, x.t, view_reshape(s, l->cur->op == SHARES_MAYBE));
 }
 
 static void lower_reshape_as(Lower *l) {
     Source x = source(l);
     Shape s = LSHAPE(l, lower_in(l, "other"));
-    if (!lower_failed(l) && lower_numel(l, s) != lower_numel(l, x.s)) lower_invalid(l, "tensors of different numbers of elements");
+    if (!lower_failed(l) && lower_numel(l, s) != lower_numel(l, x.s))
+        lower_invalid(l, "tensors of different numbers of elements");
     lower_out_view(l, 0, x.t, view_reshape(s, l->cur->op == SHARES_MAYBE));
 }
 
@@ -114,11 +116,12 @@ static void lower_at_least(Lower *l) {
     Source x = source(l);
     int64_t n0 = x.s.ndim > 0 ? x.s.dim[0] : 1, n1 = x.s.ndim > 1 ? x.s.dim[1] : 1;
     Shape s = x.s;
-    if (x.s.ndim < l->cur->op) s = l->cur->op == 1 ? SHAPE(1) : l->cur->op == 2 ? SHAPE(1, n0) : x.s.ndim < 2 ? SHAPE(1, n0, 1) : SHAPE(n0, n1, 1);
+    if (x.s.ndim < l->cur->op)
+        s = l->cur->op == 1 ? SHAPE(1) : l->cur->op == 2 ? SHAPE(1, n0) : x.s.ndim < 2 ? SHAPE(1, n0, 1) : SHAPE(n0, n1, 1);
     lower_out_view(l, 0, x.t, view_reshape(s, false));
 }
 
-// ---- order ------------------------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------------------------
 
 static void out_permuted(Lower *l, Source x, const int *dims) {
     View v = {.kind = VIEW_PERMUTE};
@@ -172,7 +175,7 @@ static void lower_movedim(Lower *l) {
     out_permuted(l, x, dims);
 }
 
-// ---- size -------------------------------------------------------------------------------------------------------------------------
+// ---- size -----------------------------------------------------------------------------------------------------------------
 
 // Sizes of -1 keep the tensor's own; new dims come in front.
 static void out_expanded(Lower *l, Source x, Shape s) {
@@ -180,7 +183,8 @@ static void out_expanded(Lower *l, Source x, Shape s) {
     for (int i = 0; i < s.ndim && !lower_failed(l); i++) {
         int64_t own = i >= lead ? x.s.dim[i - lead] : 1;
         if (s.dim[i] == -1 && i >= lead) s.dim[i] = own;
-        if (s.dim[i] < 0 || (own != 1 && own != s.dim[i])) lower_invalid(l, "size %lld cannot become %lld", (long long)own, (long long)s.dim[i]);
+        if (s.dim[i] < 0 || (own != 1 && own != s.dim[i]))
+            lower_invalid(l, "size %lld cannot become %lld", (long long)own, (long long)s.dim[i]);
     }
     if (!lower_failed(l) && lead < 0) lower_invalid(l, "expand to fewer dims");
     if (lower_failed(l)) return;
@@ -213,7 +217,8 @@ static void lower_slice(Lower *l) {
     Source x = source(l);
     int dim = lower_dim_arg(l, "dim", 0, x.s.ndim);
     int64_t start = lower_int(l, "start", 0), end = lower_int(l, "end", INT64_MAX), step = lower_int(l, "step", 1);
-    if (!lower_failed(l) && (step < 1 || x.s.ndim == 0)) lower_invalid(l, "a slice with step %lld of %d dims", (long long)step, x.s.ndim);
+    if (!lower_failed(l) && (step < 1 || x.s.ndim == 0))
+        lower_invalid(l, "a slice with step %lld of %d dims", (long long)step, x.s.ndim);
     if (lower_failed(l)) return;
     int64_t n = x.s.dim[dim];
     start = clip(start, n);
@@ -251,7 +256,7 @@ static void lower_select(Lower *l) {
     lower_out_view(l, 0, t, view_reshape(s, false));
 }
 
-// ---- views that are not tracked -------------------------------------------------------------------------------------------------------
+// ---- views that are not tracked -------------------------------------------------------------------------------------------
 
 // The elements [i, i + offset]: dims [.., R, C, ..] moved to the end and flattened, a diagonal is a slice of step C + 1.
 static ValueId diagonal_value(Lower *l, ValueId x, int d0, int d1, int64_t offset) {
@@ -268,7 +273,11 @@ static ValueId diagonal_value(Lower *l, ValueId x, int d0, int d1, int64_t offse
     int64_t len = offset >= 0 ? min_i64(rows, cols - offset) : min_i64(rows + offset, cols);
     s.ndim = n - 1;
     s.dim[n - 2] = rows * cols;
-    return build_slice(b, build_reshape(b, x, s), n - 2, len <= 0 ? 0 : offset >= 0 ? offset : -offset * cols, cols + 1, max_i64(len, 0));
+    return build_slice(b, build_reshape(b, x, s), n - 2,
+                       len <= 0      ? 0
+                       : offset >= 0 ? offset
+                                     : -offset * cols,
+                       cols + 1, max_i64(len, 0));
 }
 
 static void lower_diagonal(Lower *l) {
@@ -290,7 +299,8 @@ static void lower_unfold(Lower *l) {
     Source x = source(l);
     int dim = lower_dim_arg(l, "dimension", 0, x.s.ndim);
     int64_t size = lower_int(l, "size", 1), step = lower_int(l, "step", 1), n = x.s.ndim ? x.s.dim[dim] : 0;
-    if (!lower_failed(l) && (size < 0 || size > n || step < 1)) lower_invalid(l, "windows of %lld in a dim of %lld", (long long)size, (long long)n);
+    if (!lower_failed(l) && (size < 0 || size > n || step < 1))
+        lower_invalid(l, "windows of %lld in a dim of %lld", (long long)size, (long long)n);
     if (lower_failed(l)) return;
     int64_t count = (n - size) / step + 1;
     ValueId at = build_iota(&l->b, SHAPE(count, 1), 0, 0, step, DT_I64), in = build_iota(&l->b, SHAPE(1, size), 1, 0, 1, DT_I64);
@@ -302,17 +312,43 @@ static void lower_unfold(Lower *l) {
 static void lower_as_strided(Lower *l) { lower_refuse(l, "a view by strides; use slices, views and expand"); }
 
 const LowerRow lower_rows_shape[] = {
-    {"view", lower_reshape, SHARES}, {"_unsafe_view", lower_reshape, SHARES}, {"reshape", lower_reshape, SHARES_MAYBE},
-    {"_reshape_alias", lower_reshape, SHARES}, {"view_as", lower_reshape_as, SHARES}, {"reshape_as", lower_reshape_as, SHARES_MAYBE},
-    {"flatten", lower_flatten, FLATTEN}, {"ravel", lower_flatten, RAVEL}, {"unflatten", lower_unflatten, 0},
-    {"unsqueeze", lower_unsqueeze, 0}, {"unsqueeze_", lower_unsqueeze, 0}, {"squeeze", lower_squeeze, 0}, {"squeeze_", lower_squeeze, 0},
-    {"atleast_1d", lower_at_least, AT_LEAST_1}, {"atleast_2d", lower_at_least, AT_LEAST_2}, {"atleast_3d", lower_at_least, AT_LEAST_3},
-    {"permute", lower_permute, 0}, {"transpose", lower_transpose, SWAP_NAMED}, {"transpose_", lower_transpose, SWAP_NAMED},
-    {"swapaxes", lower_transpose, SWAP_NAMED}, {"swapdims", lower_transpose, SWAP_NAMED}, {"t", lower_transpose, SWAP_T},
-    {"t_", lower_transpose, SWAP_T}, {"mT", lower_transpose, SWAP_MT}, {"adjoint", lower_transpose, SWAP_MT},
-    {"numpy_T", lower_transpose, SWAP_ALL}, {"movedim", lower_movedim, 0}, {"moveaxis", lower_movedim, 0},
-    {"expand", lower_expand, 0}, {"broadcast_to", lower_expand, 0}, {"expand_as", lower_expand_as, 0}, {"slice", lower_slice, 0},
-    {"narrow", lower_narrow, 0}, {"select", lower_select, 0}, {"diagonal", lower_diagonal, 0},
-    {"trace", lower_diagonal, 1}, {"unfold", lower_unfold, 0}, {"as_strided", lower_as_strided, 0},
+    {"view", lower_reshape, SHARES},
+    {"_unsafe_view", lower_reshape, SHARES},
+    {"reshape", lower_reshape, SHARES_MAYBE},
+    {"_reshape_alias", lower_reshape, SHARES},
+    {"view_as", lower_reshape_as, SHARES},
+    {"reshape_as", lower_reshape_as, SHARES_MAYBE},
+    {"flatten", lower_flatten, FLATTEN},
+    {"ravel", lower_flatten, RAVEL},
+    {"unflatten", lower_unflatten, 0},
+    {"unsqueeze", lower_unsqueeze, 0},
+    {"unsqueeze_", lower_unsqueeze, 0},
+    {"squeeze", lower_squeeze, 0},
+    {"squeeze_", lower_squeeze, 0},
+    {"atleast_1d", lower_at_least, AT_LEAST_1},
+    {"atleast_2d", lower_at_least, AT_LEAST_2},
+    {"atleast_3d", lower_at_least, AT_LEAST_3},
+    {"permute", lower_permute, 0},
+    {"transpose", lower_transpose, SWAP_NAMED},
+    {"transpose_", lower_transpose, SWAP_NAMED},
+    {"swapaxes", lower_transpose, SWAP_NAMED},
+    {"swapdims", lower_transpose, SWAP_NAMED},
+    {"t", lower_transpose, SWAP_T},
+    {"t_", lower_transpose, SWAP_T},
+    {"mT", lower_transpose, SWAP_MT},
+    {"adjoint", lower_transpose, SWAP_MT},
+    {"numpy_T", lower_transpose, SWAP_ALL},
+    {"movedim", lower_movedim, 0},
+    {"moveaxis", lower_movedim, 0},
+    {"expand", lower_expand, 0},
+    {"broadcast_to", lower_expand, 0},
+    {"expand_as", lower_expand_as, 0},
+    {"slice", lower_slice, 0},
+    {"narrow", lower_narrow, 0},
+    {"select", lower_select, 0},
+    {"diagonal", lower_diagonal, 0},
+    {"trace", lower_diagonal, 1},
+    {"unfold", lower_unfold, 0},
+    {"as_strided", lower_as_strided, 0},
     {NULL, NULL, 0},
 };

@@ -1,7 +1,7 @@
 // Taking tensors apart and putting them together: split, cat, repeat, roll, pad, triangles.
 #include "import/lower.h"
 
-// ---- apart ---------------------------------------------------------------------------------------------------------------------
+// ---- apart ----------------------------------------------------------------------------------------------------------------
 
 // Output i is x[start : start + n] of dim.
 static void out_piece(Lower *l, int i, int32_t t, int dim, int64_t start, int64_t n) {
@@ -26,8 +26,9 @@ static void lower_split(Lower *l) {
     if (lower_failed(l)) return;
     int64_t count = n ? ceil_div(n, size) : 1;
     if (count != l->nout) {
-        lower_refuse(l, "it makes %lld pieces at these sizes, but the program was exported with %d; bind a length with as many pieces",
-                     (long long)count, l->nout);
+        lower_refuse(
+            l, "it makes %lld pieces at these sizes, but the program was exported with %d; bind a length with as many pieces",
+            (long long)count, l->nout);
         return;
     }
     for (int i = 0; i < l->nout; i++) out_piece(l, i, t, dim, i * size, min_i64(size, n - i * size));
@@ -45,7 +46,8 @@ static void lower_split_sizes(Lower *l) {
         out_piece(l, i, t, dim, at, sizes[i]);
         at += sizes[i];
     }
-    if (!lower_failed(l) && at != s.dim[dim]) lower_invalid(l, "pieces of %lld elements in all for %lld", (long long)at, (long long)s.dim[dim]);
+    if (!lower_failed(l) && at != s.dim[dim])
+        lower_invalid(l, "pieces of %lld elements in all for %lld", (long long)at, (long long)s.dim[dim]);
 }
 
 // At given positions, or into so many pieces of which the first ones are larger by one.
@@ -70,7 +72,8 @@ static void lower_unbind(Lower *l) {
     int32_t t = lower_handle(l, "self");
     Shape s = LSHAPE(l, lower_in(l, "self")), rest = {0};
     int dim = lower_dim_arg(l, "dim", 0, s.ndim);
-    if (!lower_failed(l) && (s.ndim == 0 || s.dim[dim] != l->nout)) lower_refuse(l, "unbind of a dim whose size is not that of the export");
+    if (!lower_failed(l) && (s.ndim == 0 || s.dim[dim] != l->nout))
+        lower_refuse(l, "unbind of a dim whose size is not that of the export");
     if (lower_failed(l)) return;
     for (int i = 0; i < s.ndim; i++)
         if (i != dim) rest.dim[rest.ndim++] = s.dim[i];
@@ -80,7 +83,7 @@ static void lower_unbind(Lower *l) {
     }
 }
 
-// ---- together --------------------------------------------------------------------------------------------------------------------
+// ---- together -------------------------------------------------------------------------------------------------------------
 
 // The values of a tensor list in their common type.
 static int list_values(Lower *l, const char *name, ValueId **out) {
@@ -155,7 +158,8 @@ static void lower_meshgrid(Lower *l) {
     bool xy = !strcmp(lower_str(l, "indexing", "ij"), "xy") && n >= 2;
     Shape s = {.ndim = n};
     if (n > MAX_DIMS) lower_refuse(l, "a grid of more than %d dims", MAX_DIMS);
-    for (int i = 0; i < n && !lower_failed(l); i++) s.dim[xy && i < 2 ? 1 - i : i] = lower_numel(l, LSHAPE(l, lower_read(l, t[i])));
+    for (int i = 0; i < n && !lower_failed(l); i++)
+        s.dim[xy && i < 2 ? 1 - i : i] = lower_numel(l, LSHAPE(l, lower_read(l, t[i])));
     for (int i = 0; i < n && !lower_failed(l); i++) {
         int at = xy && i < 2 ? 1 - i : i;
         Shape line = {.ndim = n};
@@ -164,7 +168,7 @@ static void lower_meshgrid(Lower *l) {
     }
 }
 
-// ---- repeats -------------------------------------------------------------------------------------------------------------------------
+// ---- repeats --------------------------------------------------------------------------------------------------------------
 
 // Dim `dim` repeated `times`: each element in a row (each), or the whole dim again and again.
 static ValueId repeat_dim(Lower *l, ValueId x, int dim, int64_t times, bool each) {
@@ -253,7 +257,7 @@ static void lower_flip(Lower *l) {
     lower_out(l, 0, x);
 }
 
-// ---- pad ---------------------------------------------------------------------------------------------------------------------------------
+// ---- pad ------------------------------------------------------------------------------------------------------------------
 
 // A pad below 0 cuts.
 static ValueId pad_constant(Lower *l, ValueId x, int dim, int64_t lo, int64_t hi, double value) {
@@ -310,11 +314,12 @@ static void lower_pad(Lower *l) {
     lower_out(l, 0, x);
 }
 
-// ---- triangles -------------------------------------------------------------------------------------------------------------------------------
+// ---- triangles ------------------------------------------------------------------------------------------------------------
 
 // Comparison of positions, so that the mask pass can read it: col <= row + diagonal (tril), col >= row + diagonal (triu).
 static ValueId triangle(Lower *l, int64_t rows, int64_t cols, int64_t diagonal, bool lower) {
-    ValueId row = build_iota(&l->b, SHAPE(rows, 1), 0, diagonal, 1, DT_I64), col = build_iota(&l->b, SHAPE(1, cols), 1, 0, 1, DT_I64);
+    ValueId row = build_iota(&l->b, SHAPE(rows, 1), 0, diagonal, 1, DT_I64),
+            col = build_iota(&l->b, SHAPE(1, cols), 1, 0, 1, DT_I64);
     return lower_binary(l, lower ? OP_LE : OP_GE, col, row);
 }
 
@@ -344,7 +349,7 @@ static void lower_diag_embed(Lower *l) {
     lower_out(l, 0, lower_where(l, lower_binary(l, OP_EQ, row, col), y, lower_number(l, LDTYPE(l, x), 0)));
 }
 
-// ---- the whole with a part replaced --------------------------------------------------------------------------------------------------------------
+// ---- the whole with a part replaced ---------------------------------------------------------------------------------------
 
 static void lower_slice_scatter(Lower *l) {
     ValueId x = lower_in(l, "self"), y = lower_in(l, "src");
@@ -363,21 +368,45 @@ static void lower_slice_scatter(Lower *l) {
         start = max_i64(0, min_i64(start < 0 ? start + n : start, n));
     }
     int64_t k = LSHAPE(l, y).ndim == s.ndim ? LSHAPE(l, y).dim[dim] : -1;
-    if (!lower_failed(l) && (k < 0 || step < 1 || start < 0 || start + (k - 1) * step >= n)) lower_invalid(l, "a part outside the tensor");
+    if (!lower_failed(l) && (k < 0 || step < 1 || start < 0 || start + (k - 1) * step >= n))
+        lower_invalid(l, "a part outside the tensor");
     lower_out(l, 0, lower_put_slice(l, x, lower_cast(l, y, LDTYPE(l, x)), dim, start, step));
 }
 
 const LowerRow lower_rows_split[] = {
-    {"split", lower_split, SPLIT_SIZE}, {"unsafe_split", lower_split, SPLIT_SIZE}, {"chunk", lower_split, SPLIT_CHUNKS},
-    {"unsafe_chunk", lower_split, SPLIT_CHUNKS}, {"split_with_sizes", lower_split_sizes, 0}, {"unsafe_split_with_sizes", lower_split_sizes, 0},
-    {"tensor_split", lower_tensor_split, 0}, {"unbind", lower_unbind, 0}, {"cat", lower_cat, 0}, {"concat", lower_cat, 0},
-    {"concatenate", lower_cat, 0}, {"stack", lower_stack_op, 0}, {"hstack", lower_cat_along, STACK_H}, {"vstack", lower_cat_along, STACK_V},
-    {"row_stack", lower_cat_along, STACK_V}, {"dstack", lower_cat_along, STACK_D}, {"broadcast_tensors", lower_broadcast_tensors, 0},
-    {"meshgrid", lower_meshgrid, 0}, {"repeat", lower_repeat, REPEAT}, {"tile", lower_repeat, TILE},
-    {"repeat_interleave", lower_repeat_interleave, 0}, {"roll", lower_roll, 0}, {"flip", lower_flip, FLIP},
-    {"fliplr", lower_flip, FLIP_LAST}, {"flipud", lower_flip, FLIP_FIRST}, {"pad", lower_pad, -1},
-    {"constant_pad_nd", lower_pad, PAD_CONSTANT}, {"reflection_pad1d", lower_pad, PAD_REFLECT},
-    {"replication_pad1d", lower_pad, PAD_REPLICATE}, {"tril", lower_tri, 0}, {"triu", lower_tri, 1}, {"diag_embed", lower_diag_embed, 0},
-    {"slice_scatter", lower_slice_scatter, 0}, {"select_scatter", lower_slice_scatter, 1},
+    {"split", lower_split, SPLIT_SIZE},
+    {"unsafe_split", lower_split, SPLIT_SIZE},
+    {"chunk", lower_split, SPLIT_CHUNKS},
+    {"unsafe_chunk", lower_split, SPLIT_CHUNKS},
+    {"split_with_sizes", lower_split_sizes, 0},
+    {"unsafe_split_with_sizes", lower_split_sizes, 0},
+    {"tensor_split", lower_tensor_split, 0},
+    {"unbind", lower_unbind, 0},
+    {"cat", lower_cat, 0},
+    {"concat", lower_cat, 0},
+    {"concatenate", lower_cat, 0},
+    {"stack", lower_stack_op, 0},
+    {"hstack", lower_cat_along, STACK_H},
+    {"vstack", lower_cat_along, STACK_V},
+    {"row_stack", lower_cat_along, STACK_V},
+    {"dstack", lower_cat_along, STACK_D},
+    {"broadcast_tensors", lower_broadcast_tensors, 0},
+    {"meshgrid", lower_meshgrid, 0},
+    {"repeat", lower_repeat, REPEAT},
+    {"tile", lower_repeat, TILE},
+    {"repeat_interleave", lower_repeat_interleave, 0},
+    {"roll", lower_roll, 0},
+    {"flip", lower_flip, FLIP},
+    {"fliplr", lower_flip, FLIP_LAST},
+    {"flipud", lower_flip, FLIP_FIRST},
+    {"pad", lower_pad, -1},
+    {"constant_pad_nd", lower_pad, PAD_CONSTANT},
+    {"reflection_pad1d", lower_pad, PAD_REFLECT},
+    {"replication_pad1d", lower_pad, PAD_REPLICATE},
+    {"tril", lower_tri, 0},
+    {"triu", lower_tri, 1},
+    {"diag_embed", lower_diag_embed, 0},
+    {"slice_scatter", lower_slice_scatter, 0},
+    {"select_scatter", lower_slice_scatter, 1},
     {NULL, NULL, 0},
 };

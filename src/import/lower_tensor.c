@@ -13,7 +13,8 @@ int32_t lower_new(Lower *l, ValueId v) {
 // A value that nothing differentiable made needs no stop.
 static bool is_constant(const Lower *l, ValueId v) {
     OpKind op = graph_def(l->b.g, v)->op;
-    return !dtype_is_float(LDTYPE(l, v)) || op == OP_CONSTANT || op == OP_FULL || op == OP_IOTA || op == OP_INPUT || op == OP_RANDOM;
+    return !dtype_is_float(LDTYPE(l, v)) || op == OP_CONSTANT || op == OP_FULL || op == OP_IOTA || op == OP_INPUT ||
+           op == OP_RANDOM;
 }
 
 ValueId lower_view_value(Lower *l, const View *v, ValueId x) {
@@ -126,7 +127,9 @@ static ValueId put_view(Lower *l, const View *v, ValueId x, ValueId y) {
             if (!dtype_is_float(LDTYPE(l, y))) return y;
             lower_refuse(l, "an in-place write through a detached tensor; write to the tensor itself, or to a clone");
             return NO_VALUE;
-        case VIEW_BROADCAST: lower_refuse(l, "an in-place write to an expanded tensor, whose elements share memory; clone it first"); break;
+        case VIEW_BROADCAST:
+            lower_refuse(l, "an in-place write to an expanded tensor, whose elements share memory; clone it first");
+            break;
         case VIEW_OPAQUE: lower_refuse(l, "an in-place write through this kind of view; clone it first"); break;
     }
     return NO_VALUE;

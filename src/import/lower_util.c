@@ -2,7 +2,7 @@
 #include "import/lower.h"
 #include "ops/op.h"
 
-// ---- types ----------------------------------------------------------------------------------------------------------------------
+// ---- types ----------------------------------------------------------------------------------------------------------------
 
 DType lower_promote(Lower *l, DType a, DType b) {
     if (dtype_is_float(a) || dtype_is_float(b)) return l->real;
@@ -23,7 +23,9 @@ ValueId lower_number(Lower *l, DType t, double v) { return build_scalar(&l->b, t
 
 ValueId lower_unary(Lower *l, OpKind op, ValueId x) { return build_unary(&l->b, op, x); }
 
-static bool is_comparison(OpKind op) { return op == OP_EQ || op == OP_NE || op == OP_LT || op == OP_LE || op == OP_GT || op == OP_GE; }
+static bool is_comparison(OpKind op) {
+    return op == OP_EQ || op == OP_NE || op == OP_LT || op == OP_LE || op == OP_GT || op == OP_GE;
+}
 static bool is_logic(OpKind op) { return op == OP_AND || op == OP_OR || op == OP_XOR; }
 
 ValueId lower_binary(Lower *l, OpKind op, ValueId x, ValueId y) {
@@ -53,7 +55,7 @@ ValueId lower_where(Lower *l, ValueId c, ValueId x, ValueId y) {
     return build_where(&l->b, lower_cast(l, c, DT_BOOL), lower_cast(l, x, t), lower_cast(l, y, t));
 }
 
-// ---- shapes ----------------------------------------------------------------------------------------------------------------------
+// ---- shapes ---------------------------------------------------------------------------------------------------------------
 
 int64_t lower_numel(Lower *l, Shape s) {
     int64_t n = 1;
@@ -112,7 +114,7 @@ ValueId lower_stack(Lower *l, int n, const ValueId *x, int dim) {
     return build_concat(&l->b, n, wide, dim);
 }
 
-// ---- reductions -------------------------------------------------------------------------------------------------------------------
+// ---- reductions -----------------------------------------------------------------------------------------------------------
 
 ValueId lower_sum_dims(Lower *l, ValueId x, int nd, const int *dims, bool keep) {
     ValueId s = build_sum(&l->b, x, nd, dims);
@@ -143,7 +145,16 @@ ValueId lower_logsumexp(Lower *l, ValueId x, int dim) {
 }
 
 ValueId lower_log_softmax(Lower *l, ValueId x, int dim) { return lower_binary(l, OP_SUB, x, lower_logsumexp(l, x, dim)); }
-ValueId lower_softmax(Lower *l, ValueId x, int dim) { return lower_unary(l, OP_EXP, lower_log_softmax(l, x, dim)); }
+
+// exp(x - max) / sum, not exp(x - logsumexp): where a whole row is about -1e9 (masked by adding), float32 has no room for the
+// logarithm of the sum beside the maximum.
+ValueId lower_softmax(Lower *l, ValueId x, int dim) {
+    if (lower_failed(l)) return NO_VALUE;
+    if (LSHAPE(l, x).ndim == 0) return lower_unary(l, OP_EXP, lower_binary(l, OP_SUB, x, x));
+    ValueId max = build_unary(&l->b, OP_STOP_GRAD, build_reduce(&l->b, OP_AMAX, x, dim));
+    ValueId e = lower_unary(l, OP_EXP, lower_binary(l, OP_SUB, x, max));
+    return lower_binary(l, OP_DIV, e, build_sum(&l->b, e, 1, &dim));
+}
 
 // log(1 + exp(beta x)) / beta; x itself where beta x > threshold, and exp never overflows on the way (nor in the gradient).
 ValueId lower_softplus(Lower *l, ValueId x, double beta, double threshold) {
@@ -160,7 +171,7 @@ ValueId lower_log_sigmoid(Lower *l, ValueId x) {
     return lower_unary(l, OP_NEG, lower_softplus(l, lower_unary(l, OP_NEG, x), 1.0, 40.0));
 }
 
-// ---- indexing -----------------------------------------------------------------------------------------------------------------------
+// ---- indexing -------------------------------------------------------------------------------------------------------------
 
 ValueId lower_take(Lower *l, ValueId x, int dim, ValueId idx) {
     if (lower_failed(l)) return NO_VALUE;
@@ -227,7 +238,7 @@ ValueId lower_wrap_index(Lower *l, ValueId idx, int64_t n) {
     return lower_where(l, lower_scalar(l, OP_LT, idx, 0), lower_scalar(l, OP_ADD, idx, (double)n), idx);
 }
 
-// ---- products ---------------------------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------------
 
 // x [.., M, K] times y [.., K, N] with broadcast batch dims.
 static ValueId batched_matmul(Lower *l, ValueId x, ValueId y) {
@@ -268,7 +279,7 @@ ValueId lower_matmul(Lower *l, ValueId x, ValueId y) {
     return build_dot(&l->b, build_transpose(&l->b, y, ny - 2, ny - 1), x, 0, 1, false, false);  // [K] x [.., K, N] -> [.., N]
 }
 
-// ---- random ---------------------------------------------------------------------------------------------------------------------------------
+// ---- random ---------------------------------------------------------------------------------------------------------------
 
 ValueId lower_uniform(Lower *l, Shape s) {
     Attr a[] = {attr_ints(ATTR_SHAPE, s.ndim, s.dim), attr_i(ATTR_DTYPE, l->real), attr_i(ATTR_SEED, lower_stream(l))};
