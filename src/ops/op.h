@@ -6,10 +6,8 @@
 enum {
     OPF_SOURCE = 1,      // no inputs
     OPF_POINTWISE = 2,   // elementwise with broadcasting; may be an instruction of a Program
-    OPF_LINEAR = 4,      // f(a+b) = f(a)+f(b) in input 0 (others fixed): a Partial(sum) may pass through
-    OPF_VIEW = 8,        // the output has input 0's bytes in the same order: no data moves
-    OPF_INPLACE = 16,    // output i overwrites a state buffer (see the op)
-    OPF_COMM = 32,       // moves data between ranks
+    OPF_VIEW = 4,        // the output has input 0's bytes in the same order: no data moves
+    OPF_INPLACE = 8,    // output i overwrites a state buffer (see the op)
 };
 
 typedef struct TypeOut {  // result type of one output

@@ -71,6 +71,7 @@ static Status trace_run(const CheckOptions *o, const TensorFile *inputs, int nst
     Runtime *rt = NULL;
     Status st = compile_file(&o->compile, &c, d);
     if (st == ST_OK) {
+        if (o->notes) o->notes(&c.import);
         copy_param_table(t, c.graph);
         st = runtime_new(c.plan, o->seed, &rt, d);
     }
@@ -177,8 +178,12 @@ static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
         const TensorView *t = tensors_find(f, u->name);
         if (u->seq_dim < 0 || u->batch_dim < 0 || !t || t->shape.ndim != u->ndim) continue;
         pick = t;
-        o->compile.import.batch = t->shape.dim[u->batch_dim];
-        o->compile.import.seq = t->shape.dim[u->seq_dim];
+        int64_t batch = t->shape.dim[u->batch_dim], seq = t->shape.dim[u->seq_dim];
+        ImportOptions *want = &o->compile.import;
+        if ((want->batch && want->batch != batch) || (want->seq && want->seq != seq))
+            st = diag_error(d, ST_INPUT, "%s holds batch %" PRId64 " and sequence %" PRId64 ": drop --batch and --seq, the golden says what to bind", o->golden, batch, seq);
+        want->batch = batch;
+        want->seq = seq;
     }
     if (st == ST_OK && !pick) st = diag_error(d, ST_INPUT, "%s: no tensor is one of the program's inputs [batch, sequence, ...] to bind it to", o->golden);
     vec_free(&ignored.missing);
@@ -192,6 +197,7 @@ static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
 static Status reference_gradients(const CheckOptions *o, const TensorFile *f, Trace *ref, Diag *d) {
     CheckOptions one = *o;
     one.compile.nranks = 1;
+    one.notes = NULL;
     one.compile.no_fuse = true;
     one.compile.import.real = DT_F64;
     one.compile.attention = ATTN_AUTO;
@@ -238,6 +244,7 @@ static Status check_against_one(CheckOptions *o, Arena *a, Trace *t, CheckResult
     r->seq = o->compile.import.seq;
     CheckOptions one = *o;
     one.compile.nranks = 1;
+    one.notes = NULL;
     one.compile.attention = ATTN_AUTO;
     one.compile.strategies = NULL;
     Trace ref = {0};
