@@ -13,9 +13,11 @@ static void print_number(const char *name, double v) {
         printf(" %s=nan", name);
 }
 
+static void show_notes(const ImportReport *r) { print_import_notes("autosp check", r); }
+
 int command_check(int argc, char **argv) {
     CommonArgs c = COMMON_DEFAULTS;
-    CheckOptions o = {.lr = 1e-3, .adamw_steps = 5};
+    CheckOptions o = {.lr = 1e-3, .adamw_steps = 5, .notes = show_notes};
     int64_t steps = 5;
     const Opt opts[] = {
         {"--golden", OPT_TEXT, &o.golden, "F", "safetensors with inputs, loss, grad.<parameter>, adamw_losses"},

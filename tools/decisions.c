@@ -1,10 +1,11 @@
 #include "decisions.h"
 
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "base/files.h"
 
 Status decisions_save(const char *path, const Compiled *c, Diag *d) {
     json_t *attention = json_array();
@@ -15,16 +16,11 @@ Status decisions_save(const char *path, const Compiled *c, Diag *d) {
     json_t *top = json_pack("{s:i, s:s, s:I, s:I, s:i, s:o}", "autosp_decisions", 1, "program", c->graph->name, "seq", (json_int_t)c->graph->seq,
                             "batch", (json_int_t)c->graph->batch, "ranks", graph_nranks(c->graph), "attention", attention);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
-    Str tmp = {0};
-    str_printf(&tmp, "%s.tmp%d", path, (int)getpid());
-    int bad = json_dump_file(top, str_text(&tmp), JSON_INDENT(2));
+    char *text = json_dumps(top, JSON_INDENT(2));
     json_decref(top);
-    Status st = ST_OK;
-    if (bad || rename(str_text(&tmp), path)) {
-        st = diag_error(d, ST_IO, "%s: cannot write: %s", path, strerror(errno));
-        unlink(str_text(&tmp));
-    }
-    str_free(&tmp);
+    if (!text) return diag_error(d, ST_MEMORY, "out of memory");
+    Status st = file_replace(path, text, strlen(text), d);
+    free(text);
     return st;
 }
 

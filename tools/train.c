@@ -16,8 +16,10 @@ static void on_signal(int sig) {
     signal(sig, SIG_DFL);
 }
 
+static void show_notes(const Compiled *c) { print_import_notes("autosp train", &c->import); }
+
 static void show_plan(const Compiled *c) {
-    print_import_notes("autosp train", &c->import);
+    show_notes(c);
     plan_report_text(stdout, c, false);
     printf("\n");
     fflush(stdout);
@@ -28,8 +30,12 @@ static Status check_options(const TrainOptions *o, const CommonArgs *c, Diag *d)
     if (o->data.nfile < 1) return diag_error(d, ST_INPUT, "give the training data with --data FILE...");
     if (o->steps < 1) return diag_error(d, ST_INPUT, "give the number of steps with --steps N");
     if (!(o->lr > 0) || !isfinite(o->lr)) return diag_error(d, ST_INPUT, "--lr must be positive");
-    if (o->min_lr < 0 || o->min_lr > 1) return diag_error(d, ST_INPUT, "--min-lr is a fraction between 0 and 1");
-    if (o->compile.adamw.clip_norm < 0 || o->compile.adamw.weight_decay < 0) return diag_error(d, ST_INPUT, "--clip and --weight-decay must not be negative");
+    if (!(o->min_lr >= 0 && o->min_lr <= 1)) return diag_error(d, ST_INPUT, "--min-lr is a fraction between 0 and 1");
+    if (!(o->compile.adamw.clip_norm >= 0) || !(o->compile.adamw.weight_decay >= 0)) return diag_error(d, ST_INPUT, "--clip and --weight-decay must not be negative");
+    const AdamWOptions *w = &o->compile.adamw;
+    if (!(w->beta1 >= 0 && w->beta1 < 1) || !(w->beta2 >= 0 && w->beta2 < 1)) return diag_error(d, ST_INPUT, "--beta1 and --beta2 must be in [0, 1)");
+    if (o->warmup < -1) return diag_error(d, ST_INPUT, "--warmup must not be negative");
+    if (o->save_every < 0) return diag_error(d, ST_INPUT, "--save-every must not be negative");
     return ST_OK;
 }
 
@@ -98,7 +104,7 @@ int command_train(int argc, char **argv) {
     o.seed = (uint64_t)c.seed;
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
     o.compile.adamw = adamw;
-    o.show_plan = quiet ? NULL : show_plan;
+    o.show_plan = quiet ? show_notes : show_plan;
     if (st == ST_OK && !data_format_from_name(format, &o.data.format)) st = diag_error(&d, ST_INPUT, "--data-format %s: there are auto, bytes, u16, u32, safetensors", format);
     if (st == ST_OK) st = check_options(&o, &c, &d);
     signal(SIGINT, on_signal);

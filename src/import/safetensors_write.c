@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
+#include "base/files.h"
 #include "import/import.h"
 
 // Text as a JSON string. Names come from archives, so anything may be in them.
@@ -126,6 +127,7 @@ static Status check_tensors(int64_t n, const TensorView *t, Diag *d) {
 
 Status tensors_write(const char *path, int64_t n, const TensorView *t, Diag *d) {
     TRY(check_tensors(n, t, d));
+    TRY(file_check_replaceable(path, d));
     Str temp = {0};
     str_printf(&temp, "%s.tmp.%ld", path, (long)getpid());
     int64_t *order = malloc(sizeof *order * (size_t)max_i64(n, 1));

@@ -10,6 +10,7 @@ typedef struct CheckOptions {
     uint64_t seed;               // of made-up parameters and inputs
     double lr;                   // of the AdamW steps (1e-3 is what the goldens use)
     int adamw_steps;             // without golden
+    void (*notes)(const ImportReport *r);  // what importing had to say, once; may be NULL
 } CheckOptions;
 
 typedef struct CheckResult {

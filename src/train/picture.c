@@ -1,10 +1,9 @@
 // The loss over steps as an SVG that any browser shows.
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <unistd.h>
 
+#include "base/files.h"
 #include "train/train.h"
 
 typedef struct Axis {
@@ -52,17 +51,7 @@ Status picture_write(const char *path, int64_t n, const int64_t *step, const dou
     for (int64_t i = 0; i < n; i++)
         if (isfinite(loss[i])) str_printf(&s, "%.1f,%.1f ", place(&x, (double)step[i]), place(&y, loss[i]));
     str_printf(&s, "'/>\n<text x='425' y='20' text-anchor='middle' font-size='15'>training loss: %.3f at step %" PRId64 "</text>\n</svg>\n", loss[n - 1], step[n - 1]);
-    Str tmp = {0};
-    str_printf(&tmp, "%s.tmp%d", path, (int)getpid());
-    FILE *f = fopen(str_text(&tmp), "wb");
-    bool ok = f && fwrite(str_text(&s), 1, s.len, f) == s.len;
-    ok = f && fclose(f) == 0 && ok;
-    Status st = ST_OK;
-    if (!ok || rename(str_text(&tmp), path)) {
-        st = diag_error(d, ST_IO, "%s: cannot write: %s", path, strerror(errno));
-        unlink(str_text(&tmp));
-    }
+    Status st = file_replace(path, str_text(&s), s.len, d);
     str_free(&s);
-    str_free(&tmp);
     return st;
 }

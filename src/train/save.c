@@ -1,5 +1,5 @@
-// Saving and resuming. Both files are written beside the old ones and renamed, the optimizer's first: a model file is never newer
-// than an optimizer state that belongs to it, and resuming checks that they agree.
+// Saving and resuming. Both files are written beside the old ones and renamed, the optimizer's first. It carries a hash of the
+// parameters that belong to it, so that resuming from two files of different steps (killed between the renames) is refused.
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -42,13 +42,31 @@ static int64_t count_names(const Graph *g) {
     return n;
 }
 
+// Of the bytes of every parameter, in the order of the table.
+static uint64_t hash_tensor(uint64_t h, const TensorView *t) { return hash_bytes(h, t->data, (size_t)t->nbytes); }
+
+static Status hash_state(Runtime *rt, const Graph *g, int64_t *hash, Diag *d) {
+    Arena *a = arena_new();
+    TensorView *v = ARENA_ARRAY(a, TensorView, g->params.len + 1);
+    int64_t n = 0;
+    uint64_t h = 0;
+    Status st = collect_state(a, rt, g, 0, "", false, v, &n, d);
+    for (int64_t i = 0; i < n; i++) h = hash_tensor(h, &v[i]);
+    *hash = (int64_t)h;
+    arena_free(a);
+    return st;
+}
+
+enum { RUN_STEP, RUN_SEED, RUN_HASH, RUN_LEN };  // of "adamw.run"
+
 Status save_model(const char *dir, Runtime *rt, const Graph *g, int64_t steps_done, uint64_t seed, Diag *d) {
+    int64_t n = 0, run[RUN_LEN] = {[RUN_STEP] = steps_done, [RUN_SEED] = (int64_t)seed};
+    TRY(hash_state(rt, g, &run[RUN_HASH], d));
     Arena *a = arena_new();
     TensorView *v = ARENA_ARRAY(a, TensorView, 2 * g->params.len + 2);
-    int64_t n = 0, run[2] = {steps_done, (int64_t)seed};
     Status st = collect_state(a, rt, g, 1, "adamw.m.", false, v, &n, d);
     if (st == ST_OK) st = collect_state(a, rt, g, 2, "adamw.v.", false, v, &n, d);
-    v[n++] = (TensorView){.name = "adamw.step_and_seed", .dtype = DT_I64, .known_dtype = true, .shape = SHAPE(2), .data = run, .nbytes = sizeof run};
+    v[n++] = (TensorView){.name = "adamw.run", .dtype = DT_I64, .known_dtype = true, .shape = SHAPE(RUN_LEN), .data = run, .nbytes = sizeof run};
     if (st == ST_OK) st = tensors_write(arena_printf(a, "%s/optimizer.safetensors", dir), n, v, d);
     arena_free(a);
     TRY(st);
@@ -67,37 +85,47 @@ Status save_model(const char *dir, Runtime *rt, const Graph *g, int64_t steps_do
     return st;
 }
 
-static Status load_state(const TensorFile *f, const char *prefix, Runtime *rt, const Graph *g, int slot, Arena *a, Diag *d) {
+static Status load_state(const TensorFile *f, const char *prefix, Runtime *rt, const Graph *g, int slot, Arena *a, uint64_t *hash, Diag *d) {
     for (int64_t i = 0; i < g->params.len; i++) {
         const Param *p = &g->params.data[i];
         const char *name = arena_printf(a, "%s%s", prefix, p->name);
         const TensorView *t = tensors_find(f, name);
-        if (!t && slot) continue;
+        bool moments = false;  // the step updates this parameter
+        for (int64_t k = 0; k < g->outputs.len; k++) moments |= g->outputs.data[k].kind == OUT_STATE && g->outputs.data[k].param == i;
+        if (!t && slot && !moments) continue;
         if (!t) return diag_error(d, ST_INPUT, "cannot resume: there is no tensor \"%s\"", name);
         if (!t->known_dtype || !shape_equal(&t->shape, &p->shape)) return diag_error(d, ST_INPUT, "cannot resume: tensor \"%s\" has another shape or dtype", name);
         TRY(runtime_set_state(rt, (int32_t)i, slot, t->data, t->dtype, d));
+        if (hash) *hash = hash_tensor(*hash, t);
     }
     return ST_OK;
 }
 
-Status save_load(const char *dir, Runtime *rt, const Graph *g, int64_t *steps_done, Diag *d) {
+static Status load_run(const TensorFile *opt, const char *dir, uint64_t seed, uint64_t hash, int64_t *steps_done, Diag *d) {
+    const TensorView *t = tensors_find(opt, "adamw.run");
+    int64_t run[RUN_LEN];
+    if (!t || !t->known_dtype || t->dtype != DT_I64 || shape_numel(&t->shape) != RUN_LEN)
+        return diag_error(d, ST_INPUT, "%s/optimizer.safetensors: says nothing of the run that it belongs to", dir);
+    memcpy(run, t->data, sizeof run);
+    if (run[RUN_STEP] < 0) return diag_error(d, ST_INPUT, "%s/optimizer.safetensors: a negative step", dir);
+    if ((uint64_t)run[RUN_HASH] != hash)
+        return diag_error(d, ST_INPUT, "%s: model.safetensors and optimizer.safetensors are not of the same step; training cannot go on from there", dir);
+    if ((uint64_t)run[RUN_SEED] != seed)
+        return diag_error(d, ST_INPUT, "%s: the saved run drew its data with --seed %" PRId64 "; give that to go on", dir, run[RUN_SEED]);
+    *steps_done = run[RUN_STEP];
+    return ST_OK;
+}
+
+Status save_load(const char *dir, Runtime *rt, const Graph *g, uint64_t seed, int64_t *steps_done, Diag *d) {
     Arena *a = arena_new();
     TensorFile *model = NULL, *opt = NULL;
+    uint64_t hash = 0;
     Status st = tensors_open(a, arena_printf(a, "%s/model.safetensors", dir), &model, d);
     if (st == ST_OK) st = tensors_open(a, arena_printf(a, "%s/optimizer.safetensors", dir), &opt, d);
-    if (st == ST_OK) st = load_state(model, "", rt, g, 0, a, d);
-    if (st == ST_OK) st = load_state(opt, "adamw.m.", rt, g, 1, a, d);
-    if (st == ST_OK) st = load_state(opt, "adamw.v.", rt, g, 2, a, d);
-    if (st == ST_OK) {
-        const TensorView *t = tensors_find(opt, "adamw.step_and_seed");
-        int64_t run[2];
-        if (!t || t->dtype != DT_I64 || shape_numel(&t->shape) != 2) {
-            st = diag_error(d, ST_INPUT, "%s/optimizer.safetensors: no step number", dir);
-        } else {
-            memcpy(run, t->data, sizeof run);
-            *steps_done = run[0];
-        }
-    }
+    if (st == ST_OK) st = load_state(model, "", rt, g, 0, a, &hash, d);
+    if (st == ST_OK) st = load_state(opt, "adamw.m.", rt, g, 1, a, NULL, d);
+    if (st == ST_OK) st = load_state(opt, "adamw.v.", rt, g, 2, a, NULL, d);
+    if (st == ST_OK) st = load_run(opt, dir, seed, hash, steps_done, d);
     arena_free(a);
     return st;
 }

@@ -129,7 +129,7 @@ static Status open_metrics(Run *r, Diag *d) {
 static Status load_start(Run *r, Diag *d) {
     Graph *g = r->c->graph;
     if (!r->o->resume) return values_load_params(r->rt, g, r->o->random_init, r->o->seed, d);
-    return save_load(r->o->out, r->rt, g, &r->first, d);
+    return save_load(r->o->out, r->rt, g, r->o->seed, &r->first, d);
 }
 
 // ---- the loop --------------------------------------------------------------------------------------------------------------------
