@@ -4,44 +4,13 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
+#include "count_alloc.h"
 #include "exec/exec.h"
 #include "ir/build.h"
-
-// ---- counting allocations -----------------------------------------------------------------------------------------------
-static _Atomic int nalloc, counting;
-
-// This program's own malloc, for every library in the process too, on top of the C library's. Sanitizers bring their own
-// instead.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-#define COUNTS_ALLOCATIONS 1
-void *__libc_malloc(size_t n);
-void *__libc_calloc(size_t n, size_t size);
-void *__libc_realloc(void *p, size_t n);
-void *__libc_memalign(size_t align, size_t n);
-void *malloc(size_t n) {
-    if (counting) nalloc++;
-    return __libc_malloc(n);
-}
-void *calloc(size_t n, size_t size) {
-    if (counting) nalloc++;
-    return __libc_calloc(n, size);
-}
-void *realloc(void *p, size_t n) {
-    if (counting) nalloc++;
-    return __libc_realloc(p, n);
-}
-void *aligned_alloc(size_t align, size_t n) {
-    if (counting) nalloc++;
-    return __libc_memalign(align, n);
-}
-#else
-#define COUNTS_ALLOCATIONS 0
-#endif
 
 // ---- the program -------------------------------------------------------------------------------------------------------- x
 // [7,4] rows sharded, tokens [7] index rows of e [5,4]; y = gelu((x + e[tokens]) w), loss = sum(y*y) with w [4,6]; the gradient
@@ -205,23 +174,19 @@ static void test_bitwise_rerun(void **state) {
 
 static void test_no_allocation(void **state) {
     (void)state;
-    if (!COUNTS_ALLOCATIONS) skip();
     Data data = make_data();
-    counting = 1;
+    count_begin();
     free(strdup(data.w[0] > 9 ? "a" : "the counter counts"));
-    counting = 0;
-    assert_int_equal(nalloc, 1);
+    assert_int_equal(count_end(), 1);
     for (int nranks = 1; nranks <= 4; nranks++) {
         Run r;
         double loss;
         run_start(&r, nranks, 2, true, &data);
         assert_int_equal(runtime_step(r.runtime, 0, &loss, &r.diag), ST_OK);
-        nalloc = 0;
-        counting = 1;
+        count_begin();
         Status st = runtime_step(r.runtime, 1, &loss, &r.diag);
-        counting = 0;
+        assert_int_equal(count_end(), 0);
         assert_int_equal(st, ST_OK);
-        assert_int_equal(nalloc, 0);
         run_end(&r);
     }
 }

@@ -27,6 +27,7 @@ static uint16_t double_to_half(double x) {
     uint16_t sign = signbit(x) ? 0x8000 : 0;
     if (isnan(x)) return sign | 0x7e00;
     double a = fabs(x);
+    if (a == 0) return sign;
     if (a >= 65520) return sign | 0x7c00;  // rounds beyond the largest finite half
     int e;
     frexp(a, &e);  // a in [2^(e-1), 2^e)
