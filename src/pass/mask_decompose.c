@@ -225,7 +225,9 @@ bool mask_decide(MaskInterp *in, int x, bool safe, AttentionSpec *spec, ScoreFor
         bool weak = form->added_finite && limit[i] > MASK_LIMIT_ABSORB;
         // A replaced score keeps no trace of itself, so any very negative number will do; one that is added must absorb it.
         if (!sure && i < 2 && (mixed || weak)) continue;
-        if (!sure && mixed) return says_no(in, "rows may be masked by different numbers only");
+        // Numbers added may be a bias now: then keys that have another such number in their score's place compete with them.
+        bool compete = i > 0 && form->saw_finite && !form->added_finite;
+        if (compete || (!sure && mixed)) return says_no(in, "rows may be masked by different numbers only");
         spec->visible = form->visible;
         spec->bias = form->bias;
         spec->masked_row = sure ? 0 : form->saw_finite ? (form->added_finite ? 2 : 3) : safe ? 0 : 1;

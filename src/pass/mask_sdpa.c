@@ -117,9 +117,12 @@ void mask_lower_sdpa(MaskPass *p, NodeId id) {
     v = mask_repeat_heads(b, v, times);
     ValueId s = build_dot(b, q, k, 2, 1, false, true);
     s = masked_scores(p, n, build_binary_scalar(b, OP_MUL, s, sdpa_scale(p, n)));
+    // Relative to the maximum: where a whole row is about -1e9, float32 has no room for the logarithm of the sum beside it.
+    ValueId zero = build_scalar(b, build_dtype(b, s), 0), max = build_unary(b, OP_STOP_GRAD, build_reduce(b, OP_AMAX, s, 3));
+    s = build_binary(b, OP_SUB, s, build_where(b, build_binary_scalar(b, OP_EQ, max, -INFINITY), zero, max));
     ValueId lse = build_reduce(b, OP_LOGSUMEXP, s, 3);
     ValueId empty = build_binary_scalar(b, OP_EQ, lse, -INFINITY);  // rows that see nothing are zero, as PyTorch's
-    lse = build_where(b, empty, build_scalar(b, build_dtype(b, s), 0), lse);
+    lse = build_where(b, empty, zero, lse);
     ValueId prob = build_unary(b, OP_EXP, build_binary(b, OP_SUB, s, lse));
     double drop = node_float_or(n, ATTR_DROPOUT, 0);
     if (drop > 0 && b->status == ST_OK) {
