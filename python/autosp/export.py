@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-DTYPES = {"fp32": "float32", "float32": "float32", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
+DTYPES = {n: n for n in ("float32", "bfloat16", "float16")} | {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _config(source):
@@ -24,13 +24,13 @@ def _has_weights(source):
     return os.path.isdir(source) and any(n.endswith((".safetensors", ".bin")) for n in os.listdir(source))
 
 
-def _real_buffers(config, dtype):
-    """Buffers as the model computes them, without spending memory on parameters: those are dropped to meta as they are made."""
+def _without_weights(config, dtype):
+    """The model with parameters on the meta device, and its buffers' values apart. Buffers are computed as always; parameters are
+    dropped as they are made, so that a model of any size fits. Then buffers go to meta too, where the program is traced."""
     import torch
     from transformers import AutoModelForCausalLM
 
     register = torch.nn.Module.register_parameter
-    inits = {n: getattr(torch.nn.init, n) for n in dir(torch.nn.init) if n.endswith("_") and not n.startswith("_")}
 
     def register_empty(module, name, param):
         if param is not None and param.device.type != "meta":
@@ -38,31 +38,61 @@ def _real_buffers(config, dtype):
         register(module, name, param)
 
     torch.nn.Module.register_parameter = register_empty
-    for n in inits:
-        setattr(torch.nn.init, n, lambda t, *a, **k: t)
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     finally:
         torch.nn.Module.register_parameter = register
-        for n, f in inits.items():
-            setattr(torch.nn.init, n, f)
-    return {n: b.detach().clone() for n, b in model.named_buffers() if b.device.type != "meta"}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers(remove_duplicate=False)}
+    for module in model.modules():
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = b.to("meta")
+    return model, buffers
 
 
-def _checkpoint_names(model):
-    """Signature name -> name in the checkpoint; tied parameters appear there once, under the first name."""
+def _stored_names(source):
+    """Names of the tensors in a folder's safetensors files."""
+    import struct
+
+    names = set()
+    for file in (os.listdir(source) if os.path.isdir(source) else []):
+        if file.endswith(".safetensors"):
+            with open(os.path.join(source, file), "rb") as f:
+                names |= set(json.loads(f.read(struct.unpack("<Q", f.read(8))[0])))
+    return names
+
+
+def _checkpoint_names(model, stored):
+    """Signature name -> name in the checkpoint: tied parameters appear there once, under the first name, and a checkpoint of the
+    bare model lacks the prefix."""
     first, names = {}, {}
+    prefix = getattr(model, "base_model_prefix", "") + "."
     for name, p in model.named_parameters(remove_duplicate=False):
         names[name] = first.setdefault(id(p), name)
+        if names[name] not in stored and names[name].removeprefix(prefix) in stored:
+            names[name] = names[name].removeprefix(prefix)
     return names
+
+
+def _load(source, meta, dtype):
+    """(model, values of its buffers or None)"""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config(source)
+    if meta:
+        return _without_weights(config, dtype or getattr(config, "dtype", None) or torch.float32)
+    if _has_weights(source) or not os.path.exists(source):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto"), None
+    return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32), None
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m autosp.export", description=__doc__)
     p.add_argument("source", help="a Hugging Face model folder, a config.json, or a hub name")
     p.add_argument("-o", "--output", required=True, help="the .pt2 to write")
-    p.add_argument("--meta", action="store_true", help="without weights: they come from the checkpoint's safetensors (autosp --weights)")
-    p.add_argument("--dtype", default=None, choices=sorted(DTYPES), help="of the parameters (default: what the checkpoint has, else fp32)")
+    p.add_argument("--meta", action="store_true", help="without weights: autosp --weights takes them from the checkpoint")
+    p.add_argument("--dtype", default=None, choices=sorted(DTYPES), help="of the parameters (default: as stored, else fp32)")
     p.add_argument("--batch", type=int, default=2, help="example batch (both stay free)")
     p.add_argument("--seq", type=int, default=64, help="example length")
     p.add_argument("--positions", action="store_true", help="take position_ids too, so that packed documents can be trained")
@@ -70,31 +100,24 @@ def main(argv=None):
     a = p.parse_args(argv)
 
     import torch
-    from transformers import AutoModelForCausalLM
 
     from .exporter import ExportError, export
 
-    config = _config(a.source)
-    dtype = getattr(torch, DTYPES[a.dtype]) if a.dtype else None
     torch.manual_seed(a.seed)
-    buffers = None
-    if a.meta:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, attn_implementation="sdpa")
-        buffers = _real_buffers(config, dtype or torch.float32)
-    elif _has_weights(a.source):
-        model = AutoModelForCausalLM.from_pretrained(a.source, dtype=dtype or "auto", attn_implementation="sdpa")
-    else:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, attn_implementation="sdpa")
+    try:
+        model, buffers = _load(a.source, a.meta, getattr(torch, DTYPES[a.dtype]) if a.dtype else None)
+    except (OSError, ValueError) as e:  # no such folder, no such model type, not JSON: transformers says which
+        sys.exit(f"autosp.export: {a.source}: {e}")
     model.train()
     device = "meta" if a.meta else "cpu"
     ids = torch.zeros(a.batch, a.seq, dtype=torch.int64, device=device)
     inputs = {"input_ids": ids, "labels": ids.clone()}
     if a.positions:
         inputs["position_ids"] = torch.zeros_like(ids) + torch.arange(a.seq, device=device)
+    names = _checkpoint_names(model, _stored_names(a.source))
     try:
-        export(model, inputs, a.output, call_options={"use_cache": False}, buffers=buffers, checkpoint_names=_checkpoint_names(model))
-    except ExportError as e:
+        export(model, inputs, a.output, call_options={"use_cache": False}, buffers=buffers, checkpoint_names=names)
+    except (ExportError, OSError) as e:
         sys.exit(f"autosp.export: {e}")
     print(f"{a.output}: {sum(p.numel() for p in model.parameters()) / 1e6:.4g} M parameters, batch and sequence free")
 

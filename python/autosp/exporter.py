@@ -1,10 +1,13 @@
-"""torch.export with what a training program needs: dynamic batch and sequence, real buffers, and a note of what a graph cannot say."""
+"""torch.export with what a training program needs: batch and sequence free, real buffers, a note of what a graph cannot say."""
 
+import inspect
 import json
+import keyword
 import os
 import tempfile
 
 import torch
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 ROLES = {
     "input_ids": "tokens", "tokens": "tokens", "ids": "tokens", "idx": "tokens", "x": "tokens",
@@ -22,7 +25,8 @@ def _loss_module(model, names, call_options):
     """A module that calls `model` by keyword and returns its loss alone. torch.export wants the argument names spelled out in
     forward's signature, so forward is made for them."""
     arguments = ", ".join(names)
-    source = f"def forward(self, {arguments}):\n    return self.loss_of(self.model({', '.join(f'{n}={n}' for n in names)}, **self.call_options))\n"
+    passed = ", ".join(f"{n}={n}" for n in names)
+    source = f"def forward(self, {arguments}):\n    return self.loss_of(self.model({passed}, **self.call_options))\n"
     scope = {}
     exec(source, scope)  # names are identifiers: they are forward's own parameters
     cls = type("TrainingLoss", (torch.nn.Module,), {"forward": scope["forward"], "loss_of": staticmethod(_loss_of)})
@@ -46,12 +50,22 @@ def _loss_of(out):
 
 
 def _named_inputs(model, example_inputs):
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
     if isinstance(example_inputs, dict):
-        return dict(example_inputs)
-    import inspect
-
-    names = [p for p in inspect.signature(model.forward).parameters if p != "self"]
-    return dict(zip(names, example_inputs))
+        inputs = dict(example_inputs)
+    else:
+        names = list(inspect.signature(model.forward).parameters)
+        if len(example_inputs) > len(names):
+            raise ExportError(f"{len(example_inputs)} example inputs, but forward takes {len(names)}: {', '.join(names)}")
+        inputs = dict(zip(names, example_inputs))
+    bad = [str(n) for n in inputs if not str(n).isidentifier() or keyword.iskeyword(n)]
+    if bad:
+        raise ExportError(f"input names must be parameter names of the model's forward: {', '.join(bad)}")
+    other = [f"{n} ({type(t).__name__})" for n, t in inputs.items() if not isinstance(t, torch.Tensor)]
+    if other or not inputs:
+        raise ExportError(f"example_inputs must be tensors, others go through call_options: {', '.join(other) or 'none given'}")
+    return inputs
 
 
 def _reject_aliases(inputs):
@@ -60,8 +74,8 @@ def _reject_aliases(inputs):
         key = (t.data_ptr(), t.device) if t.device.type != "meta" else id(t)
         if t.numel() and key in seen:
             raise ExportError(
-                f"inputs '{seen[key]}' and '{name}' are the same tensor: torch.export would make a program that ignores one of them; "
-                f"pass {name}.clone()")
+                f"inputs '{seen[key]}' and '{name}' are the same tensor: torch.export would make a program that ignores one of "
+                f"them; pass {name}.clone()")
         seen[key] = name
 
 
@@ -73,10 +87,40 @@ def _dynamic_dims(inputs, seq_dim, batch_dim):
         for d in (batch_dim, seq_dim):
             if d is not None and d < t.dim():
                 if t.shape[d] < 2:
-                    raise ExportError(f"input '{name}' has size {t.shape[d]} along dim {d}: torch.export fixes sizes 0 and 1; give an example of at least 2")
+                    raise ExportError(
+                        f"input '{name}' has size {t.shape[d]} along dim {d}: torch.export fixes sizes 0 and 1; give an "
+                        "example of at least 2")
                 dims[d] = auto
         shapes[name] = dims or None
     return shapes
+
+
+def _trace(module, inputs, shapes):
+    try:
+        return torch.export.export(module, args=(), kwargs=inputs, dynamic_shapes=shapes, strict=False)
+    except ExportError:
+        raise
+    except Exception as e:
+        reason = (str(e).strip() or type(e).__name__).split("\n\n")[0][:1000]
+        raise ExportError(
+            f"torch.export cannot trace this model ({type(e).__name__}): {reason}\n"
+            "Its Python must not branch on the values of tensors (layer drop, `if mask.all()`, .item()); sizes may be used freely"
+        ) from e
+
+
+def _reject_fixed_length(program, inputs, seq_dim):
+    """torch.export makes a size a constant without a word where the model's code needs one number."""
+    lengths = {n: t.shape[seq_dim] for n, t in inputs.items() if seq_dim < t.dim()}
+    if not lengths:
+        raise ExportError(f"no input has a dim {seq_dim}: seq_dim must be the sequence dim of the inputs")
+    placed = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    for name, node in zip(inputs, program.graph_signature.user_inputs):
+        # A smaller size may be something else, say the channels of a picture, and fixed with good reason.
+        if lengths.get(name) == max(lengths.values()) and is_concrete_int(placed[node].shape[seq_dim]):
+            raise ExportError(
+                f"the model's code works only where input '{name}' has the example's length, {lengths[name]}: something in it is "
+                "made for one length (a position table or a mask buffer of just that size, a view with a number in it, ...); take "
+                "sizes from the tensors")
 
 
 def _tied_groups(model):
@@ -87,6 +131,10 @@ def _tied_groups(model):
 
 
 def _describe(model, inputs, roles, no_decay, checkpoint_names):
+    for name, role in (roles or {}).items():
+        if name not in inputs or role not in set(ROLES.values()) | {"other"}:
+            raise ExportError(
+                f"roles: '{name}': '{role}': a role is tokens, labels, positions, mask or other, of one of {', '.join(inputs)}")
     persistent = set(model.state_dict().keys())
     computed = sorted(name for name, _ in model.named_buffers() if name not in persistent)
     note = {
@@ -106,13 +154,18 @@ def _describe(model, inputs, roles, no_decay, checkpoint_names):
     return note
 
 
-def _reject_missing_buffers(model):
-    missing = [name for name, b in model.named_buffers() if b.device.type == "meta"]
+def _reject_missing_buffers(model, buffers):
+    missing = [name for name, b in model.named_buffers(remove_duplicate=False) if b.device.type == "meta" and name not in buffers]
     if missing:
-        raise ExportError(f"buffers without values (on the meta device): {', '.join(missing[:5])}; buffers are part of the function, only parameters may be empty")
+        raise ExportError(
+            f"buffers without values (on the meta device): {', '.join(missing[:5])}; buffers are part of the function, only "
+            "parameters may be empty: pass the values of these as `buffers`")
 
 
-def export(model, example_inputs, path, seq_dim=1, batch_dim=0, roles=None, no_decay=None, checkpoint_names=None, call_options=None, buffers=None):
+def export(
+    model, example_inputs, path, seq_dim=1, batch_dim=0, roles=None, no_decay=None, checkpoint_names=None, call_options=None,
+    buffers=None,
+):
     """Exports a training program.
 
     model           an nn.Module whose forward returns the loss (a scalar, an object with .loss, or a tuple that starts with it)
@@ -128,33 +181,26 @@ def export(model, example_inputs, path, seq_dim=1, batch_dim=0, roles=None, no_d
     Returns the ExportedProgram.
     """
     inputs = _named_inputs(model, example_inputs)
-    bad = [n for n in inputs if not n.isidentifier()]
-    if bad:
-        raise ExportError(f"input names must be parameter names of the model's forward: {', '.join(bad)}")
-    if not inputs or not all(isinstance(t, torch.Tensor) for t in inputs.values()):
-        raise ExportError("example_inputs must be tensors: pass other arguments through call_options")
     _reject_aliases(inputs)
-    if not buffers:
-        _reject_missing_buffers(model)
-    wrapper = _loss_module(model, list(inputs), call_options or {})
-    shapes = _dynamic_dims(inputs, seq_dim, batch_dim)
-    # Saved names are the model's own: the wrapper's "model." prefix is taken off below.
-    program = torch.export.export(wrapper, args=(), kwargs=inputs, dynamic_shapes=shapes, strict=False)
-    for name, value in (buffers or {}).items():
+    buffers = buffers or {}
+    _reject_missing_buffers(model, buffers)
+    note = _describe(model, inputs, roles, no_decay, checkpoint_names)
+    program = _trace(_loss_module(model, list(inputs), call_options or {}), inputs, _dynamic_dims(inputs, seq_dim, batch_dim))
+    _reject_fixed_length(program, inputs, seq_dim)
+    for name, value in buffers.items():
         full = "model." + name
         if full in program.constants:
             program.constants[full] = value
         elif full in program.state_dict:
             program.state_dict[full] = value
     _strip_prefix(program, "model.")
-    note = _describe(model, inputs, roles, no_decay, checkpoint_names)
     _save(program, path, note)
     return program
 
 
 def _save(program, path, note):
-    """Replaces `path` only by a complete archive. torch names the archive's top folder after the file, so the file bears its final
-    name from the start, in a temporary folder beside its destination."""
+    """Replaces `path` only by a complete archive. torch names the archive's top folder after the file, so the file bears its
+    final name from the start, in a temporary folder beside its destination."""
     path = os.path.abspath(os.fspath(path))
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix=".autosp-") as folder:
         temporary = os.path.join(folder, os.path.basename(path))
