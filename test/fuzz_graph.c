@@ -356,7 +356,11 @@ static void one(Rng *r, void *ctx) {
     int nops = 1 + (int)rng_below(r, 30);
     if (getenv("FUZZ_NOPS")) nops = atoi(getenv("FUZZ_NOPS"));
     Str why = {0};
-    if (run_case(seed, nops, &why)) return;
+    bool ok = run_case(seed, nops, &why);
+    if (ok) {
+        str_free(&why);
+        return;
+    }
     fprintf(stderr, "iteration %ld fails with %d steps:\n%s", fuzz_iteration, nops, str_text(&why));
     for (int n = 0; n < nops && !getenv("FUZZ_NOPS"); n++) {
         Str less = {0};
