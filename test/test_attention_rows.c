@@ -1,4 +1,4 @@
-// The gradient of attention rows in which every key is suppressed by an added number: their log-sum-exp is about -2^20, of which a
+// The gradient of attention rows in which every key is suppressed by an added number: their log-sum-exp is near -2^20, of which a
 // float32 keeps three fractional bits, and the probabilities must not be taken from it. Scores are multiples of 1/2, so that
 // nothing else rounds.
 #include <math.h>

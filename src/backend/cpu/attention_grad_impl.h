@@ -18,8 +18,8 @@ typedef struct FN(GradJob) {
 // Blind rows see no key; with masked_row 2 or 3 they attend to all keys alike (3: whatever q and k are).
 static bool FN(uniform_row)(const Attn *a, REAL lse) { return a->masked_row >= 2 && lse == -(REAL)INFINITY; }
 
-// A log-sum-exp of this size (rows in which every key is suppressed by an added -1e9) was rounded more coarsely than probabilities
-// can bear: such rows are summed again.
+// A log-sum-exp of this size (rows in which every key is suppressed by an added -1e9) was rounded more coarsely than its
+// probabilities can bear: such rows are summed again.
 static bool FN(coarse_row)(REAL lse) { return isfinite(lse) && fabs((double)lse) > 256; }
 
 // Sets, for coarse rows, max to the true maximum and sum to 1 / sum of exp(score - max), as the forward kernel had them.
