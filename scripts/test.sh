@@ -10,7 +10,8 @@ configure build-asan -DCMAKE_BUILD_TYPE=Debug -DAUTOSP_SANITIZE=ON
 configure build-tsan -DCMAKE_BUILD_TYPE=Debug -DAUTOSP_TSAN=ON
 for b in build-test build-asan build-tsan; do
     echo "building $b"
-    cmake --build $b 2>&1 | tail -n 3
+    cmake --build $b >$b.log 2>&1 || { tail -n 60 $b.log; exit 1; }
+    rm -f $b.log
 done
 # The optimised build's test list includes the other two builds' tests (test/CMakeLists.txt), so that one summary counts all.
 exec ctest --test-dir build-test --output-on-failure -j "$jobs"

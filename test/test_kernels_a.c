@@ -158,7 +158,7 @@ static void make_pick(Making *m) {
     Shape x = roll_shape(&m->dice, 1, 4, 9), index = x;
     index.ndim--;
     add_operand(m, x, DT_F32, 0, 0);
-    add_operand(m, index, DT_I64, -1, x.dim[x.ndim - 1] + 1);
+    add_operand(m, index, DT_I64, 0, x.dim[x.ndim - 1]);
 }
 static void make_gather(Making *m) {
     Shape x = roll_shape(&m->dice, 1, 4, 7), index = x;
