@@ -25,8 +25,8 @@ def _has_weights(source):
 
 
 def _without_weights(config, dtype):
-    """The model with parameters on the meta device, and its buffers' values apart. Buffers are computed as always; parameters are
-    dropped as they are made, so that a model of any size fits. Then buffers go to meta too, where the program is traced."""
+    """The model with its parameters on the meta device and all else as always: parameters are dropped as they are made, so that a
+    model of any size fits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -39,15 +39,9 @@ def _without_weights(config, dtype):
 
     torch.nn.Module.register_parameter = register_empty
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
     finally:
         torch.nn.Module.register_parameter = register
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers(remove_duplicate=False)}
-    for module in model.modules():
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = b.to("meta")
-    return model, buffers
 
 
 def _stored_names(source):
@@ -75,7 +69,6 @@ def _checkpoint_names(model, stored):
 
 
 def _load(source, meta, dtype):
-    """(model, values of its buffers or None)"""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -83,8 +76,8 @@ def _load(source, meta, dtype):
     if meta:
         return _without_weights(config, dtype or getattr(config, "dtype", None) or torch.float32)
     if _has_weights(source) or not os.path.exists(source):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto"), None
-    return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32), None
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+    return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
 
 
 def main(argv=None):
@@ -105,18 +98,17 @@ def main(argv=None):
 
     torch.manual_seed(a.seed)
     try:
-        model, buffers = _load(a.source, a.meta, getattr(torch, DTYPES[a.dtype]) if a.dtype else None)
+        model = _load(a.source, a.meta, getattr(torch, DTYPES[a.dtype]) if a.dtype else None)
     except (OSError, ValueError) as e:  # no such folder, no such model type, not JSON: transformers says which
         sys.exit(f"autosp.export: {a.source}: {e}")
     model.train()
-    device = "meta" if a.meta else "cpu"
-    ids = torch.zeros(a.batch, a.seq, dtype=torch.int64, device=device)
+    ids = torch.zeros(a.batch, a.seq, dtype=torch.int64)
     inputs = {"input_ids": ids, "labels": ids.clone()}
     if a.positions:
-        inputs["position_ids"] = torch.zeros_like(ids) + torch.arange(a.seq, device=device)
+        inputs["position_ids"] = torch.zeros_like(ids) + torch.arange(a.seq)
     names = _checkpoint_names(model, _stored_names(a.source))
     try:
-        export(model, inputs, a.output, call_options={"use_cache": False}, buffers=buffers, checkpoint_names=names)
+        export(model, inputs, a.output, call_options={"use_cache": False}, checkpoint_names=names)
     except (ExportError, OSError) as e:
         sys.exit(f"autosp.export: {e}")
     print(f"{a.output}: {sum(p.numel() for p in model.parameters()) / 1e6:.4g} M parameters, batch and sequence free")

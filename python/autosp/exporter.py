@@ -1,5 +1,6 @@
 """torch.export with what a training program needs: batch and sequence free, real buffers, a note of what a graph cannot say."""
 
+import contextlib
 import inspect
 import json
 import keyword
@@ -119,7 +120,7 @@ def _reject_fixed_length(program, inputs, seq_dim):
         if lengths.get(name) == max(lengths.values()) and is_concrete_int(placed[node].shape[seq_dim]):
             raise ExportError(
                 f"the model's code works only where input '{name}' has the example's length, {lengths[name]}: something in it is "
-                "made for one length (a position table or a mask buffer of just that size, a view with a number in it, ...); take "
+                "made for one length (a position table or mask buffer of just that size, a view with a number in it, ...); take "
                 "sizes from the tensors")
 
 
@@ -154,17 +155,36 @@ def _describe(model, inputs, roles, no_decay, checkpoint_names):
     return note
 
 
-def _reject_missing_buffers(model, buffers):
-    missing = [name for name, b in model.named_buffers(remove_duplicate=False) if b.device.type == "meta" and name not in buffers]
+def _reject_missing_values(model, inputs):
+    missing = [name for name, b in model.named_buffers(remove_duplicate=False) if b.device.type == "meta"]
     if missing:
         raise ExportError(
             f"buffers without values (on the meta device): {', '.join(missing[:5])}; buffers are part of the function, only "
-            "parameters may be empty: pass the values of these as `buffers`")
+            "parameters may be empty")
+    meta = [name for name, t in inputs.items() if t.device.type == "meta"]
+    if meta:
+        raise ExportError(f"inputs on the meta device: {', '.join(meta)}; give them on the CPU, whatever the parameters are on")
+
+
+@contextlib.contextmanager
+def _empty_parameters_on_cpu(model):
+    """While it lasts, parameters on the meta device are CPU tensors that nobody touches, so that they take addresses but no memory.
+    On the meta device itself, tensors that forward makes (torch.tensor(0.5)) would be traced without their values."""
+    places = [(m, n, p) for m in model.modules() for n, p in m._parameters.items() if p is not None and p.device.type == "meta"]
+    made = {}  # one for each tied group
+    try:
+        for module, name, p in places:
+            if id(p) not in made:
+                made[id(p)] = torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad)
+            module._parameters[name] = made[id(p)]
+        yield
+    finally:
+        for module, name, p in places:
+            module._parameters[name] = p
 
 
 def export(
-    model, example_inputs, path, seq_dim=1, batch_dim=0, roles=None, no_decay=None, checkpoint_names=None, call_options=None,
-    buffers=None,
+    model, example_inputs, path, seq_dim=1, batch_dim=0, roles=None, no_decay=None, checkpoint_names=None, call_options=None
 ):
     """Exports a training program.
 
@@ -176,23 +196,20 @@ def export(
     no_decay        names of parameters that take no weight decay
     checkpoint_names  dict parameter -> its name in a checkpoint, where they differ
     call_options    keyword arguments for forward that are no tensors
-    buffers         dict name -> tensor: values for buffers of a model on the meta device
 
-    Returns the ExportedProgram.
+    Parameters on the meta device are written without bytes (autosp --weights takes them from a checkpoint). Returns the
+    ExportedProgram.
     """
     inputs = _named_inputs(model, example_inputs)
     _reject_aliases(inputs)
-    buffers = buffers or {}
-    _reject_missing_buffers(model, buffers)
+    _reject_missing_values(model, inputs)
     note = _describe(model, inputs, roles, no_decay, checkpoint_names)
-    program = _trace(_loss_module(model, list(inputs), call_options or {}), inputs, _dynamic_dims(inputs, seq_dim, batch_dim))
+    with _empty_parameters_on_cpu(model):
+        program = _trace(_loss_module(model, list(inputs), call_options or {}), inputs, _dynamic_dims(inputs, seq_dim, batch_dim))
     _reject_fixed_length(program, inputs, seq_dim)
-    for name, value in buffers.items():
-        full = "model." + name
-        if full in program.constants:
-            program.constants[full] = value
-        elif full in program.state_dict:
-            program.state_dict[full] = value
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if p.device.type == "meta":
+            program.state_dict["model." + name] = p
     _strip_prefix(program, "model.")
     _save(program, path, note)
     return program

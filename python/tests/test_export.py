@@ -149,13 +149,31 @@ class TestExport(Case):
     def test_meta_parameters_real_buffers(self):
         with torch.device("meta"):
             model = Model()
-        x = {n: t.to("meta") for n, t in inputs().items()}
-        self.refused("computed", model, x, buffers={"kept": torch.ones(8)})
-        real = Model()
-        autosp.export(model, x, self.path, buffers=dict(real.named_buffers()))
+        x = inputs()
+        self.refused("without values.*kept", model, x)
+        model.kept, model.computed = torch.full((8,), 2.0), torch.arange(8.0)
+        self.refused("inputs on the meta", model, {n: t.to("meta") for n, t in x.items()})
+        autosp.export(model, x, self.path)
+        self.assertTrue(all(p.device.type == "meta" for p in model.parameters()))
+        self.assertIs(model.head.weight, model.embed.weight)
+        self.assertEqual(self.archive("extra/autosp.json")["tied"], [["embed.weight", "head.weight"]])
         self.assertEqual(self.archive("weights/weight_0"), b"")
         values = torch.frombuffer(bytearray(self.archive("constants/tensor_0")), dtype=torch.float32)
-        torch.testing.assert_close(values, real.computed)
+        torch.testing.assert_close(values, model.computed)
+
+    def test_meta_keeps_tensors_made_in_forward(self):
+        class Inline(Model):
+            def forward(self, tokens, labels):
+                return super().forward(tokens, labels) * torch.tensor(0.125)
+
+        model = Inline()
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                module._parameters[name] = None if p is None else nn.Parameter(p.detach().to("meta"))
+        autosp.export(model, inputs(), self.path)
+        constants = self.archive("model_constants_config.json")["config"]
+        lifted = [v["path_name"] for n, v in constants.items() if "lifted" in n]
+        self.assertEqual([self.archive("constants/" + p) for p in lifted], [torch.tensor(0.125).numpy().tobytes()])
 
 
 class TestCommand(Case):
