@@ -196,8 +196,15 @@ static ValueId cross_entropy(Gen *g) {
 static void finish(Gen *g, int nops) {
     Builder *b = &g->b;
     g->rng = random_mix(g->rng + (uint64_t)nops);
-    ValueId loss = build_binary(b, OP_ADD, weigh(g, g->floats.data[g->floats.len - 1]), weigh(g, g->floats.data[1]));  // 1: depends on a parameter
-    for (int64_t i = draw_in(g, 1, 4); i > 0; i--) loss = build_binary(b, OP_ADD, loss, weigh(g, pick_float(g)));
+    const int32_t *uses = graph_use_counts(g->g, g->a);
+    ValueId loss = weigh(g, g->floats.data[1]);  // 1: depends on a parameter
+    int ends = 0;
+    for (int64_t i = g->floats.len - 1; i > 1 && ends < 8; i--)
+        if (!uses[g->floats.data[i].v]) {  // what nobody reads would be dead
+            loss = build_binary(b, OP_ADD, loss, weigh(g, g->floats.data[i]));
+            ends++;
+        }
+    if (!ends || chance(g, 30)) loss = build_binary(b, OP_ADD, loss, weigh(g, pick_float(g)));
     if (chance(g, 60)) loss = build_binary(b, OP_ADD, loss, cross_entropy(g));
     CHECK(b->status == ST_OK, "the generator made a node that is refused: %s", g->d.text);
     graph_add_output(g->g, OUT_LOSS, -1, 0, "loss", loss);
