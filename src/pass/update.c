@@ -44,6 +44,21 @@ static ValueId build_clip_scale(Builder *b, double clip_norm, DType real) {
     return build_binary(b, OP_MIN, ratio, build_scalar(b, real, 1.0));
 }
 
+// The gradient of sum(a*b) by a is b itself, and the other way round: no order of in-place updates suits both. A gradient that is
+// a parameter's value (or a view of it) is copied; the copies, as readers of the parameters, run before all updates.
+static void copy_shown_states(Builder *b) {
+    for (int64_t i = 0; i < b->g->outputs.len; i++) {
+        if (b->g->outputs.data[i].kind != OUT_GRAD) continue;
+        ValueId v = b->g->outputs.data[i].value, root = v;
+        while ((op_flags(graph_def(b->g, root)->op) & OPF_VIEW) || graph_def(b->g, root)->op == OP_STOP_GRAD) root = graph_def(b->g, root)->in[0];
+        if (graph_def(b->g, root)->op != OP_PARAM) continue;
+        b->note = "a gradient that is a parameter's value from before its update";
+        v = build(b, OP_CAST, 1, &v, 1, (Attr[]){attr_i(ATTR_DTYPE, graph_value(b->g, v)->dtype)});
+        if (b->status == ST_OK) b->g->outputs.data[i].value = v;
+    }
+    b->note = NULL;
+}
+
 static Status add_adamw(Builder *b, const Output *o, const AdamWOptions *opt, ValueId hyper, ValueId scale) {
     Graph *g = b->g;
     const char *name = g->params.data[o->param].name;
@@ -73,6 +88,7 @@ Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d) {
         if (o->kind == OUT_LOSS) real = graph_value(in, o->value)->dtype;
     }
     Builder b = {.g = g, .d = d, .phase = PHASE_UPDATE};
+    copy_shown_states(&b);
     ValueId hyper = build_hyper(&b, real);
     ValueId scale = build_clip_scale(&b, c->adamw->clip_norm, real);
     TRY(b.status);
