@@ -282,6 +282,7 @@ static Status write_trace(const char *path, const Trace *t, Diag *d) {
 
 Status check_run(const CheckOptions *options, CheckResult *r, Diag *d) {
     CheckOptions o = *options;
+    if (o.compile.stop_after) return diag_error(d, ST_INPUT, "--stop-after %s: only whole steps can be checked", o.compile.stop_after);
     *r = (CheckResult){.loss_relerr = INFINITY, .grad_relerr = INFINITY, .adamw_relerr = INFINITY};
     o.compile.update = true;
     Arena *a = arena_new();
