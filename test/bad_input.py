@@ -173,6 +173,8 @@ def arguments():
     refused("a batch that fits nowhere", check_seq() + ["--batch", "1000000000"], "REFUSED")
     for b, word in (("-1", "batch"), ("1000000000000000", "too many"), ("x", "--batch")):
         refused(f"--batch {b}", ["plan", LLAMA, "--seq", "32", "--batch", b], word)
+    refused("check --stop-after", ["check", LLAMA, "--seq", "8", "--stop-after", "grad"], "--stop-after", "whole steps")
+    refused("train --stop-after", ["train", LLAMA, "--data", __file__, "--seq", "8", "--steps", "1", "--stop-after", "grad", "--out", path("stop")], "--stop-after", "whole steps")
     refused("--threads -1", ["plan", LLAMA, "--seq", "32", "--threads", "-1"], "thread")
     refused("--threads 10^9", ["plan", LLAMA, "--seq", "32", "--threads", "1000000000"], "thread")
     refused("--attention foo", ["plan", LLAMA, "--seq", "32", "--attention", "foo"], "foo", "gather-kv")
@@ -347,6 +349,7 @@ def training():
     if os.path.exists(path("out")):
         report("refused training", f"left {os.listdir(path('out'))}")
     refused("a diverging run", train("--lr", "1e30", "--clip", "0", "--warmup", "0", out="diverge", steps=6), "finite")
+    refused("a last step that ruins the parameters", train("--lr", "1e39", "--warmup", "0", out="diverge", steps=1), "parameter", "not saved")
     if os.path.exists(path("diverge/model.safetensors")):
         report("a diverging run", "saved a model")
 

@@ -118,7 +118,8 @@ int command_train(int argc, char **argv) {
         print_error("autosp train", &d);
         return EXIT_REFUSED;
     }
-    printf("%s after %lld steps: loss %.4f -> %.4f", r.stopped ? "stopped and saved" : "done", (long long)r.steps, r.first_loss, r.last_loss);
+    printf("%s after %lld steps", r.stopped ? "stopped and saved" : "done", (long long)r.steps);
+    if (isfinite(r.first_loss)) printf(": loss %.4f -> %.4f", r.first_loss, r.last_loss);
     if (isfinite(r.unigram_entropy)) printf(" (unigram entropy of the data %.4f)", r.unigram_entropy);
     printf("\noutputs: %s/model.safetensors  %s/metrics.jsonl  %s/loss.svg\n", o.out, o.out, o.out);
     return EXIT_DONE;

@@ -221,7 +221,8 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
 }
 
 Status train_run(const TrainOptions *o, TrainResult *out, Diag *d) {
-    *out = (TrainResult){.unigram_entropy = NAN};
+    *out = (TrainResult){.first_loss = NAN, .last_loss = NAN, .unigram_entropy = NAN};
+    if (o->compile.stop_after) return diag_error(d, ST_INPUT, "--stop-after %s: only whole steps can be trained", o->compile.stop_after);
     CompileOptions co = o->compile;
     co.update = true;
     Compiled c;

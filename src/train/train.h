@@ -21,7 +21,7 @@ typedef struct TrainOptions {
 
 typedef struct TrainResult {
     int64_t steps;          // done in all, earlier runs included
-    double first_loss, last_loss;  // last: mean over the last tenth of the run
+    double first_loss, last_loss;  // last: mean over the last tenth of the run; NaN if no step was run
     double unigram_entropy; // of the data, nats per token; NaN if not known
     bool stopped;           // by a signal
 } TrainResult;
