@@ -20,14 +20,30 @@ static const char *phase_name(Phase p) {
     return name[p];
 }
 
-static double sent_nbytes(const Graph *g, const Node *n) {
+// Layers repeat: every distinct move is reckoned once (its pieces are quadratic in the number of ranks).
+typedef struct Sent {
+    const Value *from, *to;
+    double nbytes;
+} Sent;
+typedef struct SentMemo {
+    VEC(Sent) item;
+} SentMemo;
+
+static double sent_nbytes(const Graph *g, const Node *n, SentMemo *memo) {
     const Value *from = graph_value(g, n->in[0]), *to = graph_value(g, n->out[0]);
+    for (int64_t i = 0; i < memo->item.len; i++) {
+        const Sent *s = &memo->item.data[i];
+        if (s->to->dtype == to->dtype && shape_equal(&s->to->shape, &to->shape) && placement_equal(&s->from->place, &from->place) &&
+            placement_equal(&s->to->place, &to->place))
+            return s->nbytes;
+    }
     int64_t most = 0;
     int ranks = graph_nranks(g);
     for (int r = 0; r < ranks; r++) {
         if (ranks > 16 && r > 1 && r < ranks - 2) continue;  // the ranks between are like their neighbours
         most = max_i64(most, reshard_sent_nbytes(g, &to->shape, to->dtype, &from->place, &to->place, r));
     }
+    vec_push(&memo->item, ((Sent){from, to, (double)most}));
     return (double)most;
 }
 
@@ -43,11 +59,12 @@ static bool same_but_digits(const char *a, const char *b) {
 
 static void collect(const Compiled *c, bool group, Collectives *out) {
     const Graph *g = c->graph;
+    SentMemo memo = {0};
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op != OP_RESHARD) continue;
         const Placement *from = &graph_value(g, n->in[0])->place, *to = &graph_value(g, n->out[0])->place;
-        Collective x = {.name = reshard_name(g, from, to), .why = n->note ? n->note : "", .phase = phase_name(n->phase), .nbytes = sent_nbytes(g, n), .count = 1};
+        Collective x = {.name = reshard_name(g, from, to), .why = n->note ? n->note : "", .phase = phase_name(n->phase), .nbytes = sent_nbytes(g, n, &memo), .count = 1};
         if (x.nbytes == 0) continue;  // a local slice
         bool known = false;
         for (int64_t k = 0; k < out->item.len && group && !known; k++) {
@@ -57,6 +74,7 @@ static void collect(const Compiled *c, bool group, Collectives *out) {
         }
         if (!known) vec_push(&out->item, x);
     }
+    vec_free(&memo.item);
 }
 
 // ---- text --------------------------------------------------------------------------------------------------------------------
