@@ -34,8 +34,8 @@ def _loss(model, inputs):
 
 
 def compute(model, inputs):
-    """name -> tensor: the inputs, the loss, the gradient of each parameter, and the losses before each of five AdamW steps. `model`
-    stays as it is. Float inputs are given in float64 to the model and stored as they are."""
+    """name -> tensor: the inputs, the loss, the gradient of each parameter, and the losses before each of five AdamW steps.
+    `model` stays as it is. Float inputs are given in float64 to the model and stored as they are."""
     m = copy.deepcopy(model).double()
     fed = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
     result = dict(inputs)

@@ -69,13 +69,14 @@ def make_refused(cls):
 def main():
     chosen = sys.argv[1:] or list(parts.PROGRAMS) + ["refused"]
     failed = 0
-    for name in chosen:
-        for job in [lambda c=c: make_refused(c) for c in refused.REFUSED] if name == "refused" else [lambda: make(name, parts.PROGRAMS[name])]:
-            try:
-                job()
-            except Exception as e:  # one program that does not export must not keep the others from being made
-                failed += 1
-                print(f"{name}: {type(e).__name__}: {str(e).strip()[:300]}", flush=True)
+    jobs = [(make_refused, (c,)) for c in refused.REFUSED if "refused" in chosen]
+    jobs += [(make, (name, parts.PROGRAMS[name])) for name in chosen if name != "refused"]
+    for job, args in jobs:
+        try:
+            job(*args)
+        except Exception as e:  # one program that does not export must not keep the others from being made
+            failed += 1
+            print(f"{args[0]}: {type(e).__name__}: {str(e).strip()[:300]}", flush=True)
     sys.exit(1 if failed else 0)
 
 

@@ -1,4 +1,4 @@
-"""Programs that mix tokens without attention, or move the sequence about: convolutions, scans, shifts, norms over the sequence."""
+"""Programs that mix tokens without attention, or move the sequence about: convolutions, scans, shifts, norms over it."""
 
 import torch
 import torch.nn as nn
