@@ -97,8 +97,9 @@ static Status settle_one(ShardState *s, NodeId fwd, int index) {
     if (s->c->nranks > 1) {
         r.nalt = 3;
         if (best < 0)
-            return diag_error(s->d, ST_UNSUPPORTED, "%s: attention strategy \"%s\" is not possible here; leave --attention to auto",
-                              node_describe(s->g, fwd, s->c->scratch), must ? must : "auto");
+            return diag_error(s->d, ST_UNSUPPORTED, "%s: attention strategy \"%s\"%s is not possible here; %s",
+                              node_describe(s->g, fwd, s->c->scratch), must ? must : "auto", s->c->strategies ? " (of the saved decisions)" : "",
+                              s->c->strategies ? "make them anew with plan --save at this batch and number of ranks" : "leave --attention to auto");
         r.strategy = names[best];
         r.seconds = price[best].seconds;
         r.nbytes_sent = price[best].sent;
