@@ -9,6 +9,7 @@ library is used. Archives are damaged at the byte level and by rewriting members
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -426,6 +427,26 @@ def saving():
             subprocess.run(["umount", disk])
 
 
+def limits():
+    """Writes that fail after so many bytes, as on a full disk, and memory that is not there."""
+    def files_of(nbytes):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
+
+    size = os.path.getsize(path("out/model.safetensors")) if os.path.exists(path("out/model.safetensors")) else 800000
+    for nbytes in (0, 1, 5000, size // 2, size + 5000):
+        def action(folder, n=nbytes):
+            refused(f"training where files end at {n} bytes", train("--resume", out=os.path.basename(folder), steps=3), os.path.basename(folder), preexec_fn=files_of(n))
+        good_then(f"limit{nbytes}", action)
+        target = path(f"g{nbytes}.safetensors")
+        refused(f"check --out where files end at {nbytes} bytes", check() + ["--out", target], "safetensors", preexec_fn=files_of(min(nbytes, 5000)))
+        refused(f"plan --save where files end at {nbytes} bytes", ["plan", LLAMA, "--seq", 32, "--ranks", 2, "--save", path("p.json")], "p.json",
+                preexec_fn=files_of(min(nbytes, 5)))
+        if os.path.exists(target) or os.path.exists(path("p.json")):
+            report(f"files that end at {nbytes} bytes", "something half-written is left")
+    refused("memory that the machine has and the process may not have", ["check", LLAMA, "--seq", 131072, "--batch", 1, "--ranks", 2, "--threads", 1, "--steps", 1],
+            "REFUSED", "allocate", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20)))
+
+
 def interrupted():
     """Ctrl-C in the middle of training: saves, leaves with 0, and what it left can be resumed."""
     global count
@@ -454,7 +475,7 @@ def interrupted():
 
 def main():
     try:
-        for group in (arguments, decisions, files, damaged_bytes, archives, goldens, training, saving, interrupted):
+        for group in (arguments, decisions, files, damaged_bytes, archives, goldens, training, saving, limits, interrupted):
             begin = time.time()
             group()
             print(f"{group.__name__}: {time.time() - begin:.1f} s")
