@@ -305,6 +305,8 @@ def goldens():
     refused("gradient of nobody", check(LLAMA, changed("g.safetensors", "grad.nobody", ["F32", [1], b"\0" * 4])), "grad")
     one = "model.model.norm.weight" if "model.model.norm.weight" in model_text() else "model.norm.weight"
     refused("a gradient of another shape", check(LLAMA, changed("g.safetensors", "grad." + one, ["F32", [1], b"\0" * 4])), "shape")
+    refused("an adamw loss of a strange dtype", check(LLAMA, changed("g.safetensors", "adamw_losses", ["U8", [5], b"\0" * 5])), "adamw_losses", "dtype")
+    refused("a gradient of a strange dtype", check(LLAMA, changed("g.safetensors", "grad." + one, ["U8", [64], b"\0" * 64])), "grad." + one, "dtype")
     refused("short sequences", check(LLAMA, store("g.safetensors", dict(t, input_ids=["I64", [2, 1], i64(1, 2)], labels=["I64", [2, 1], i64(1, 2)]))),
             "REFUSED")
     heads = {
@@ -338,6 +340,9 @@ def training():
     refused("data shorter than a row", train(data=write("short", b"hello")), "token")
     refused("tokens beyond the vocabulary", train(data=write("t.u16", struct.pack("<400H", *range(400)))), "t.u16")
     refused("half a token", train(data=write("odd.u16", b"\0" * 4097)), "odd.u16")
+    for dtype, item in (("U8", b"\3"), ("F8_E4M3", b"\3"), ("F32", b"\0" * 4)):  # 4 examples of 32 tokens
+        table = store("table.safetensors", {"input_ids": [dtype, [4, 32], item * 128], "labels": ["I64", [4, 32], i64(*[3] * 128)]})
+        refused(f"a table of {dtype} tokens", train(data=table), "input_ids", "dtype")
     refused("data format foo", train("--data-format", "foo"), "foo")
     for option, value in (("--lr", "nan"), ("--lr", "-1"), ("--lr", "x"), ("--min-lr", "2"), ("--clip", "-1"), ("--weight-decay", "-1"), ("--save-every", "x")):
         refused(f"train {option} {value}", train(option, value), option)

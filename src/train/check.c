@@ -145,6 +145,7 @@ static Status golden_gradients(const TensorFile *f, const Trace *t, Arena *a, do
         const TensorView *v = find_gradient(f, &t->param[p]);
         if (!v) continue;  // as PyTorch: a parameter without gradient
         used++;
+        if (!v->known_dtype) return diag_error(d, ST_INPUT, "the golden's \"%s\" has a dtype of an unknown kind", v->name);
         if (!shape_equal(&v->shape, &t->param[p].shape)) return diag_error(d, ST_INPUT, "%s has another shape than the parameter", v->name);
         ref[p] = ARENA_ARRAY(a, double, t->numel[p]);
         TRY(tensor_convert(v->data, v->dtype, ref[p], DT_F64, t->numel[p], d));
@@ -158,6 +159,7 @@ static Status golden_gradients(const TensorFile *f, const Trace *t, Arena *a, do
 static Status read_doubles(const TensorFile *f, const char *name, int max, double *out, int *n, Diag *d) {
     const TensorView *v = tensors_find(f, name);
     if (!v) return diag_error(d, ST_INPUT, "the golden has no tensor \"%s\"", name);
+    if (!v->known_dtype) return diag_error(d, ST_INPUT, "the golden's \"%s\" has a dtype of an unknown kind", name);
     int64_t count = shape_numel(&v->shape);
     if (count < 1 || count > max) return diag_error(d, ST_INPUT, "\"%s\" has %" PRId64 " elements", name, count);
     *n = (int)count;

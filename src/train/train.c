@@ -48,6 +48,7 @@ static Status feed_from_table(Run *r, int32_t index, int64_t step, Diag *d) {
     if (in->batch_dim != 0) return diag_error(d, ST_UNSUPPORTED, "input \"%s\": tables of examples need the batch as first dim", in->name);
     want.dim[0] = t->shape.dim[0];
     if (!shape_equal(&want, &t->shape)) return diag_error(d, ST_INPUT, "tensor \"%s\" of the data does not have rows of the shape that the program was bound to", in->name);
+    TRY(values_check_dtype(in, t, d));
     int64_t row = shape_numel(&in->shape) / in->shape.dim[0];
     char *buf = malloc((size_t)shape_numel(&in->shape) * 8);
     if (!buf) return diag_error(d, ST_MEMORY, "out of memory for input \"%s\"", in->name);
@@ -210,6 +211,7 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("\n");
     TRY(runtime_new(r->c->plan, r->o->seed, &r->rt, d));
     TRY(load_start(r, d));
+    TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));
     TRY(open_metrics(r, d));
     if (r->first >= r->o->steps) {

@@ -99,6 +99,14 @@ int64_t values_vocabulary(const Graph *g, int32_t index) {
     return rows;
 }
 
+Status values_check_dtype(const Input *in, const TensorView *t, Diag *d) {
+    bool both_float = dtype_is_float(in->dtype) && dtype_is_float(t->dtype);
+    bool both_whole = !dtype_is_float(in->dtype) && !dtype_is_float(t->dtype);
+    if (t->known_dtype && (both_float || both_whole)) return ST_OK;
+    return diag_error(d, ST_INPUT, "input \"%s\" has %s%s in the file, the program wants %s", in->name, t->known_dtype ? "dtype " : "a dtype of an unknown kind",
+                      t->known_dtype ? dtype_name(t->dtype) : "", dtype_name(in->dtype));
+}
+
 static Status input_from_file(const Input *in, const TensorView *t, void *data, Diag *d) {
     if (!shape_equal(&t->shape, &in->shape)) {
         Str s = {0};
@@ -111,11 +119,7 @@ static Status input_from_file(const Input *in, const TensorView *t, void *data, 
         str_free(&s);
         return st;
     }
-    bool both_float = dtype_is_float(in->dtype) && dtype_is_float(t->dtype);
-    bool both_whole = !dtype_is_float(in->dtype) && !dtype_is_float(t->dtype);
-    if (!t->known_dtype || (!both_float && !both_whole))
-        return diag_error(d, ST_INPUT, "input \"%s\" has dtype %s in the file, the program wants %s", in->name,
-                          t->known_dtype ? dtype_name(t->dtype) : "of an unknown kind", dtype_name(in->dtype));
+    TRY(values_check_dtype(in, t, d));
     return tensor_convert(t->data, t->dtype, data, in->dtype, shape_numel(&in->shape), d);
 }
 

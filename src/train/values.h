@@ -15,5 +15,8 @@ Status values_param(const Graph *g, int32_t p, bool random_missing, uint64_t see
 // random token ids below the vocabulary, labels equal to the ids, positions arange, masks ones.
 Status values_set_inputs(Runtime *rt, const Graph *g, const TensorFile *file, uint64_t seed, Diag *d);
 
+// Whether a file's tensor can be an input: both floats, or both whole numbers.
+Status values_check_dtype(const Input *in, const TensorView *t, Diag *d);
+
 // The number of rows of the embedding table that input `index` is looked up in, 0 if none: token ids must be below it.
 int64_t values_vocabulary(const Graph *g, int32_t index);
