@@ -67,7 +67,7 @@ static void test_round_trip_random(void **state) {
     for (uint64_t seed = 0; seed < 40; seed++) {
         Arena *a = arena_new();
         RandomGraph r;
-        random_graph(a, seed, 20, &r);
+        random_graph(a, seed, 20, seed % 2 ? DT_F32 : DT_F64, &r);
         char what[64];
         snprintf(what, sizeof what, "random graph %d", (int)seed);
         check_round_trip(r.g, what);
@@ -252,8 +252,22 @@ static void test_verifier(void **state) {
     }
 }
 
+// A rank may store its intervals in any order (zigzag); what it needs around them is still all of it.
+static void test_needs_of_unordered_intervals(void **state) {
+    (void)state;
+    Arena *a = arena_new();
+    LayoutTable *t = layouts_new(a, 2);
+    LayoutId in = layouts_intern(t, 10, (int32_t[]){2, 2}, (Span[]){{8, 10}, {2, 4}, {0, 2}, {4, 8}});
+    LayoutId halo = layouts_intern(t, 10, (int32_t[]){2, 1}, (Span[]){{1, 5}, {7, 10}, {0, 9}});
+    LayoutId group = layouts_intern(t, 5, (int32_t[]){2, 2}, (Span[]){{1, 2}, {4, 5}, {0, 1}, {2, 4}});
+    assert_int_equal(layout_stencil(t, in, 1, -1, 1, 10), halo);
+    assert_int_equal(layout_group(t, in, 2), group);
+    arena_free(a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_needs_of_unordered_intervals),
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_round_trip_random), cmocka_unit_test(test_big_const),
         cmocka_unit_test(test_malformed),  cmocka_unit_test(test_verifier),
     };

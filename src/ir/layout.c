@@ -288,20 +288,32 @@ LayoutId layout_concat(LayoutTable *t, int n, const LayoutId *part) {
     return intern(t, extent, &d);
 }
 
+// Appends the union of what one rank needs, ascending: widened spans of a rank may overlap each other, in whatever order it stores them.
+static void draft_union(Draft *d, Span *need, int64_t n) {
+    bool sorted = true;
+    for (int64_t i = 1; i < n; i++) sorted &= need[i - 1].begin <= need[i].begin;
+    if (!sorted) qsort(need, (size_t)n, sizeof *need, compare_spans);
+    int64_t done = INT64_MIN;
+    for (int64_t i = 0; i < n; i++) {
+        draft_add(d, max_i64(need[i].begin, done), need[i].end);
+        done = max_i64(done, need[i].end);
+    }
+}
+
 LayoutId layout_stencil(LayoutTable *t, LayoutId in, int64_t mul, int64_t lo, int64_t hi, int64_t extent_out) {
     const Layout *l = layouts_get(t, in);
     Draft d = {0};
+    VEC(Span) need = {0};
     for (int r = 0; r < t->nranks; r++) {
         draft_rank(&d);
-        int64_t done = INT64_MIN;  // spans of one rank may come to overlap each other: keep the union, in order
+        need.len = 0;
         for (int i = 0; i < layout_nspan(l, r); i++) {
             Span s = layout_spans(l, r)[i];
-            int64_t begin = max_i64(0, s.begin * mul + lo), end = min_i64(extent_out, (s.end - 1) * mul + hi + 1);
-            begin = max_i64(begin, done);
-            draft_add(&d, begin, end);
-            done = max_i64(done, end);
+            vec_push(&need, ((Span){max_i64(0, s.begin * mul + lo), min_i64(extent_out, (s.end - 1) * mul + hi + 1)}));
         }
+        draft_union(&d, need.data, need.len);
     }
+    vec_free(&need);
     return intern(t, extent_out, &d);
 }
 
@@ -309,15 +321,16 @@ LayoutId layout_group(LayoutTable *t, LayoutId in, int64_t group) {
     const Layout *l = layouts_get(t, in);
     CHECK(l->extent % group == 0, "%lld in groups of %lld", (long long)l->extent, (long long)group);
     Draft d = {0};
+    VEC(Span) need = {0};
     for (int r = 0; r < t->nranks; r++) {
         draft_rank(&d);
-        int64_t done = INT64_MIN;
+        need.len = 0;
         for (int i = 0; i < layout_nspan(l, r); i++) {
             Span s = layout_spans(l, r)[i];
-            int64_t begin = max_i64(s.begin / group, done), end = ceil_div(s.end, group);
-            draft_add(&d, begin, end);
-            done = max_i64(done, end);
+            vec_push(&need, ((Span){s.begin / group, ceil_div(s.end, group)}));
         }
+        draft_union(&d, need.data, need.len);
     }
+    vec_free(&need);
     return intern(t, l->extent / group, &d);
 }
