@@ -10,7 +10,7 @@ enum { TEXT_USES = 200 };  // iterations that mutate the same text
 static void random_text(Rng *r, Str *out) {
     Arena *a = arena_new();
     RandomGraph g;
-    random_graph(a, rng_below(r, 64), 1 + (int)rng_below(r, 12), &g);
+    random_graph(a, rng_below(r, 64), 1 + (int)rng_below(r, 12), DT_F32, &g);
     int n;
     CompileOptions o;
     compile_defaults(&o);

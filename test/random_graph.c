@@ -44,13 +44,13 @@ void give(Gen *g, ValueId v, bool exact, bool input, double mag) {
         v = build_slice(b, v, dim, draw(g, s.dim[dim] - keep + 1), 1, keep);
     }
     DType t = build_dtype(b, v);
-    if (t == DT_F64 && mag > 8) {
+    if (t == g->real && mag > 8) {
         v = build_binary_scalar(b, OP_MUL, v, 4 / mag);
         mag = 4;
         exact = false;
     }
-    Item x = {v, exact || t != DT_F64, input, mag};
-    if (t == DT_F64)
+    Item x = {v, exact || t != g->real, input, mag};
+    if (t == g->real)
         vec_push(&g->floats, x);
     else if (t == DT_I64)
         vec_push(&g->ints, x);
@@ -71,11 +71,11 @@ static ValueId make_input(Gen *g, const char *name, Role role, Shape s, DType t)
 Item make_param(Gen *g, Shape s, double mag) {
     int64_t i = g->g->params.len, n = shape_numel(&s);
     CHECK(i < RANDOM_MAX_PARAMS, "too many parameters");
-    vec_push(&g->g->params, ((Param){.name = arena_printf(g->a, "p%lld", (long long)i), .shape = s, .dtype = DT_F64,
+    vec_push(&g->g->params, ((Param){.name = arena_printf(g->a, "p%lld", (long long)i), .shape = s, .dtype = g->real,
                                      .trainable = true, .decay = true}));
     double *data = g->out->param[i] = ARENA_ARRAY(g->a, double, n);
-    for (int64_t k = 0; k < n; k++) data[k] = mag * draw_real(g);
-    Attr attr[] = {attr_i(ATTR_INDEX, i), attr_i(ATTR_KIND, 0), attr_i(ATTR_DTYPE, DT_F64)};
+    for (int64_t k = 0; k < n; k++) data[k] = (float)(mag * draw_real(g));
+    Attr attr[] = {attr_i(ATTR_INDEX, i), attr_i(ATTR_KIND, 0), attr_i(ATTR_DTYPE, g->real)};
     return (Item){build(&g->b, OP_PARAM, 0, NULL, 3, attr), true, false, mag};
 }
 
@@ -85,7 +85,7 @@ static void make_inputs(Gen *g) {
     ValueId tokens = make_input(g, "tokens", ROLE_TOKENS, rows, DT_I64);
     ValueId labels = make_input(g, "labels", ROLE_LABELS, rows, DT_I64);
     ValueId positions = make_input(g, "positions", ROLE_POSITIONS, rows, DT_I64);
-    ValueId x = make_input(g, "x", ROLE_OTHER, SHAPE(g->batch, g->seq, width), DT_F64);
+    ValueId x = make_input(g, "x", ROLE_OTHER, SHAPE(g->batch, g->seq, width), g->real);
     double **in = g->out->input;
     for (int64_t i = 0, pos = 0; i < n; i++, pos++) {
         if (i % g->seq == 0 || chance(g, 15)) pos = 0;
@@ -173,7 +173,7 @@ static ValueId weigh(Gen *g, Item x) {
     Builder *b = &g->b;
     Shape s = shape_at(g, x.v);
     int64_t n = shape_numel(&s);
-    ValueId at = build_reshape(b, build_iota(b, SHAPE(n), 0, 1, 1, DT_F64), s);
+    ValueId at = build_reshape(b, build_iota(b, SHAPE(n), 0, 1, 1, g->real), s);
     ValueId pattern = build_unary(b, OP_SIN, build_binary_scalar(b, OP_MUL, at, 0.3 + 0.1 * (double)draw(g, 9)));
     ValueId total = build_sum_all(b, build_binary(b, OP_MUL, x.v, pattern));
     return build_binary_scalar(b, OP_MUL, total, 1 / (sqrt((double)n) * (1 + x.mag)));
@@ -188,8 +188,8 @@ static ValueId cross_entropy(Gen *g) {
     ValueId safe = build_where(b, valid, labels, build_scalar(b, DT_I64, 0));
     ValueId lse = build_reshape(b, build_reduce(b, OP_LOGSUMEXP, x.v, 2), SHAPE(g->batch, g->seq));
     ValueId nll = build_binary(b, OP_SUB, lse, build_binary(b, OP_PICK, x.v, safe));
-    ValueId sum = build_sum_all(b, build_where(b, valid, nll, build_scalar(b, DT_F64, 0)));
-    ValueId count = build_sum_all(b, build_cast(b, valid, DT_F64));
+    ValueId sum = build_sum_all(b, build_where(b, valid, nll, build_scalar(b, g->real, 0)));
+    ValueId count = build_sum_all(b, build_cast(b, valid, g->real));
     return build_binary(b, OP_DIV, sum, build_binary_scalar(b, OP_ADD, count, 0.5));
 }
 
@@ -210,9 +210,9 @@ static void finish(Gen *g, int nops) {
     graph_add_output(g->g, OUT_LOSS, -1, 0, "loss", loss);
 }
 
-void random_graph(Arena *a, uint64_t seed, int nops, RandomGraph *out) {
+void random_graph(Arena *a, uint64_t seed, int nops, DType real, RandomGraph *out) {
     *out = (RandomGraph){.g = graph_new(a, "random", 1), .smooth = true};
-    Gen g = {.out = out, .g = out->g, .a = a, .rng = random_mix(seed + 1)};
+    Gen g = {.out = out, .g = out->g, .a = a, .real = real, .rng = random_mix(seed + 1)};
     g.b = (Builder){.g = g.g, .d = &g.d, .source = "random"};
     g.batch = draw_in(&g, 1, 3);
     g.seq = chance(&g, 30) ? draw_in(&g, 1, 4) : draw_in(&g, 5, 20);

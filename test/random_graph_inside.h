@@ -19,6 +19,7 @@ typedef struct Gen {
     Builder b;
     Arena *a;
     Diag d;
+    DType real;   // of the graph's floats
     uint64_t rng;
     int64_t batch, seq, width, vocab;
     VEC(Item) floats, ints, bools;

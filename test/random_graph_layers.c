@@ -116,7 +116,7 @@ static int vector(Mask *m, char role, DType t) {
     Shape s = SHAPE(chance(g, 50) ? 1 : m->batch, chance(g, 70) ? 1 : m->heads, chance(g, 85) ? len : 1);
     ValueId v = some_index(g, s, t == DT_BOOL ? 2 : 3);
     if (t == DT_BOOL) v = build_binary_scalar(&g->b, OP_EQ, v, 0);
-    if (t == DT_F64) v = build_unary(&g->b, OP_SIN, build_cast(&g->b, v, DT_F64));
+    if (t == g->real) v = build_unary(&g->b, OP_SIN, build_cast(&g->b, v, g->real));
     m->vec[m->nvec] = v;
     m->role[m->nvec] = role;
     return emit(m, role == 'q' ? PROG_VEC_Q : PROG_VEC_K, t, m->nvec++, -1, 0);
@@ -161,11 +161,11 @@ static int predicate(Mask *m, int depth) {
 
 static int bias(Mask *m) {
     Gen *g = m->g;
-    int v = vector(m, chance(g, 50) ? 'q' : 'k', DT_F64);
+    int v = vector(m, chance(g, 50) ? 'q' : 'k', g->real);
     int gap = op2(m, OP_SUB, DT_I64, leaf(m, PROG_INDEX_K), leaf(m, PROG_INDEX_Q));
-    int far = emit(m, PROG_OP + OP_CAST, DT_F64, gap, -1, 0);
-    int slope = op2(m, OP_MUL, DT_F64, far, emit(m, PROG_CONST, DT_F64, -1, -1, 0.05 + 0.1 * (double)draw(g, 3)));
-    return v >= 0 && chance(g, 60) ? op2(m, OP_ADD, DT_F64, v, slope) : slope;
+    int far = emit(m, PROG_OP + OP_CAST, g->real, gap, -1, 0);
+    int slope = op2(m, OP_MUL, g->real, far, emit(m, PROG_CONST, g->real, -1, -1, 0.05 + 0.1 * (double)draw(g, 3)));
+    return v >= 0 && chance(g, 60) ? op2(m, OP_ADD, g->real, v, slope) : slope;
 }
 
 // Vectors that no instruction of the program reads are not allowed; all that were made are read, since dead code is kept.
@@ -227,7 +227,7 @@ static ValueId attend_imported(Gen *g, const ValueId *qkv, const Mask *m) {
         mask = build_binary(b, OP_OR, mask, build_binary_scalar(b, OP_EQ, k, 0));
     }
     mask = build_broadcast(b, mask, SHAPE(m->batch, 1, m->sq, m->sk));
-    if (chance(g, 30)) mask = build_where(b, mask, build_scalar(b, DT_F64, 0), build_scalar(b, DT_F64, -INFINITY));
+    if (chance(g, 30)) mask = build_where(b, mask, build_scalar(b, g->real, 0), build_scalar(b, g->real, -INFINITY));
     in[3] = mask;
     return build(b, OP_SDPA, 4, in, 1, a);
 }

@@ -105,7 +105,7 @@ void add_integer(Gen *g) {
     case 2: v = build_iota(b, shape_at(g, x.v), 0, draw_in(g, -3, 3), draw_in(g, 1, 3), DT_I64); break;
     case 3: v = build_cast(b, pick_bool(g).v, DT_I64); break;
     default: {  // a function of the integer as a float
-        ValueId f = build_cast(b, x.v, DT_F64);
+        ValueId f = build_cast(b, x.v, g->real);
         give(g, build_unary(b, chance(g, 50) ? OP_SIN : OP_COS, build_binary_scalar(b, OP_MUL, f, 0.37)), false, true, 1);
         return;
     }
@@ -141,7 +141,7 @@ void add_where(Gen *g) {
     Builder *b = &g->b;
     Item x = pick_float(g), y = some_float(g, shape_at(g, x.v), true), c = fit(g, pick_bool(g), shape_at(g, x.v));
     bool scalar = chance(g, 40);
-    ValueId other = scalar ? build_scalar(b, DT_F64, draw_real(g)) : y.v;
+    ValueId other = scalar ? build_scalar(b, g->real, draw_real(g)) : y.v;
     give(g, build_where(b, c.v, x.v, other), x.exact && (scalar || y.exact), x.input && (scalar || y.input), fmax(x.mag, y.mag + 1));
 }
 
@@ -151,9 +151,9 @@ void add_random(Gen *g) {
     Item x = pick_float(g);
     Shape s = shape_at(g, x.v);
     double p = 0.1 + 0.2 * (double)draw(g, 3);
-    Attr a[] = {attr_ints(ATTR_SHAPE, s.ndim, s.dim), attr_i(ATTR_DTYPE, DT_F64), attr_i(ATTR_SEED, draw(g, 1000))};
+    Attr a[] = {attr_ints(ATTR_SHAPE, s.ndim, s.dim), attr_i(ATTR_DTYPE, g->real), attr_i(ATTR_SEED, draw(g, 1000))};
     ValueId keep = build_binary_scalar(b, OP_GE, build(b, OP_RANDOM, 0, NULL, 3, a), p);
-    give(g, build_where(b, keep, build_binary_scalar(b, OP_MUL, x.v, 1 / (1 - p)), build_scalar(b, DT_F64, 0)), false, x.input, 2 * x.mag);
+    give(g, build_where(b, keep, build_binary_scalar(b, OP_MUL, x.v, 1 / (1 - p)), build_scalar(b, g->real, 0)), false, x.input, 2 * x.mag);
 }
 
 // ---- movement --------------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ static ValueId random_pad(Gen *g, ValueId v) {
     Shape s = shape_at(g, v);
     if (!s.ndim) return v;
     DType t = build_dtype(&g->b, v);
-    double fill = t == DT_F64 ? (chance(g, 60) ? 0 : draw_real(g)) : (double)draw(g, 2);
+    double fill = t == g->real ? (chance(g, 60) ? 0 : draw_real(g)) : (double)draw(g, 2);
     return build_pad(&g->b, v, (int)draw(g, s.ndim), draw(g, 4), draw(g, 4), fill);
 }
 
