@@ -27,7 +27,7 @@ typedef struct TrainResult {
 } TrainResult;
 
 // Progress on standard output. Files in o->out: metrics.jsonl, loss.svg, model.safetensors (the archive's parameter names, as
-// load_state_dict wants them), optimizer.safetensors (moments and step, for --resume).
+// load_state_dict wants them), optimizer.safetensors (for --resume: moments, step, what half precision does not hold).
 Status train_run(const TrainOptions *o, TrainResult *r, Diag *d);
 
 // lr at 0-based step: linear warm-up, then half a cosine down to min_lr * lr.
