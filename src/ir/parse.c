@@ -176,7 +176,7 @@ static Status parse_instr(Parser *p, int i, Instr *x) {
 }
 
 static Status parse_program(Parser *p, const Program **out) {
-    enum { MAX_INSTR = 512, MAX_OUT = 64 };
+    enum { MAX_INSTR = 4096, MAX_OUT = 64 };  // more than any pass makes
     Program *prog = ARENA_NEW(p->a, Program);
     Instr instr[MAX_INSTR];
     int32_t result[MAX_OUT];
