@@ -143,7 +143,11 @@ static inline int fuzz_loop(int argc, char **argv, void (*one)(Rng *, void *), v
     double seconds = argc > 1 ? atof(argv[1]) : 5;
     fuzz_iteration = argc > 2 ? atol(argv[2]) : 0;
     long first = fuzz_iteration;
-    const int fatal[] = {SIGALRM, SIGABRT};
+#ifdef __SANITIZE_ADDRESS__
+    const int fatal[] = {SIGALRM, SIGABRT};  // the sanitizer reports the others better
+#else
+    const int fatal[] = {SIGALRM, SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+#endif
     for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) signal(fatal[i], fuzz_on_signal);
     struct timespec t0, t;
     clock_gettime(CLOCK_MONOTONIC, &t0);
