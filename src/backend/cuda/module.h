@@ -1,0 +1,20 @@
+// Kernels compiled at run time from generated source (NVRTC; a host compiler in the emulation), and their launch.
+#pragma once
+#include "backend/cuda/device.h"
+#ifndef __cplusplus
+#include "base/diag.h"
+#endif
+
+typedef struct GpuFunction GpuFunction;  // owned by the device
+
+#ifndef __cplusplus
+// Compiles `source` (it includes "gpu.h" by that name) and finds kernel `name` in it. Compiled code is kept per device by the source's
+// hash, and on disk (cache.h) by source, device and compiler version. `what` names the kernel in errors and profiles.
+Status module_function(Device *dev, const char *source, const char *name, const char *what, GpuFunction **out, Diag *d);
+typedef struct Grid {
+    unsigned x, y, z;
+} Grid;
+// `params` is the kernel's one parameter struct, nparams bytes.
+Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d);
+void module_close(Device *dev);
+#endif
