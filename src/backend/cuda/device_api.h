@@ -1,6 +1,8 @@
-// The device behind the CUDA backend: a GPU (device_cuda.c) or host memory (device_emulated.c), whichever is linked in.
+// The device behind the backend: device_cuda.c, or device_emulated.c in the emulation.
 #pragma once
 #include "backend/backend.h"
+#include "backend/cuda/device.h"
 
-// capture_end of the emulated one gives a NULL graph, having run the launches between: launch again instead of a replay then.
 extern const DeviceApi device_api;
+// Of the kernel table (cuda.c): what DeviceApi.prepare does.
+Status cuda_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d);
