@@ -14,7 +14,8 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
-    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
+    const Backend *backend;      // what the plan is for; NULL: the CPU
+    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;

@@ -55,7 +55,7 @@ static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFi
     TRY(values_set_inputs(rt, c->graph, inputs, o->seed, d));
     const AdamWOptions *opt = &o->compile.adamw;
     for (int step = 1; step <= t->nstep; step++) {
-        runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)});
+        TRY(runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)}, d));
         TRY(runtime_step(rt, 0, &t->loss[step - 1], d));  // dropout draws the same numbers at every step of a check
         if (step == 1) TRY(read_gradients(t, rt, c->graph, d));
     }

@@ -180,7 +180,7 @@ static Status train_loop(Run *r, TrainResult *out, Diag *d) {
     for (int64_t step = r->first; step < o->steps && !out->stopped; step++) {
         double begin = now(), loss, lr = train_lr(o, step);
         TRY(feed(r, step, d));
-        runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))});
+        TRY(runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))}, d));
         TRY(runtime_step(r->rt, step, &loss, d));
         if (!isfinite(loss))
             return diag_error(d, ST_NUMERIC, "the loss is not finite at step %" PRId64 "; nothing was saved after step %" PRId64 " (a lower --lr or --clip may help)", step + 1, out->steps);
