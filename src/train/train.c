@@ -209,7 +209,10 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("data: %" PRId64 " tokens, %" PRId64 " rows of %" PRId64, data_ntokens(r->data), data_nrows(r->data), r->c->graph->seq);
     if (isfinite(out->unigram_entropy)) printf("; unigram entropy %.4f nats per token", out->unigram_entropy);
     printf("\n");
-    TRY(runtime_new(r->c->plan, r->o->seed, &r->rt, d));
+    RuntimeOptions run = r->o->runtime;
+    run.run_seed = r->o->seed;
+    run.processes = run.processes && r->o->compile.nranks > 1;
+    TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
     TRY(load_start(r, d));
     TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));
