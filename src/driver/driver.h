@@ -30,6 +30,7 @@ typedef struct Compiled {
     ShardReport shard;
     double seconds;            // import + passes + plan
 } Compiled;
+const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "exec/exec.h"
+#include "train/profile.h"
 #include "train/values.h"
 
 typedef struct Run {
@@ -22,7 +23,7 @@ typedef struct Run {
     VEC(int64_t) step;
     VEC(double) loss;
     int64_t first;                         // steps done before this run
-    double started;
+    double started, seconds;               // when the loop began; what the last step took
 } Run;
 
 static double now(void) {
@@ -172,6 +173,16 @@ static Status save_all(Run *r, int64_t done, double entropy, Diag *d) {
     return picture_write(arena_printf(r->arena, "%s/loss.svg", r->o->out), r->step.len, r->step.data, r->loss.data, entropy, "unigram entropy of the data", d);
 }
 
+// The table compares with the step before, which ran as all others do.
+static Status profile_step(Run *r, int64_t step, double *loss, Diag *d) {
+    const Plan *p = r->c->plan;
+    const double **seconds = ARENA_ARRAY(r->arena, const double *, p->nranks);
+    double before = r->seconds;
+    TRY(runtime_profile(r->rt, step, loss, seconds, d));
+    profile_print(stdout, p, compile_device_model(&r->o->compile), 0, seconds[0], step > r->first ? before : NAN);
+    return profile_write_trace(arena_printf(r->arena, "%s/trace.json", r->o->out), p, seconds, d);
+}
+
 static Status train_loop(Run *r, TrainResult *out, Diag *d) {
     const TrainOptions *o = r->o;
     const AdamWOptions *opt = &o->compile.adamw;
@@ -181,16 +192,19 @@ static Status train_loop(Run *r, TrainResult *out, Diag *d) {
         double begin = now(), loss, lr = train_lr(o, step);
         TRY(feed(r, step, d));
         TRY(runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))}, d));
-        TRY(runtime_step(r->rt, step, &loss, d));
+        bool profile = o->profile && step + 1 == o->steps;
+        TRY(profile ? profile_step(r, step, &loss, d) : runtime_step(r->rt, step, &loss, d));
         if (!isfinite(loss))
             return diag_error(d, ST_NUMERIC, "the loss is not finite at step %" PRId64 "; nothing was saved after step %" PRId64 " (a lower --lr or --clip may help)", step + 1, out->steps);
         if (step == r->first) out->first_loss = loss;
         vec_push(&r->step, step + 1);
         vec_push(&r->loss, loss);
-        TRY(report_step(r, step, loss, lr, now() - begin, d));
+        r->seconds = now() - begin;
+        TRY(report_step(r, step, loss, lr, r->seconds, d));
         out->stopped = o->stop && *o->stop;
         bool last = step + 1 == o->steps || out->stopped;
-        if (last || (o->save_every > 0 && (step + 1) % o->save_every == 0)) {
+        if (o->save_every < 0) out->steps = step + 1;
+        else if (last || (o->save_every > 0 && (step + 1) % o->save_every == 0)) {
             TRY(save_all(r, step + 1, out->unigram_entropy, d));
             out->steps = step + 1;
         }
