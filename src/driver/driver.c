@@ -30,6 +30,7 @@ typedef struct PassEntry {
 // clang-format off
 static const PassEntry passes[] = {
     {"canonicalize", pass_canonicalize, false, false},  // folding, identities, CSE
+    {"hold",         pass_hold,         false, false},  // a router's choices shown or held, where asked for
     {"experts",      pass_experts,      false, false},  // mixtures of experts become token-wise
     {"mask",         pass_mask,         false, false},  // attention with predicates
     {"grad",         pass_grad,         false, false},  // the backward, on the global graph
@@ -87,13 +88,13 @@ static double default_square_limit(void) {
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
                      .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = backend_of(o)->features, .adamw = &o->adamw,
-                     .report = &out->shard};
+                     .routing = o->routing, .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
     for (int i = 0; i < NPASS && !*stopped; i++) {
         const PassEntry *p = &passes[i];
-        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse);
+        bool skip = (p->run == pass_hold && o->routing == ROUTING_FREE) || (p->only_update && !o->update) || (p->only_fuse && o->no_fuse);
         if (!skip) {
             Graph *next = NULL;
             Status st = p->run(&c, *g, &next, d);

@@ -11,6 +11,7 @@ typedef struct CompileOptions {
     AttentionChoice attention;
     const char *const *strategies;  // replayed decisions, see PassContext
     int nstrategies;
+    RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;

@@ -7,6 +7,8 @@
 typedef enum AttentionChoice { ATTN_AUTO, ATTN_HEAD, ATTN_GATHER_KV } AttentionChoice;
 const char *attention_choice_name(AttentionChoice c);  // "auto", "head", "gather-kv"
 
+typedef enum RoutingChoice { ROUTING_FREE, ROUTING_SHOW, ROUTING_HOLD } RoutingChoice;  // of a mixture of experts, see hold.c
+
 typedef struct AdamWOptions {
     double beta1, beta2, eps, weight_decay;
     double clip_norm;            // 0: no clipping
@@ -36,11 +38,13 @@ typedef struct PassContext {
     const DeviceModel *device;
     unsigned features;           // BACKEND_*: what the backend's kernels can do
     const AdamWOptions *adamw;
+    RoutingChoice routing;
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard
 } PassContext;
 
 Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
+Status pass_hold(PassContext *c, Graph *in, Graph **out, Diag *d);          // choices of experts shown, or held fixed
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
 Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param
