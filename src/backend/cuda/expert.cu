@@ -211,7 +211,7 @@ static void expert_grad_mma(void *stream, int out_bf16, const ExpertGrad *p) {
 
 extern "C" int expert_tile(int bf16_operands, long long cols_a, long long cols_b, const void *a, const void *b) {
     bool whole = ((u64)a | (u64)b) % 16 == 0 && cols_a % 8 == 0 && cols_b % 8 == 0;
-    return bf16_operands && whole && cols_a > 0 ? MMA_M : TILE;
+    return bf16_operands && whole && cols_a > 0 ? (int)MMA_M : (int)TILE;
 }
 #else
 extern "C" int expert_tile(int, long long, long long, const void *, const void *) { return TILE; }
