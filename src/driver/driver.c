@@ -87,7 +87,7 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = backend_of(o)->features, .adamw = &o->adamw,
+                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = backend_of(o)->features | o->features, .adamw = &o->adamw,
                      .routing = o->routing, .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));

@@ -15,6 +15,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     const Backend *backend;      // what the plan is for; NULL: the CPU
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL
