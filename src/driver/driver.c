@@ -8,7 +8,7 @@
 
 void compile_defaults(CompileOptions *o) {
     *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
-    o->import.real = DT_F32;
+    o->import.real = o->compute = DT_F32;
 #ifndef NDEBUG
     o->verify_each = true;
 #endif
@@ -25,19 +25,21 @@ typedef struct PassEntry {
     PassFn run;
     bool only_update;  // belongs to the optimizer
     bool only_fuse;
+    bool only_bf16;
 } PassEntry;
 
 // clang-format off
 static const PassEntry passes[] = {
-    {"canonicalize", pass_canonicalize, false, false},  // folding, identities, CSE
-    {"experts",      pass_experts,      false, false},  // mixtures of experts become token-wise
-    {"mask",         pass_mask,         false, false},  // attention with predicates
-    {"grad",         pass_grad,         false, false},  // the backward, on the global graph
-    {"simplify",     pass_canonicalize, false, false},  // once more, over the joint graph
-    {"update",       pass_update,       true,  false},  // clipping and AdamW
-    {"shard",        pass_shard,        false, false},  // placements and reshards
-    {"fuse",         pass_fuse,         false, true},   // pointwise groups
-    {"schedule",     run_schedule,      false, false},  // an order
+    {"canonicalize", pass_canonicalize, false, false, false},  // folding, identities, CSE
+    {"experts",      pass_experts,      false, false, false},  // mixtures of experts become token-wise
+    {"mask",         pass_mask,         false, false, false},  // attention with predicates
+    {"precision",    pass_precision,    false, false, true}, // bf16: operands of products and of attention
+    {"grad",         pass_grad,         false, false, false},  // the backward, on the global graph
+    {"simplify",     pass_canonicalize, false, false, false},  // once more, over the joint graph
+    {"update",       pass_update,       true,  false, false},  // clipping and AdamW
+    {"shard",        pass_shard,        false, false, false},  // placements and reshards
+    {"fuse",         pass_fuse,         false, true, false},   // pointwise groups
+    {"schedule",     run_schedule,      false, false, false},  // an order
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -83,14 +85,14 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw,
+                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw, .compute = o->compute,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
     for (int i = 0; i < NPASS && !*stopped; i++) {
         const PassEntry *p = &passes[i];
-        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse);
+        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse) || (p->only_bf16 && o->compute != DT_BF16);
         if (!skip) {
             Graph *next = NULL;
             Status st = p->run(&c, *g, &next, d);

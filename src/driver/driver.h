@@ -14,6 +14,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    DType compute;             // DT_F32, or DT_BF16: mixed precision
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr

@@ -108,6 +108,8 @@ Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data,
     TRY(check_state(rt, param, slot, d));
     ValueId v = find_state(rt->plan->graph, param, slot);
     if (v != NO_VALUE) scatter_value(rt, v, data, t);  // else the step does not use it
+    v = slot == 0 ? find_state(rt->plan->graph, param, 3) : NO_VALUE;
+    if (v != NO_VALUE) scatter_value(rt, v, data, t);  // the copy in bf16
     return ST_OK;
 }
 

@@ -35,6 +35,8 @@ typedef struct PassContext {
     int nstrategies;
     const DeviceModel *device;
     const AdamWOptions *adamw;
+    DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
+    unsigned features;           // of the backend (BACKEND_*)
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard
 } PassContext;
@@ -42,6 +44,7 @@ typedef struct PassContext {
 Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
 Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
+Status pass_precision(PassContext *c, Graph *in, Graph **out, Diag *d);     // bf16: products and attention
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
 Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
