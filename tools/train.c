@@ -61,6 +61,7 @@ int command_train(int argc, char **argv) {
     AdamWOptions adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
     const char *format = "auto", *ignored = NULL;
     bool quiet = false;
+    RuntimeArgs run = {0};
     const Opt opts[] = {
         {"--data", OPT_TEXT, &ignored, "FILE...", "training data: raw bytes, .u16/.u32 token ids, or .safetensors with a tensor [N, ...] per input"},
         {"--data-format", OPT_TEXT, &format, "F", "auto (by extension), bytes, u16, u32, safetensors"},
@@ -80,6 +81,7 @@ int command_train(int argc, char **argv) {
         {"--save-every", OPT_INT, &o.save_every, "N", "save every N steps too (default: at the end and on Ctrl-C)"},
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
+        RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
     };
     const Usage u = {"autosp train", "M.pt2 --data FILE... --seq S --ranks P --steps N [options]",
@@ -102,6 +104,7 @@ int command_train(int argc, char **argv) {
     o.data.file = files;
     o.data.nfile = nfile;
     o.seed = (uint64_t)c.seed;
+    o.runtime = options_runtime(&run);
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
     o.compile.adamw = adamw;
     o.show_plan = quiet ? show_notes : show_plan;

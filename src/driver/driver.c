@@ -76,7 +76,15 @@ static int default_threads(int nranks) {
     return n < 1 ? 1 : (int)n;
 }
 
-static const DeviceModel *device_of(const CompileOptions *o) { return o->device ? o->device : device_model_cpu(); }
+static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
+static const DeviceModel *device_of(const CompileOptions *o) {
+    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+}
+
+// The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.
+static unsigned features_of(const CompileOptions *o) {
+    return o->compute == DT_BF16 ? backend_of(o)->features | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : backend_of(o)->features;
+}
 
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
@@ -85,7 +93,7 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw, .compute = o->compute,
+                     .nstrategies = o->nstrategies, .device = device_of(o), .features = features_of(o), .compute = o->compute, .adamw = &o->adamw,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
@@ -119,7 +127,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = &backend_cpu, .device = device_of(o), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o), .device = device_of(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;

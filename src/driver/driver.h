@@ -15,7 +15,8 @@ typedef struct CompileOptions {
     AdamWOptions adamw;
     bool no_fuse;
     DType compute;             // DT_F32, or DT_BF16: mixed precision
-    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
+    const Backend *backend;      // what the plan is for; NULL: the CPU
+    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;

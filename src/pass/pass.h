@@ -34,9 +34,9 @@ typedef struct PassContext {
     const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
     int nstrategies;
     const DeviceModel *device;
+    unsigned features;           // BACKEND_*: what the backend's kernels can do
     const AdamWOptions *adamw;
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
-    unsigned features;           // of the backend (BACKEND_*)
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard
 } PassContext;

@@ -15,6 +15,7 @@ typedef struct DeviceModel {     // seconds from work; plan/device.c
     double mem_nbytes;           // per rank; 0 unknown
 } DeviceModel;
 const DeviceModel *device_model_cpu(void);
+const DeviceModel *device_model_h100(void);
 double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c);
 
 typedef enum BufferKind {

@@ -180,7 +180,7 @@ static Status train_loop(Run *r, TrainResult *out, Diag *d) {
     for (int64_t step = r->first; step < o->steps && !out->stopped; step++) {
         double begin = now(), loss, lr = train_lr(o, step);
         TRY(feed(r, step, d));
-        runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))});
+        TRY(runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))}, d));
         TRY(runtime_step(r->rt, step, &loss, d));
         if (!isfinite(loss))
             return diag_error(d, ST_NUMERIC, "the loss is not finite at step %" PRId64 "; nothing was saved after step %" PRId64 " (a lower --lr or --clip may help)", step + 1, out->steps);
@@ -209,7 +209,10 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("data: %" PRId64 " tokens, %" PRId64 " rows of %" PRId64, data_ntokens(r->data), data_nrows(r->data), r->c->graph->seq);
     if (isfinite(out->unigram_entropy)) printf("; unigram entropy %.4f nats per token", out->unigram_entropy);
     printf("\n");
-    TRY(runtime_new(r->c->plan, r->o->seed, &r->rt, d));
+    RuntimeOptions run = r->o->runtime;
+    run.run_seed = r->o->seed;
+    run.processes = run.processes && r->o->compile.nranks > 1;
+    TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
     TRY(load_start(r, d));
     TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));

@@ -1,10 +1,12 @@
 // The main job: AdamW steps over data, with progress, metrics, saving and resuming.
 #pragma once
 #include "driver/driver.h"
+#include "exec/exec.h"
 #include "train/data.h"
 
 typedef struct TrainOptions {
     CompileOptions compile;
+    RuntimeOptions runtime;
     DataOptions data;
     int64_t steps;
     double lr;              // peak
