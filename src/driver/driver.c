@@ -39,6 +39,7 @@ static const PassEntry passes[] = {
     {"update",       pass_update,       true,  false, false},  // clipping and AdamW
     {"shard",        pass_shard,        false, false, false},  // placements and reshards
     {"fuse",         pass_fuse,         false, true, false},   // pointwise groups
+    {"narrow",       pass_narrow,       false, false, true},  // bf16: activations in memory
     {"schedule",     run_schedule,      false, false, false},  // an order
 };
 // clang-format on
