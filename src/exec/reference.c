@@ -135,7 +135,7 @@ static Status run_source(const Run *run, const Node *n, double *out, bool *done,
         bool hyper = r->hyper && !strcmp(g->inputs.data[index].name, "adamw.hyper");
         src = hyper ? r->hyper : r->inputs ? r->inputs[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for input %s", g->inputs.data[index].name);
-    } else if (kind == 0) {
+    } else if (kind == 0 || kind == 3) {  // the copy in bf16 has the value itself here
         src = r->params ? r->params[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for parameter %s", g->params.data[index].name);
     } else {

@@ -37,9 +37,9 @@ typedef struct PassContext {
     const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
     int nstrategies;
     const DeviceModel *device;
-    unsigned features;           // BACKEND_*: what the backend's kernels can do
     const AdamWOptions *adamw;
     RoutingChoice routing;
+    DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard
 } PassContext;
@@ -48,8 +48,10 @@ Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // f
 Status pass_hold(PassContext *c, Graph *in, Graph **out, Diag *d);          // choices of experts shown, or held fixed
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
 Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
+Status pass_precision(PassContext *c, Graph *in, Graph **out, Diag *d);     // bf16: products and attention
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
 Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
+Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c
