@@ -32,8 +32,10 @@ static const PassEntry passes[] = {
     {"canonicalize", pass_canonicalize, false, false},  // folding, identities, CSE
     {"experts",      pass_experts,      false, false},  // mixtures of experts become token-wise
     {"mask",         pass_mask,         false, false},  // attention with predicates
+    {"head",         pass_head,         false, false},  // logits with their cross-entropy
     {"grad",         pass_grad,         false, false},  // the backward, on the global graph
     {"simplify",     pass_canonicalize, false, false},  // once more, over the joint graph
+    {"head_join",    pass_head_join,    false, false},  // ... with their gradients
     {"update",       pass_update,       true,  false},  // clipping and AdamW
     {"shard",        pass_shard,        false, false},  // placements and reshards
     {"fuse",         pass_fuse,         false, true},   // pointwise groups
@@ -147,6 +149,7 @@ void compiled_free(Compiled *c) {
     vec_free(&c->shard.attention);
     vec_free(&c->shard.gathered);
     vec_free(&c->shard.square);
+    vec_free(&c->shard.logits);
     arena_free(c->arena);
     *c = (Compiled){0};
 }
