@@ -39,7 +39,7 @@ static void row_grads(const RefNode *r, const Head *x, int64_t i, int64_t at, do
 static Status each_row(const RefNode *r, const Head *x, Diag *d) {
     bool fwd = r->n->op != OP_HEAD_GRAD, grad = r->n->op != OP_HEAD_FWD;
     double *dh = grad ? r->out[fwd ? 2 : 0] : NULL, *dw = grad ? r->out[fwd ? 3 : 1] : NULL;
-    const double *glse = r->in[fwd ? 3 : 4], *gpick = r->in[fwd ? 4 : 5];
+    const double *glse = grad ? r->in[fwd ? 3 : 4] : NULL, *gpick = grad ? r->in[fwd ? 4 : 5] : NULL;
     if (grad) memset(dh, 0, sizeof *dh * (size_t)(x->n * x->nd)), memset(dw, 0, sizeof *dw * (size_t)(x->nv * x->nd));
     for (int64_t i = 0; i < x->n; i++) {
         int64_t at = (int64_t)r->in[2][i];

@@ -117,7 +117,7 @@ static void cost_head(const Node *n, const Operand *in, const Operand *out, Cost
 #define HEAD_SAMPLES(array, NV)                                                                                           \
     static const Sample array[] = {                                                                                       \
         HEAD_SAMPLE("rows", 7, 4, 5, NV, 1, 0),         HEAD_SAMPLE("scaled", 8, 3, 37, NV, 0.25, 0),                     \
-        HEAD_SAMPLE("soft cap", 6, 5, 9, NV, 1.5, 2),   HEAD_SAMPLE("one row, one class", 1, 2, 1, NV, 1, 0),             \
+        HEAD_SAMPLE("soft cap", 6, 5, 9, NV, 1.5, 2),   HEAD_SAMPLE("one class", 4, 2, 1, NV, 1, 0),                      \
         HEAD_SAMPLE("many rows", 1100, 2, 3, NV, 1, 0),                                                                   \
     }
 HEAD_SAMPLES(head_fwd_samples, 0);

@@ -7,8 +7,8 @@
 //
 // What stands between the product and its readers is moved out of the way: reshapes, slices and permutes of rows onto h, slices of
 // classes onto w, a constant factor and tanh's soft cap into attributes; casts go (the op's arithmetic is wide). A log-softmax of
-// which only picked elements are read is read as pick - logsumexp. Anything else that reads the logits keeps them whole; the plan's
-// report says so.
+// which only picked elements are read is pick - logsumexp; a sum over classes, weighted or not (label smoothing), is a product with the
+// sum of w's rows. Anything else that reads the logits keeps them whole; the plan's report says so.
 //
 // Requires: canonical form (equal nodes are one), no gradients yet. Establishes: head_fwd, whose gradient rule makes head_grad;
 // the pass head_join makes one node of the two.
@@ -18,7 +18,7 @@
 
 // ---- recognising ---------------------------------------------------------------------------------------------------------
 
-// From value v, whose last dim is the classes, one step nearer to the readers. Returns the value after it, NO_VALUE if `use` is none.
+// Along the chain of single uses from the product to its readers; the last dim of every value on it is the classes.
 typedef struct Scan {
     const Graph *g;
     HeadMatch *m;
@@ -77,47 +77,76 @@ static bool scan_step(Scan *s, Use use) {
     }
 }
 
-static bool is_lse(const Graph *g, Use use) {
-    if (use.node == NO_NODE) return false;
-    const Node *n = graph_node(g, use.node);
-    return n->op == OP_LOGSUMEXP && node_int(n, ATTR_DIM) == graph_shape(g, n->in[0])->ndim - 1;
+static int use_count(Uses u, ValueId v) { return u.first[v + 1] - u.first[v]; }
+
+static bool over_classes(const Graph *g, const Node *n) {  // a reduction over the last dim of its operand, and no other
+    int last = graph_shape(g, n->in[0])->ndim - 1;
+    const int64_t *dims;
+    if (n->op == OP_LOGSUMEXP) return node_int(n, ATTR_DIM) == last;
+    return n->op == OP_SUM && node_ints(n, ATTR_DIMS, &dims) == 1 && dims[0] == last;
 }
 
-static bool add_pick(HeadMatch *m, const Node *n, const Use *use, ValueId log_softmax) {
-    if (n->op != OP_PICK || use->slot != 0 || m->npick == HEAD_MAX_PICKS) return false;
-    if (m->npick && m->idx != n->in[1]) return false;
-    m->idx = n->in[1];
-    m->pick[m->npick++] = (HeadPick){use->node, log_softmax};
+static bool is_weigh(const Graph *g, const Node *n, int slot) {
+    return n->op == OP_DOT && n->nin == 2 && slot == 0 && n->in[1] != n->in[0] && graph_shape(g, n->in[1])->ndim == 1 &&
+           node_int_or(n, ATTR_NBATCH, 0) == 0 && node_int_or(n, ATTR_NCONTRACT, 1) == 1 && !node_int_or(n, ATTR_TRANS_A, 0);
+}
+
+static ValueId through_reshapes(const Graph *g, ValueId v) {
+    while (graph_def(g, v)->op == OP_RESHAPE) v = graph_def(g, v)->in[0];
+    return v;
+}
+
+static bool add_reader(const Graph *g, HeadMatch *m, Use use) {
+    if (use.node == NO_NODE || m->nreader == HEAD_MAX_READERS) return false;
+    const Node *n = graph_node(g, use.node);
+    HeadKind kind;
+    if (n->op == OP_PICK && use.slot == 0) {
+        if (m->idx != NO_VALUE && through_reshapes(g, m->idx) != through_reshapes(g, n->in[1])) return false;
+        m->idx = n->in[1];
+        kind = HEAD_PICK;
+    } else if (n->op == OP_LOGSUMEXP && over_classes(g, n)) {
+        kind = HEAD_LSE;
+    } else if (over_classes(g, n) || is_weigh(g, n, use.slot)) {
+        kind = n->op == OP_SUM ? HEAD_SUM : HEAD_WEIGH;
+        if (m->softcap > 0) return false;  // not linear in h
+    } else {
+        return false;
+    }
+    m->reader[m->nreader++] = (HeadReader){use.node, kind};
     return true;
 }
 
-// x - logsumexp(x), of which only picked elements are read, perhaps after its rows were merged.
-static bool add_log_softmax(const Graph *g, Uses uses, HeadMatch *m, const Node *sub, int slot) {
-    if (sub->op != OP_SUB || slot != 0) return false;
-    const Node *lse = graph_def(g, sub->in[1]);
-    if (lse->op != OP_LOGSUMEXP || lse->in[0] != sub->in[0] || node_int(lse, ATTR_DIM) != graph_shape(g, lse->in[0])->ndim - 1) return false;
-    ValueId v = sub->out[0];
-    const Use *u = uses.use + uses.first[v];
-    while (uses.first[v + 1] - uses.first[v] == 1 && u->node != NO_NODE && graph_node(g, u->node)->op == OP_RESHAPE) {
-        const Node *n = graph_node(g, u->node);
-        const Shape *x = graph_shape(g, v), *y = graph_shape(g, n->out[0]);
-        if (y->ndim < 1 || y->dim[y->ndim - 1] != x->dim[x->ndim - 1]) return false;
-        v = n->out[0], u = uses.use + uses.first[v];
-    }
-    for (int32_t k = uses.first[v]; k < uses.first[v + 1]; k++)
-        if (uses.use[k].node == NO_NODE || !add_pick(m, graph_node(g, uses.use[k].node), &uses.use[k], sub->out[0])) return false;
-    return uses.first[v] < uses.first[v + 1];
+static bool keeps_classes(const Graph *g, const Node *n) {
+    const Shape *x = graph_shape(g, n->in[0]), *y = graph_shape(g, n->out[0]);
+    return n->op == OP_RESHAPE && y->ndim > 0 && y->dim[y->ndim - 1] == x->dim[x->ndim - 1];
 }
 
-static bool add_reader(const Graph *g, Uses uses, HeadMatch *m, Use use) {
-    if (is_lse(g, use)) {
-        if (m->nlse == HEAD_MAX_PICKS) return false;
-        m->lse[m->nlse++] = use.node;
-        return true;
+// All that reads v, directly or with its rows merged or split otherwise: the rows are the same and in the same order. *bad: what is
+// no reader.
+static bool add_readers(const Graph *g, Uses uses, HeadMatch *m, ValueId v, Use *bad) {
+    for (int32_t k = uses.first[v]; k < uses.first[v + 1]; k++) {
+        Use u = uses.use[k];
+        bool view = u.node != NO_NODE && keeps_classes(g, graph_node(g, u.node));
+        if (view ? !add_readers(g, uses, m, graph_node(g, u.node)->out[0], bad) : !add_reader(g, m, u)) {
+            if (!view) *bad = u;
+            return false;
+        }
     }
-    if (use.node == NO_NODE) return false;
-    const Node *n = graph_node(g, use.node);
-    return add_pick(m, n, &use, NO_VALUE) || add_log_softmax(g, uses, m, n, use.slot);
+    return true;
+}
+
+// v is read by a log-sum-exp and by v - that, and that is all: the value of the difference, else NO_VALUE.
+static ValueId log_softmax_of(const Graph *g, Uses uses, ValueId v) {
+    if (use_count(uses, v) != 2) return NO_VALUE;
+    for (int k = 0; k < 2; k++) {
+        Use a = uses.use[uses.first[v] + k], b = uses.use[uses.first[v] + 1 - k];
+        if (a.node == NO_NODE || b.node == NO_NODE) return NO_VALUE;
+        const Node *lse = graph_node(g, a.node), *sub = graph_node(g, b.node);
+        if (lse->op == OP_LOGSUMEXP && over_classes(g, lse) && use_count(uses, lse->out[0]) == 1 && sub->op == OP_SUB && sub->in[0] == v &&
+            sub->in[1] == lse->out[0])
+            return sub->out[0];
+    }
+    return NO_VALUE;
 }
 
 // Does v depend on a result of node `from`?
@@ -144,19 +173,34 @@ static bool is_head_dot(const Graph *g, const Node *n) {
            dtype_is_float(graph_value(g, n->out[0])->dtype);
 }
 
+// From v on through single uses; behind a log-softmax (`rows_only`) only moves of rows.
+static ValueId scan_chain(Scan *s, Uses uses, ValueId v, bool rows_only) {
+    while (use_count(uses, v) == 1) {
+        Use u = uses.use[uses.first[v]];
+        if (u.node == NO_NODE) break;
+        const Node *n = graph_node(s->g, u.node);
+        bool row = n->op == OP_RESHAPE || n->op == OP_PERMUTE || (n->op == OP_SLICE && node_int(n, ATTR_DIM) != graph_shape(s->g, v)->ndim - 1);
+        if ((rows_only && !row) || !scan_step(s, u)) break;
+        v = n->out[0];
+    }
+    return v;
+}
+
 bool head_match(const Graph *g, Uses uses, NodeId dot, HeadMatch *m, const char **why, Arena *scratch) {
     *m = (HeadMatch){.dot = dot, .scale = 1, .idx = NO_VALUE};
     *why = "they are not a plain product of rows and a matrix";
     const Node *n = graph_node(g, dot);
     if (!is_head_dot(g, n)) return false;
     Scan s = {.g = g, .m = m};
-    ValueId v = n->out[0];
-    while (uses.first[v + 1] - uses.first[v] == 1 && scan_step(&s, uses.use[uses.first[v]])) v = graph_node(g, uses.use[uses.first[v]].node)->out[0];
-    m->logits = v;
-    for (int32_t k = uses.first[v]; k < uses.first[v + 1]; k++)
-        if (!add_reader(g, uses, m, uses.use[k])) return *why = other_use(g, uses.use[k], scratch), false;
+    ValueId v = scan_chain(&s, uses, n->out[0], false), difference = log_softmax_of(g, uses, v);
+    if (difference != NO_VALUE) m->log_softmax = true, v = scan_chain(&s, uses, difference, true);
+    Use bad;
+    if (!add_readers(g, uses, m, v, &bad)) return *why = other_use(g, bad, scratch), false;
     *why = "they are not read by a log-sum-exp and a pick, as a cross-entropy does";
-    if (!m->nlse || !m->npick || s.inner != 0) return false;
+    bool kind[HEAD_WEIGH + 1] = {0};
+    for (int i = 0; i < m->nreader; i++) kind[m->reader[i].kind] = true;
+    if (!kind[HEAD_PICK] || s.inner != 0) return false;
+    if (m->log_softmax ? kind[HEAD_LSE] || kind[HEAD_SUM] || kind[HEAD_WEIGH] : !kind[HEAD_LSE]) return false;
     *why = "the labels depend on them";
     return !depends_on(g, m->idx, dot, scratch);
 }
@@ -186,17 +230,35 @@ static void move_steps(Rewrite *r, const HeadMatch *m, ValueId *h, ValueId *w) {
     }
 }
 
-static void replace_readers(Rewrite *r, const HeadMatch *m, ValueId lse, ValueId pick) {
+// scale * h (sum of w's rows, each times its number): what a sum over classes is without the logits.
+static ValueId linear_reader(Rewrite *r, const HeadMatch *m, const HeadReader *x, ValueId h, ValueId w) {
     Builder *b = &r->b;
-    for (int i = 0; i < m->nlse; i++) {
-        ValueId old = graph_node(r->in, m->lse[i])->out[0];
-        rewrite_at(r, m->lse[i]);
-        r->map[old] = build_reshape(b, build_cast(b, lse, graph_value(r->in, old)->dtype), *graph_shape(r->in, old));
+    const Node *n = graph_node(r->in, x->node);
+    DType t = build_dtype(b, h) == DT_F64 ? DT_F64 : DT_F32;
+    w = build_cast(b, w, t), h = build_cast(b, h, t);
+    ValueId column;
+    if (x->kind == HEAD_SUM) {
+        column = build_sum(b, w, 1, (int[]){0});
+    } else {
+        rewrite_before(r, n->in[1]);
+        rewrite_at(r, x->node);
+        column = build_dot(b, build_cast(b, r->map[n->in[1]], t), w, 0, 1, false, false);  // [V] [V, D] -> [D]
     }
-    for (int i = 0; i < m->npick; i++) {
-        ValueId old = graph_node(r->in, m->pick[i].node)->out[0];
-        rewrite_at(r, m->pick[i].node);
-        ValueId v = m->pick[i].log_softmax == NO_VALUE ? pick : build_binary(b, OP_SUB, pick, lse);
+    if (b->status != ST_OK) return NO_VALUE;
+    column = build_reshape(b, column, SHAPE(1, build_shape(b, h).dim[1]));
+    ValueId y = build_dot(b, h, column, 0, 1, false, true);
+    return m->scale == 1 ? y : build_binary_scalar(b, OP_MUL, y, m->scale);
+}
+
+static void replace_readers(Rewrite *r, const HeadMatch *m, ValueId h, ValueId w, ValueId lse, ValueId pick) {
+    Builder *b = &r->b;
+    for (int i = 0; i < m->nreader && b->status == ST_OK; i++) {
+        const HeadReader *x = &m->reader[i];
+        ValueId old = graph_node(r->in, x->node)->out[0], v;
+        rewrite_at(r, x->node);
+        if (x->kind == HEAD_LSE) v = lse;
+        else if (x->kind == HEAD_PICK) v = m->log_softmax ? build_binary(b, OP_SUB, pick, lse) : pick;
+        else v = linear_reader(r, m, x, h, w);
         r->map[old] = build_reshape(b, build_cast(b, v, graph_value(r->in, old)->dtype), *graph_shape(r->in, old));
     }
 }
@@ -221,15 +283,14 @@ static void emit_head(Rewrite *r, const HeadMatch *m) {
     Attr attr[] = {attr_f(ATTR_SCALE, m->scale), attr_f(ATTR_SOFTCAP, m->softcap)};
     build_multi(b, OP_HEAD_FWD, 3, (ValueId[]){h, w, idx}, 2, attr, 2, out);
     b->note = NULL;
-    if (b->status == ST_OK) replace_readers(r, m, out[0], out[1]);
+    if (b->status == ST_OK) replace_readers(r, m, h, w, out[0], out[1]);
 }
 
 static Status rewrite_head(PassContext *c, const Graph *in, const HeadMatch *m, Graph **out, Diag *d) {
     Rewrite r;
     rewrite_begin(&r, in, c->scratch, d);
     bool *reader = ARENA_ARRAY(c->scratch, bool, in->nodes.len);
-    for (int i = 0; i < m->nlse; i++) reader[m->lse[i]] = true;
-    for (int i = 0; i < m->npick; i++) reader[m->pick[i].node] = true;
+    for (int i = 0; i < m->nreader; i++) reader[m->reader[i].node] = true;
     bool made = false;
     for (NodeId i = 0; i < in->nodes.len && r.b.status == ST_OK; i++) {
         if (reader[i] && !made) emit_head(&r, m), made = true;

@@ -4,23 +4,23 @@
 #include "ir/uses.h"
 #include "pass/pass.h"
 
-enum { HEAD_MAX_STEPS = 16, HEAD_MAX_PICKS = 8 };
+enum { HEAD_MAX_STEPS = 16, HEAD_MAX_READERS = 16 };
 
-typedef struct HeadPick {
-    NodeId node;          // pick
-    ValueId log_softmax;  // NO_VALUE: it reads the logits; else this log-softmax of them
-} HeadPick;
+typedef enum HeadKind { HEAD_LSE, HEAD_PICK, HEAD_SUM, HEAD_WEIGH } HeadKind;
+typedef struct HeadReader {
+    NodeId node;
+    HeadKind kind;  // SUM: over the classes; WEIGH: a product with a number for each class. Both are linear (label smoothing)
+} HeadReader;
 
 typedef struct HeadMatch {
     NodeId dot;
     int nstep;
-    NodeId step[HEAD_MAX_STEPS];  // reshape, permute and slice nodes between the product and `logits`, in order
-    ValueId logits;               // what the readers read
+    NodeId step[HEAD_MAX_STEPS];  // reshape, permute and slice nodes between product and readers, in order
     ValueId idx;
     double scale, softcap;
-    int nlse, npick;
-    NodeId lse[HEAD_MAX_PICKS];   // logsumexp nodes
-    HeadPick pick[HEAD_MAX_PICKS];
+    int nreader;
+    HeadReader reader[HEAD_MAX_READERS];
+    bool log_softmax;             // the picks read logits - logsumexp, which nothing else reads
 } HeadMatch;
 
 // Is node `dot` a product whose result only a cross-entropy reads? If not, *why completes "logits stay whole: ...".
