@@ -315,11 +315,13 @@ static NodeId product_of(const Graph *g, ValueId x) {
 }
 
 static void report_whole(PassContext *c, const Graph *g, Uses uses) {
+    bool *told = ARENA_ARRAY(c->scratch, bool, g->nodes.len);
     for (NodeId i = 0; i < g->nodes.len && c->report; i++) {
         const Node *n = graph_node(g, i);
         if (n->op != OP_LOGSUMEXP) continue;
         NodeId dot = product_of(g, n->in[0]);
-        if (dot == NO_NODE) continue;
+        if (dot == NO_NODE || told[dot]) continue;
+        told[dot] = true;
         const Value *z = graph_value(g, graph_node(g, dot)->out[0]);
         HeadMatch m;
         const char *why;
