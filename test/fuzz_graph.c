@@ -252,8 +252,7 @@ static Status set_values(Case *c, const Graph *g, Runtime *rt, Diag *d) {
         TRY(runtime_set_input(rt, (int32_t)i, data, d));
     }
     for (int64_t p = 0; p < g->params.len; p++) TRY(runtime_set_state(rt, (int32_t)p, 0, c->plain.param[p], DT_F64, d));
-    runtime_set_hyper(rt, hyper);
-    return ST_OK;
+    return runtime_set_hyper(rt, hyper, d);
 }
 
 // The first AdamW step from zero moments, by its definition.

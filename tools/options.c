@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "backend/registry.h"
 #include "decisions.h"
 
 static Status parse_attention(const char *text, AttentionChoice *out, Diag *d) {
@@ -48,6 +49,7 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->verify_each |= c->verify_each;
     o->dump_after = c->dump_after;
     o->stop_after = c->stop_after;
+    TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
     TRY(parse_attention(c->attention, &o->attention, d));
     TRY(check_pass_name("--dump-after", c->dump_after, true, d));
     TRY(check_pass_name("--stop-after", c->stop_after, false, d));

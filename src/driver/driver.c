@@ -76,7 +76,10 @@ static int default_threads(int nranks) {
     return n < 1 ? 1 : (int)n;
 }
 
-static const DeviceModel *device_of(const CompileOptions *o) { return o->device ? o->device : device_model_cpu(); }
+static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
+const DeviceModel *compile_device_model(const CompileOptions *o) {
+    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+}
 
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
@@ -85,7 +88,7 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw,
+                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = backend_of(o)->features, .adamw = &o->adamw,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
@@ -119,7 +122,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = &backend_cpu, .device = device_of(o), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o), .device = compile_device_model(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;

@@ -14,7 +14,8 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
-    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
+    const Backend *backend;      // what the plan is for; NULL: the CPU
+    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;
@@ -29,6 +30,7 @@ typedef struct Compiled {
     ShardReport shard;
     double seconds;            // import + passes + plan
 } Compiled;
+const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.

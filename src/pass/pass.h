@@ -35,6 +35,7 @@ typedef struct PassContext {
     const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
     int nstrategies;
     const DeviceModel *device;
+    unsigned features;           // BACKEND_*: what the backend's kernels can do
     const AdamWOptions *adamw;
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard and head; may be NULL

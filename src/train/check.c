@@ -55,7 +55,7 @@ static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFi
     TRY(values_set_inputs(rt, c->graph, inputs, o->seed, d));
     const AdamWOptions *opt = &o->compile.adamw;
     for (int step = 1; step <= t->nstep; step++) {
-        runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)});
+        TRY(runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)}, d));
         TRY(runtime_step(rt, 0, &t->loss[step - 1], d));  // dropout draws the same numbers at every step of a check
         if (step == 1) TRY(read_gradients(t, rt, c->graph, d));
     }
@@ -73,7 +73,10 @@ static Status trace_run(const CheckOptions *o, const TensorFile *inputs, int nst
     if (st == ST_OK) {
         if (o->notes) o->notes(&c.import);
         copy_param_table(t, c.graph);
-        st = runtime_new(c.plan, o->seed, &rt, d);
+        RuntimeOptions run = o->runtime;
+        run.run_seed = o->seed;
+        run.processes = run.processes && o->compile.nranks > 1;
+        st = runtime_new_with(c.plan, &run, &rt, d);
     }
     if (st == ST_OK) st = run_steps(o, &c, inputs, rt, t, d);
     runtime_free(rt);
@@ -202,6 +205,8 @@ static Status reference_gradients(const CheckOptions *o, const TensorFile *f, Tr
     one.notes = NULL;
     one.compile.no_fuse = true;
     one.compile.import.real = DT_F64;
+    one.compile.backend = NULL;  // the CPU
+    one.runtime.processes = false;
     one.compile.attention = ATTN_AUTO;
     one.compile.strategies = NULL;
     return trace_run(&one, f, 1, ref, d);

@@ -22,4 +22,4 @@ typedef struct GemmPlan GemmPlan;
 // C were not there). float32 never uses TF32.
 Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d);
 Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d);
-void gemm_close(Device *dev);
+void gemm_close(Device *dev) __attribute__((weak));

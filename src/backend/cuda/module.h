@@ -16,5 +16,5 @@ typedef struct Grid {
 } Grid;
 // `params` is the kernel's one parameter struct, nparams bytes.
 Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d);
-void module_close(Device *dev);
+void module_close(Device *dev) __attribute__((weak));
 #endif
