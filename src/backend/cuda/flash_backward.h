@@ -70,9 +70,10 @@ GPU_KERNEL(flash_resum, FlashParams, FLASH_THREADS) {
     }
 }
 
-// Products s, dp of a tile -> what dV wants (grad 0) or the gradients of the products (grad 1), into shared memory.
+// Products s, dp of a tile -> what dV wants (GRAD false) or the gradients of the products (GRAD true), into shared memory.
+template <bool GRAD>
 GPU_FN void flash_grads(const FlashParams &p, const FlashHead &at, const FlashTile *s, const FlashTile *dp, int verdict, i64 q0,
-                        const i64 *pos, i64 k0, bool grad, float *sp) {
+                        const i64 *pos, i64 k0, float *sp) {
     FLASH_EACH(v, t) for (int i = 0; i < 4; i++) {
         i64 r = t / 8 * 4 + i, row = (at.b * p.heads + at.h) * p.nq + q0 + r;
         bool there = q0 + r < p.nq;
@@ -82,9 +83,9 @@ GPU_FN void flash_grads(const FlashParams &p, const FlashHead &at, const FlashTi
             int c = t % 8 + 8 * j;
             float x = 0.0f;
             if (there && k0 + c < p.nk) {
-                FlashGrad g = flash_grad(p, at, s[v].x[i][j], dp ? dp[v].x[i][j] : 0.0f, verdict, q0 + r, pos[r], k0 + c, max, unsum,
+                FlashGrad g = flash_grad(p, at, s[v].x[i][j], GRAD ? dp[v].x[i][j] : 0.0f, verdict, q0 + r, pos[r], k0 + c, max, unsum,
                                          delta, uniform);
-                x = grad ? g.ds : g.p;
+                x = GRAD ? g.ds : g.p;
             }
             sp[r * FLASH_LDP + c] = x;
         }
@@ -114,7 +115,7 @@ GPU_KERNEL(flash_dq, FlashParams, FLASH_THREADS) {
         FlashTile s[FLASH_VT], dp[FLASH_VT];
         flash_dot<FLASH_D>(s, q, n, k + k0 * FLASH_D, p.nk - k0, buf);
         flash_dot<FLASH_DV>(dp, g, n, v + k0 * FLASH_DV, p.nk - k0, buf);
-        flash_grads(p, at, s, dp, verdict ? verdict : FLASH_ELEMENT, q0, pos, k0, true, sp);
+        flash_grads<true>(p, at, s, dp, verdict ? verdict : FLASH_ELEMENT, q0, pos, k0, sp);
         flash_apply<FLASH_D, false>(acc, sp, k + k0 * FLASH_D, p.nk - k0, c0, buf);
     }
     flash_write<FLASH_D>((TG *)p.out0 + (bh * p.nq + q0) * FLASH_D, acc, n, c0);
@@ -143,7 +144,7 @@ GPU_FN void flash_key_grads(const FlashParams &p, i64 kv, i64 k0, int c0, TG *ou
             flash_positions(p, q0, n, pos);
             flash_dot<FLASH_D>(s, q, n, k, nk, buf);
             if (GRAD) flash_dot<FLASH_DV>(dp, g, n, v, nk, buf);
-            flash_grads(p, at, s, GRAD ? dp : NULL, verdict ? verdict : FLASH_ELEMENT, q0, pos, k0, GRAD, sp);
+            flash_grads<GRAD>(p, at, s, dp, verdict ? verdict : FLASH_ELEMENT, q0, pos, k0, sp);
             flash_apply<DIM, true>(acc, sp, GRAD ? q : g, n, c0, buf);
         }
     }
