@@ -83,7 +83,7 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw,
+                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw, .features = o->features,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));

@@ -14,6 +14,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    unsigned features;        // BACKEND_* that the passes may count on besides those of the backend that runs the graph (tests, dumps)
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr

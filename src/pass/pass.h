@@ -30,6 +30,7 @@ typedef struct ShardReport {
 typedef struct PassContext {
     Arena *scratch;              // freed by the driver after all passes
     int nranks;
+    unsigned features;           // BACKEND_* of the backend that runs the graph (backend/backend.h); 0: the form that all take
     AttentionChoice attention;
     const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
     int nstrategies;
