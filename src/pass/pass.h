@@ -47,4 +47,5 @@ Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // a
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
 Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
+Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c
