@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdarg.h>
 
+#include "backend/backend.h"
 #include "base/random.h"
 #include "driver/driver.h"
 #include "exec/exec.h"
@@ -242,6 +243,36 @@ static bool after_pass(Case *c, Setup *s, const char *pass) {
     return ok;
 }
 
+// The form for backends with views and rows: what the reference makes of it is what it made of the nodes before, to the last bits.
+static bool fused_rows(Case *c, const Setup *setup) {
+    static const char *const stop[] = {"shard", "fuse"};
+    Setup s = *setup;
+    s.o.features = BACKEND_FUSE_ROWS;
+    s.o.no_fuse = false;
+    Result want = c->want, r;
+    bool ok = true;
+    for (int k = 0; k < 2 && ok; k++) {
+        Compiled out;
+        if (!compile(c, &s, stop[k], &out)) {
+            ok = c->why.len == 0;
+            break;
+        }
+        Diag d = {0};
+        char what[400];
+        snprintf(what, sizeof what, "after %s with rows, %s", stop[k], s.text);
+        DType real = c->real;
+        ok = evaluate(c, out.graph, (const double *const *)c->plain.param, &r, &d) || failed(c, "%s: %s", what, d.text);
+        c->real = DT_F64;
+        if (k == 0) c->want = r;
+        else ok = ok && same(c, &r, true, what);
+        c->real = real;
+        if (!ok && getenv("FUZZ_DUMP")) dump(out.graph);
+        compiled_free(&out);
+    }
+    c->want = want;
+    return ok;
+}
+
 // ---- running -----------------------------------------------------------------------------------------------------------------
 
 static Status set_values(Case *c, const Graph *g, Runtime *rt, Diag *d) {
@@ -327,6 +358,7 @@ static bool configurations(Case *c) {
         Setup s;
         random_setup(c, &s);
         if (!after_pass(c, &s, passes[config(c, (uint64_t)n - 1)])) return false;
+        if (!fused_rows(c, &s)) return false;
         Compiled out;
         if (!compile(c, &s, NULL, &out)) {
             if (c->why.len) return false;

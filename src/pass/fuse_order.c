@@ -54,7 +54,7 @@ typedef struct Order {
     Fuse *f;
     Rewrite r;
     bool *done;  // [nodes]
-    Status st;
+    VEC(NodeId) waiting;
     Diag *d;
 } Order;
 
@@ -150,16 +150,33 @@ static void ensure(Order *o, NodeId n) {
     if (o->r.b.status == ST_OK) rewrite_copy(&o->r, n);
 }
 
-// In the old order, but: a kernel where its last member stood or where it is first needed, a movement where it is first needed.
+// Movements that waited for a kernel and can be made now, so that they stand in their phase.
+static void make_waiting(Order *o, NodeId last) {
+    const Graph *g = o->f->g;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < o->waiting.len; i++) {
+        NodeId n = o->waiting.data[i];
+        const Node *x = graph_node(g, n);
+        bool ready = n <= last;
+        for (int k = 0; k < x->nin; k++) ready = ready && o->r.map[x->in[k]] != NO_VALUE;
+        if (ready) ensure(o, n);
+        else o->waiting.data[kept++] = n;
+    }
+    o->waiting.len = kept;
+}
+
+// In the old order, but a kernel where its last member stood or where it is first needed. Movements that nothing needs go at the end.
 Status fuse_rewrite(Fuse *f, Graph **out, Diag *d) {
     Order o = {.f = f, .d = d};
     o.done = ARENA_ARRAY(f->a, bool, f->g->nodes.len);
     rewrite_begin(&o.r, f->g, f->a, d);
     for (int64_t i = 0; i < f->g->nodes.len; i++) {
         const Group *p = f->group[i] < 0 ? NULL : f->groups.data[f->group[i]];
-        bool waits = p ? p->member[p->n - 1] != (NodeId)i : f->kind[i] == FUSE_MOVE;
-        if (!waits) ensure(&o, (NodeId)i);
+        if (!p && f->kind[i] == FUSE_MOVE) vec_push(&o.waiting, (NodeId)i);
+        else if (!p || p->member[p->n - 1] == (NodeId)i) ensure(&o, (NodeId)i);
+        make_waiting(&o, (NodeId)i);
     }
     for (int64_t i = 0; i < f->g->outputs.len; i++) ensure(&o, graph_value(f->g, f->g->outputs.data[i].value)->def);
+    vec_free(&o.waiting);
     return rewrite_finish(&o.r, out);
 }
