@@ -36,6 +36,7 @@ static const PassEntry passes[] = {
     {"simplify",     pass_canonicalize, false, false},  // once more, over the joint graph
     {"update",       pass_update,       true,  false},  // clipping and AdamW
     {"shard",        pass_shard,        false, false},  // placements and reshards
+    {"recompute",    pass_recompute,    false, true},   // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         false, true},   // pointwise groups
     {"schedule",     run_schedule,      false, false},  // an order
 };
