@@ -230,27 +230,54 @@ static bool is_column_sum(const Emit *e, const Node *n, View *v) {
     return true;
 }
 
-static void emit_output(Emit *e, const Node *n) {
+// A small value that a kernel of other dims order has as something of each row: it is written in the order of the rows.
+static bool permuted_view(const Emit *e, ValueId v, View *out) {
+    enum { SMALLER = 16 };
+    const Shape *s = graph_shape(e->f->g, v), *whole = &e->space.shape;
+    int first = whole->ndim - e->space.row;
+    if (e->space.row == 0 || shape_numel(s) * SMALLER > shape_numel(whole)) return false;
+    for (int i = 0; i < e->nmemo; i++) {
+        const View *x = &e->memo[i].view;
+        bool used[MAX_DIMS] = {false}, fits = e->memo[i].v == v && x->nwin == 0;
+        for (int k = 0; fits && k < x->ndim; k++) {
+            const ViewDim *y = &x->d[k];
+            if (s->dim[k] == 1) continue;
+            fits = y->dim >= 0 && y->dim < first && y->start == 0 && y->step == 1 && s->dim[k] == whole->dim[y->dim] && !used[y->dim];
+            if (fits) used[y->dim] = true;
+        }
+        for (int k = 0; fits && k < first; k++) fits = used[k] || whole->dim[k] == 1;
+        if (!fits) continue;
+        *out = *x;
+        return true;
+    }
+    return false;
+}
+
+// The value of member n for outside. False: it may be found in another order of dims once the others are there.
+static bool emit_output(Emit *e, const Node *n, bool last) {
     const Graph *g = e->f->g;
     const Space *s = &e->space;
     const Value *x = graph_value(g, n->out[0]);
     View v;
     int instr;
-    bool divided = s->place.kind == PLACE_SHARD;
-    if (e->nout == FUSE_OUTPUTS) {
-        e->failed = true;
-        return;
-    }
+    bool divided = s->place.kind == PLACE_SHARD, permuted = false;
+    if (e->nout == FUSE_OUTPUTS) e->failed = true;
+    if (e->failed) return true;
     if (e->f->kind[x->def] == FUSE_REDUCE && is_column_sum(e, n, &v)) {
         if (x->place.kind != (divided ? PLACE_PARTIAL : PLACE_REPLICATE)) e->failed = true;
         instr = reduce(e, PROG_COL_SUM, fuse_emit_value(e, n->in[0], &v));
     } else {
         bool whole = canonical_view(s, &x->shape, 0, s->shape.ndim, &v);
-        if (!whole && !(s->row && canonical_view(s, &x->shape, 0, s->shape.ndim - s->row, &v))) e->failed = true;
+        if (!whole && !(s->row && canonical_view(s, &x->shape, 0, s->shape.ndim - s->row, &v))) {
+            if (!last) return false;
+            permuted = permuted_view(e, n->out[0], &v);
+            if (!permuted) e->failed = true;
+        }
         if (!e->failed && !reads_own_part(e, n->out[0], &v)) e->failed = true;
         instr = fuse_emit_value(e, n->out[0], &v);
     }
-    if (!e->failed) e->out[e->nout++] = (FuseOutput){n->out[0], instr};
+    if (!e->failed) e->out[e->nout++] = (FuseOutput){n->out[0], instr, v, permuted};
+    return true;
 }
 
 // Results have the shapes that the op infers, and a row is not made longer than one block can go through with its results.
@@ -299,9 +326,13 @@ bool fuse_emit(Fuse *f, const NodeId *member, int n, const Space *space) {
     e->space = *space;
     e->ninstr = e->nin = e->nmemo = e->nout = 0;
     e->failed = space->place.kind == PLACE_SHARD && space->place.dim >= space->shape.ndim - space->row;
+    const Node *later[FUSE_OUTPUTS];
+    int nlater = 0;
     for (int i = 0; i < n && !e->failed; i++) {
         const Node *x = graph_node(f->g, member[i]);
-        if (fuse_needed_outside(f, x->out[0])) emit_output(e, x);
+        if (!fuse_needed_outside(f, x->out[0]) || emit_output(e, x, nlater == FUSE_OUTPUTS)) continue;
+        later[nlater++] = x;
     }
+    for (int i = 0; i < nlater && !e->failed; i++) emit_output(e, later[i], true);
     return !e->failed && e->nout > 0 && outputs_legal(e);
 }

@@ -68,6 +68,26 @@ static bool reads_views(const Fuse *f) {
 // Whether a group becomes a node: one op alone stays the op it is unless it reads through views.
 static bool is_kernel(const Group *p) { return p && p->ninstr && (p->n > 1 || p->viewed); }
 
+// A result in the order of the rows, in the order of the dims of the value that it is.
+static ValueId permuted_back(Order *o, ValueId v, const FuseOutput *x, Placement place) {
+    int dims[MAX_DIMS], n = 0, ndim = graph_shape(o->r.out, v)->ndim;
+    bool taken[MAX_DIMS] = {false};
+    for (int k = 0; k < x->view.ndim; k++)
+        if (x->view.d[k].dim >= 0) taken[dims[n++] = x->view.d[k].dim] = true;
+    for (int k = 0; k < ndim; k++)
+        if (!taken[k]) dims[n++] = k;
+    ValueId p = build_permute(&o->r.b, v, dims);
+    if (o->r.b.status != ST_OK) return NO_VALUE;
+    if (place.kind == PLACE_SHARD)
+        for (int k = 0; k < ndim; k++)
+            if (dims[k] == place.dim) {
+                place.dim = k;
+                break;
+            }
+    graph_value(o->r.out, p)->place = place;
+    return p;
+}
+
 static void set_outputs(Order *o, NodeId made) {
     const Emit *e = o->f->emit;
     const Graph *g = o->f->g;
@@ -78,6 +98,8 @@ static void set_outputs(Order *o, NodeId made) {
         if (e->instr[e->out[j].instr].code == PROG_COL_SUM && place.kind == PLACE_SHARD) place = PARTIAL_SUM;
         else if (e->instr[e->out[j].instr].code == PROG_COL_SUM) place = REPLICATE;
         graph_value(o->r.out, v)->place = place;
+        if (e->out[j].permuted) v = permuted_back(o, v, &e->out[j], place);
+        if (o->r.b.status != ST_OK) return;
         if (!shape_equal(graph_shape(o->r.out, v), &old->shape)) {
             CHECK(shape_equal_but_ones(graph_shape(o->r.out, v), &old->shape), "output %d of a fused node has another shape", j);
             v = build_reshape(&o->r.b, v, old->shape);

@@ -42,11 +42,14 @@ static void note_program(Fuse *f, Group *p, const Space *s) {
     p->space = *s;
     p->ninstr = e->ninstr;
     p->viewed = false;
-    p->nwide = 0;
+    p->nin = p->nwide = 0;
     for (int i = 0; i < e->nin; i++) {
         const Shape *in = graph_shape(f->g, e->in[i]);
         p->viewed |= !view_is_broadcast(&e->view[i], in, &s->shape);
-        if (shape_numel(in) >= shape_numel(&s->shape)) p->wide[p->nwide++] = e->in[i];
+        p->in[p->nin++] = e->in[i];
+        if (shape_numel(in) < shape_numel(&s->shape)) continue;
+        p->in[p->nin - 1] = p->in[p->nwide];
+        p->in[p->nwide++] = e->in[i];
     }
 }
 
@@ -175,23 +178,35 @@ static void readers(const Fuse *f, ValueId v, NodeId last, Phase phase, Candidat
     }
 }
 
-// The group of node `at` and one that reads the same large value and ended not long ago become one: the value is read once.
-static void join_readers(Fuse *f, NodeId at) {
+// The groups that may become one with group k: those that read the same large values in the same space and ended not long ago (the
+// values are read once), and those that make its inputs (which may have been impossible until now).
+static Candidates partners(const Fuse *f, int32_t k, NodeId at) {
     enum { NEAR = 40 };
-    Phase phase = graph_node(f->g, at)->phase;
-    for (bool again = true; again;) {
-        again = false;
-        if (f->group[at] < 0) return;
+    const Group *p = f->groups.data[k];
+    Phase phase = graph_node(f->g, p->member[0])->phase;
+    Candidates near = {.n = 0}, c = {.n = 0};
+    for (int i = 0; i < p->nin; i++) {
+        NodeId def = graph_value(f->g, p->in[i])->def;
+        if (f->group[def] >= 0) add_candidate(f, f->group[def], phase, &c);
+        else if (f->kind[def] == FUSE_MOVE) producers(f, def, phase, &c);
+    }
+    for (int i = 0; i < p->nwide; i++) readers(f, p->in[i], at, phase, &near);
+    for (int i = 0; i < near.n; i++) {
+        const Group *q = f->groups.data[near.group[i]];
+        if (at - q->member[q->n - 1] <= NEAR && same_space(&p->space, &q->space)) add_candidate(f, near.group[i], phase, &c);
+    }
+    return c;
+}
+
+static void join_partners(Fuse *f, NodeId at) {
+    for (bool again = true; again && f->group[at] >= 0;) {
         int32_t mine = f->group[at];
-        const Group *p = f->groups.data[mine];
-        Candidates c = {.n = 0};
-        for (int i = 0; i < p->nwide; i++) readers(f, p->wide[i], at, phase, &c);
+        Candidates c = partners(f, mine, at);
+        again = false;
         for (int i = 0; i < c.n && !again; i++) {
-            const Group *q = f->groups.data[c.group[i]];
-            if (c.group[i] == mine || at - q->member[q->n - 1] > NEAR || !same_space(&p->space, &q->space)) continue;
             Group whole;
             int32_t join[2] = {mine, c.group[i]};
-            if (!try_group(f, join, 2, NO_NODE, at, &whole)) continue;
+            if (c.group[i] == mine || !try_group(f, join, 2, NO_NODE, at, &whole)) continue;
             merge(f, join, 2, &whole);
             again = true;
         }
@@ -215,7 +230,7 @@ Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d) {
         bool opaque = f.kind[at] == FUSE_OPAQUE, vanishes = f.kind[at] == FUSE_MOVE && (f.through[at] || graph_node(in, at)->op == OP_RESHAPE);
         if (opaque || vanishes) continue;
         place_node(&f, at);
-        join_readers(&f, at);
+        join_partners(&f, at);
     }
     Status st = fuse_rewrite(&f, out, d);
     vec_free(&f.groups);

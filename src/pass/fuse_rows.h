@@ -35,13 +35,16 @@ typedef struct Group {
     Space space;
     int ninstr;                   // of its program; 0 while it has none (a reduction that waits for company)
     bool viewed;                  // its program reads through views that are no broadcasts
-    int nwide;                    // inputs as large as the space:
-    ValueId wide[FUSE_INPUTS];
+    int nin;                      // its inputs; the first nwide are as large as the space
+    int nwide;
+    ValueId in[FUSE_INPUTS];
 } Group;
 
 typedef struct FuseOutput {
     ValueId v;
     int instr;
+    View view;     // of v along the dims of the space: in another order than v's where `permuted`
+    bool permuted;
 } FuseOutput;
 
 typedef struct EmitMemo {
