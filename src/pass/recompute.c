@@ -84,6 +84,9 @@ static void decide(Recompute *c) {
             bool kernels = only_kernels_read(c, v, &any);
             if (is_source(n->op)) keep(c, v);
             if (c->kept[v] || (kernels && !any)) continue;
+            // The narrower form of the same value is what to keep (a product's result in bf16).
+            bool widens = n->op == OP_CAST && kernels && nbytes(g, n->in[0]) < nbytes(g, v) && dtype_is_float(graph_value(g, n->in[0])->dtype);
+            if (widens && !c->again[n->in[0]]) keep(c, n->in[0]);
             int left = RC_NODES;
             bool worth = c->f.kind[i] == FUSE_POINTWISE && nbytes(g, v) >= c->worth;
             // A movement's readers are its operand's: what is kept of the two is decided there.
