@@ -1,5 +1,5 @@
-// Which band of keys an attention mask program is: the forms that programs have, things that only look like them, and random programs, whose
-// recognised band must be the program at every position.
+// Which band of keys an attention mask program is: the forms that programs have, things that only look like them, and random
+// programs, whose recognised band must be the program at every position.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,7 +9,9 @@
 static Instr instr[64];
 static int n;
 static int leaf(ProgLeaf l) { return instr[n] = (Instr){.code = l, .dtype = DT_I64, .a = -1, .b = -1, .c = -1}, n++; }
-static int num(double v) { return instr[n] = (Instr){.code = PROG_CONST, .dtype = DT_I64, .a = -1, .b = -1, .c = -1, .imm = v}, n++; }
+static int num(double v) {
+    return instr[n] = (Instr){.code = PROG_CONST, .dtype = DT_I64, .a = -1, .b = -1, .c = -1, .imm = v}, n++;
+}
 static int op(OpKind o, DType t, int a, int b) {
     return instr[n] = (Instr){.code = PROG_OP + (int)o, .dtype = t, .a = a, .b = b, .c = -1}, n++;
 }
@@ -114,6 +116,7 @@ static void test_random(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms), cmocka_unit_test(test_others), cmocka_unit_test(test_random)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms), cmocka_unit_test(test_others),
+                                       cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

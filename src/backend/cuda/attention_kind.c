@@ -1,10 +1,12 @@
-// See attention_kind.h. Terms joined by `and` are comparisons of two linear forms; each becomes a bound on k - q. What was recognised is then
-// compared with the program itself at corners, around both edges of the band and at random positions: a wrong mask is the worst that can happen.
+// See attention_kind.h. Terms joined by `and` are comparisons of two linear forms; each becomes a bound on k - q. What was
+// recognised is then compared with the program itself at corners, around both edges of the band and at random positions: a wrong
+// mask is the worst that can happen.
 #include "backend/cuda/attention_kind.h"
 #include "base/containers.h"
 #include "base/random.h"
 
-// ---- recognition ------------------------------------------------------------------------------------------------------------------
+// ---- recognition
+// ------------------------------------------------------------------------------------------------------------------
 typedef struct Linear {
     int64_t q, k, c;  // q * position of the query + k * position of the key + c
 } Linear;
@@ -69,13 +71,16 @@ static bool add_term(const Program *p, int x, int depth, AttentionBand *b) {
     Linear l, r;
     if (!linear(p, i->a, 0, &l) || !linear(p, i->b, 0, &r)) return false;
     if (op == OP_LT || op == OP_GT) {  // integers: a < b is a + 1 <= b
-        if (op == OP_LT) l.c++;
-        else r.c++;
+        if (op == OP_LT)
+            l.c++;
+        else
+            r.c++;
     }
     return op == OP_LE || op == OP_LT ? add_bound(l, r, b) : add_bound(r, l, b);
 }
 
-// ---- proof by trial ---------------------------------------------------------------------------------------------------------------
+// ---- proof by trial
+// ---------------------------------------------------------------------------------------------------------------
 static bool in_band(const AttentionBand *b, int64_t q, int64_t k) {
     return (!b->has_hi || k - q <= b->hi) && (!b->has_lo || k - q >= b->lo);
 }
@@ -93,7 +98,14 @@ static bool verify(const Program *p, const AttentionBand *b, int64_t nq, int64_t
     for (size_t i = 0; i < sizeof corner / sizeof *corner + 32; i++) {
         size_t ncorner = sizeof corner / sizeof *corner;
         int64_t q = i < ncorner ? corner[i] : (int64_t)(random_uniform(17, 1, 0, (int64_t)i) * (double)nq);
-        const int64_t at[] = {0, 1, nk / 2, nk - 2, nk - 1, q, q + (b->has_hi ? b->hi : 0), q + (b->has_lo ? b->lo : 0),
+        const int64_t at[] = {0,
+                              1,
+                              nk / 2,
+                              nk - 2,
+                              nk - 1,
+                              q,
+                              q + (b->has_hi ? b->hi : 0),
+                              q + (b->has_lo ? b->lo : 0),
                               (int64_t)(random_uniform(17, 2, 0, (int64_t)i) * (double)nk)};
         for (size_t j = 0; j < sizeof at / sizeof *at; j++)
             for (int64_t e = -2; e <= 2; e++)

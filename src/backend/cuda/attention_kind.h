@@ -1,4 +1,5 @@
-// What an attention mask program amounts to, where it is one of the few forms that cuDNN has: a band of keys around each query's position.
+// What an attention mask program amounts to, where it is one of the few forms that cuDNN has: a band of keys around each query's
+// position.
 #pragma once
 #include "ops/op.h"
 
@@ -8,5 +9,6 @@ typedef struct AttentionBand {
     int64_t lo, hi;
 } AttentionBand;
 
-// Recognises p (NULL: everything is visible) for nq queries and nk keys (global). false: something else, or with a bias or vectors.
+// Recognises p (NULL: everything is visible) for nq queries and nk keys (global). false: something else, or with a bias or
+// vectors.
 bool attention_band(const Program *p, int64_t nq, int64_t nk, AttentionBand *out);
