@@ -37,11 +37,14 @@ static const PassEntry passes[] = {
     {"hold",         pass_hold,         if_routing},  // a router's choices shown or held
     {"experts",      pass_experts,      NULL},        // mixtures of experts become token-wise
     {"mask",         pass_mask,         NULL},        // attention with predicates
+    {"head",         pass_head,         NULL},        // logits with their cross-entropy
     {"precision",    pass_precision,    if_bf16},     // operands of products and of attention in bf16
     {"grad",         pass_grad,         NULL},        // the backward, on the global graph
     {"simplify",     pass_canonicalize, NULL},        // once more, over the joint graph
+    {"head_join",    pass_head_join,    NULL},        // ... with their gradients
     {"update",       pass_update,       if_update},   // clipping and AdamW
     {"shard",        pass_shard,        NULL},        // placements and reshards
+    {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
     {"schedule",     run_schedule,      NULL},        // an order
@@ -163,6 +166,7 @@ void compiled_free(Compiled *c) {
     vec_free(&c->shard.attention);
     vec_free(&c->shard.gathered);
     vec_free(&c->shard.square);
+    vec_free(&c->shard.logits);
     arena_free(c->arena);
     *c = (Compiled){0};
 }
