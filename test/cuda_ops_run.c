@@ -12,8 +12,9 @@ typedef struct OpsRun {
 } OpsRun;
 
 static void ops_fail(OpsRun *r, const OpCase *c, DType t, const char *what, const char *why) {
+    const char *label = c->sample && c->sample->label ? c->sample->label : "?";
     if (r->nfail++ < MOST_SHOWN)
-        fprintf(r->report, "%s of %s, sample \"%s\", %s: %s\n", op_name(c->op), dtype_name(t), c->sample && c->sample->label ? c->sample->label : "?", what, why);
+        fprintf(r->report, "%s of %s, sample \"%s\", %s: %s\n", op_name(c->op), dtype_name(t), label, what, why);
 }
 
 static void check_row(OpCase *c, const Row *row, void *ctx) {
@@ -48,22 +49,30 @@ static void run_sample(OpsRun *r, OpKind op, const Sample *s, DType t, int nrank
     op_case_free(&c);
 }
 
-// ---- larger than the op table's: tiles, packs, pieces, chunks, and what is not aligned ------------------------------------------------------
+// ---- larger than the op table's: tiles, packs, pieces, chunks, and what is not aligned ----------------------------------------
 
 #define I(KEY, value) {.key = ATTR_##KEY, .u.i = (value)}
 #define F(KEY, value) {.key = ATTR_##KEY, .u.f = (value)}
-#define INTS(KEY, ...) {.key = ATTR_##KEY, .n = (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), .u.ints = (const int64_t[]){__VA_ARGS__}}
-#define DIM(...) {.ndim = (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), .dim = {__VA_ARGS__}}
-#define ONE(OP, text, shape_, ...) {OP_##OP, {.label = text, .nin = 1, .shape = {shape_}, .dtype = {DT_F32}, .nattr = sizeof((Attr[]){__VA_ARGS__}) / sizeof(Attr), .attr = {__VA_ARGS__}}}
+#define COUNT(type, ...) (int)(sizeof((type[]){__VA_ARGS__}) / sizeof(type))
+#define INTS(KEY, ...) {.key = ATTR_##KEY, .n = COUNT(int64_t, __VA_ARGS__), .u.ints = (const int64_t[]){__VA_ARGS__}}
+#define DIM(...) {.ndim = COUNT(int64_t, __VA_ARGS__), .dim = {__VA_ARGS__}}
+#define ATTRS(...) .nattr = COUNT(Attr, __VA_ARGS__), .attr = {__VA_ARGS__}
+#define ONE(OP, text, shape_, ...) {OP_##OP, {.label = text, .nin = 1, .shape = {shape_}, .dtype = {DT_F32}, ATTRS(__VA_ARGS__)}}
+#define SAMPLE(OP, text, n, shapes, dtypes, ...) \
+    {OP_##OP, {.label = text, .nin = n, .shape = {shapes}, .dtype = {dtypes}, __VA_ARGS__}}
 #define WRAP(...) __VA_ARGS__
 typedef struct LargeSample {
     OpKind op;
     Sample s;
 } LargeSample;
-#define ADAMW_LARGE(nin_, ...) \
-    {OP_ADAMW, {.label = "odd", .nin = nin_, .shape = {DIM(1027), DIM(1027), DIM(1027), DIM(1027), DIM(3), {0}, DIM(1027)}, \
-                .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_BF16}, .lo = {0, 0, 0, 1, 1, 4}, .hi = {0, 0, 0, 8, 8, 8}, \
-                .nattr = sizeof((Attr[]){__VA_ARGS__}) / sizeof(Attr), .attr = {__VA_ARGS__}}}
+#define ADAMW_LARGE(nin_, ...)                                                                                          \
+    {                                                                                                                   \
+        OP_ADAMW, {                                                                                                     \
+            .label = "odd", .nin = nin_, .shape = {DIM(1027), DIM(1027), DIM(1027), DIM(1027), DIM(3), {0}, DIM(1027)}, \
+            .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_BF16}, .lo = {0, 0, 0, 1, 1, 4},               \
+            .hi = {0, 0, 0, 8, 8, 8}, ATTRS(__VA_ARGS__)                                                                \
+        }                                                                                                               \
+    }
 static const LargeSample large[] = {
     ONE(PERMUTE, "tiles", WRAP(DIM(130, 70)), INTS(DIMS, 1, 0)),
     ONE(PERMUTE, "tiles within", WRAP(DIM(3, 67, 2, 40)), INTS(DIMS, 0, 3, 2, 1)),
@@ -104,15 +113,16 @@ static const LargeSample large[] = {
     ONE(TOPK, "experts", WRAP(DIM(300, 60)), I(DIM, 1), I(K, 4), I(DESCENDING, 1)),
     ADAMW_LARGE(6, F(BETA1, 0.9), F(BETA2, 0.95), F(EPS, 1e-8), F(DECAY, 0.1)),
     ADAMW_LARGE(7, F(BETA1, 0.9), F(BETA2, 0.95), F(EPS, 1e-8), F(DECAY, 0.1), I(HALF, 1)),
-    {OP_CONCAT, {.label = "odd", .nin = 3, .shape = {DIM(17, 32), DIM(17, 9), DIM(17, 64)}, .dtype = {DT_F32, DT_F32, DT_F32}, .nattr = 1, .attr = {I(DIM, 1)}}},
-    {OP_EMBEDDING, {.label = "wide", .nin = 2, .shape = {DIM(50, 72), DIM(3, 41)}, .dtype = {DT_F32, DT_I64}, .hi = {0, 50}}},
-    {OP_EMBEDDING_GRAD, {.label = "wide", .nin = 2, .shape = {DIM(3, 41), DIM(3, 41, 72)}, .dtype = {DT_I64, DT_F32}, .hi = {50}, .nattr = 2, .attr = {I(NROWS, 50), I(SKIP, 7)}}},
-    {OP_EMBEDDING_GRAD, {.label = "odd", .nin = 2, .shape = {DIM(90), DIM(90, 13)}, .dtype = {DT_I64, DT_F32}, .hi = {20}, .nattr = 1, .attr = {I(NROWS, 20)}}},
-    {OP_INDEX_PUT, {.label = "often the same", .nin = 3, .shape = {DIM(9, 16), DIM(100), DIM(100, 16)}, .dtype = {DT_F32, DT_I64, DT_F32}, .hi = {0, 9}}},
-    {OP_HISTOGRAM, {.label = "many bins", .nin = 1, .shape = {DIM(3000)}, .dtype = {DT_I64}, .lo = {-5}, .hi = {2600}, .nattr = 1, .attr = {I(NROWS, 2500)}}},
+    SAMPLE(CONCAT, "odd", 3, WRAP(DIM(17, 32), DIM(17, 9), DIM(17, 64)), WRAP(DT_F32, DT_F32, DT_F32), ATTRS(I(DIM, 1))),
+    SAMPLE(EMBEDDING, "wide", 2, WRAP(DIM(50, 72), DIM(3, 41)), WRAP(DT_F32, DT_I64), .hi = {0, 50}),
+    SAMPLE(EMBEDDING_GRAD, "wide", 2, WRAP(DIM(3, 41), DIM(3, 41, 72)), WRAP(DT_I64, DT_F32), .hi = {50},
+           ATTRS(I(NROWS, 50), I(SKIP, 7))),
+    SAMPLE(EMBEDDING_GRAD, "odd", 2, WRAP(DIM(90), DIM(90, 13)), WRAP(DT_I64, DT_F32), .hi = {20}, ATTRS(I(NROWS, 20))),
+    SAMPLE(INDEX_PUT, "often the same", 3, WRAP(DIM(9, 16), DIM(100), DIM(100, 16)), WRAP(DT_F32, DT_I64, DT_F32), .hi = {0, 9}),
+    SAMPLE(HISTOGRAM, "many bins", 1, WRAP(DIM(3000)), WRAP(DT_I64), .lo = {-5}, .hi = {2600}, ATTRS(I(NROWS, 2500))),
 };
 
-// ---- reshard: whole -> intervals, where nothing comes from other ranks ---------------------------------------------------------------------
+// ---- reshard: whole -> intervals, where nothing comes from other ranks --------------------------------------------------------
 
 static void run_reshard(OpsRun *all) {
     static const Sample s = {.label = "own part", .nin = 1, .shape = {DIM(6, 10, 3)}, .dtype = {DT_F32}};
@@ -141,7 +151,17 @@ static void run_reshard(OpsRun *all) {
     all->nrun += r.nrun, all->nfail += r.nfail + (r.nmissing > 0);
 }
 
-// ---- special values and errors ----------------------------------------------------------------------------------------------------
+// ---- special values and errors ------------------------------------------------------------------------------------------------
+
+static const LargeSample special[] = {
+    ONE(AMAX, "not finite", WRAP(DIM(40, 12)), INTS(DIMS, 1)),
+    ONE(AMAX, "not finite, columns", WRAP(DIM(40, 12)), INTS(DIMS, 0)),
+    ONE(LOGSUMEXP, "not finite", WRAP(DIM(40, 12)), I(DIM, 1)),
+    ONE(LOGSUMEXP, "not finite, columns", WRAP(DIM(40, 12)), I(DIM, 0)),
+    ONE(SORT, "not finite", WRAP(DIM(40, 12)), I(DIM, 1)),
+    ONE(SORT, "not finite, descending", WRAP(DIM(40, 12)), I(DIM, 1), I(DESCENDING, 1)),
+    ONE(PERMUTE, "not finite", WRAP(DIM(40, 12)), INTS(DIMS, 1, 0)),
+};
 
 // What happens where operands are not finite: the reference says it.
 static void run_special(OpsRun *r, OpKind op, const Sample *s) {
@@ -156,7 +176,8 @@ static void run_special(OpsRun *r, OpKind op, const Sample *s) {
             for (int64_t k = 0; k < n; k++) {  // few of them; infinities of one sign; all -inf in some rows
                 bool all = pattern == 3 && k < n / 2;
                 if (all) c.in[0][k] = -INFINITY;
-                else if (k * 7 % 11 < 2 && pattern != 3) c.in[0][k] = pattern == 0 ? values[k % 8] : (double)(float)values[pattern == 1 ? 1 + k % 1 : 3 + k % 5];
+                else if (k * 7 % 11 < 2 && pattern != 3)
+                    c.in[0][k] = (float)values[pattern == 0 ? k % 8 : pattern == 1 ? 1 : 3 + k % 5];
             }
             if (op_case_expect(&c, &d) != ST_OK) ops_fail(r, &c, DT_F32, "reference", d.text);
             Row row = op_row_new(&c);
@@ -167,15 +188,6 @@ static void run_special(OpsRun *r, OpKind op, const Sample *s) {
 }
 
 static void run_specials(OpsRun *all, const char *only) {
-    static const LargeSample special[] = {
-        ONE(AMAX, "not finite", WRAP(DIM(40, 12)), INTS(DIMS, 1)),
-        ONE(AMAX, "not finite, columns", WRAP(DIM(40, 12)), INTS(DIMS, 0)),
-        ONE(LOGSUMEXP, "not finite", WRAP(DIM(40, 12)), I(DIM, 1)),
-        ONE(LOGSUMEXP, "not finite, columns", WRAP(DIM(40, 12)), I(DIM, 0)),
-        ONE(SORT, "not finite", WRAP(DIM(40, 12)), I(DIM, 1)),
-        ONE(SORT, "not finite, descending", WRAP(DIM(40, 12)), I(DIM, 1), I(DESCENDING, 1)),
-        ONE(PERMUTE, "not finite", WRAP(DIM(40, 12)), INTS(DIMS, 1, 0)),
-    };
     OpsRun r = {.report = all->report};
     for (size_t i = 0; i < sizeof special / sizeof *special; i++)
         if (!only || strstr(op_name(special[i].op), only)) run_special(&r, special[i].op, &special[i].s);
@@ -208,23 +220,26 @@ static void run_out_of_range(OpsRun *r, OpKind op, const Sample *s, int operand,
     op_case_free(&c);
 }
 
+static const struct {
+    int operand;
+    int64_t limit;
+    LargeSample of;
+} bad[] = {
+    {1, 5, SAMPLE(EMBEDDING, "bad", 2, WRAP(DIM(5, 3), DIM(4)), WRAP(DT_F32, DT_I64), .hi = {0, 5})},
+    {0, 5, SAMPLE(EMBEDDING_GRAD, "bad", 2, WRAP(DIM(4), DIM(4, 3)), WRAP(DT_I64, DT_F32), .hi = {5}, ATTRS(I(NROWS, 5)))},
+    {1, 6, SAMPLE(PICK, "bad", 2, WRAP(DIM(4, 6), DIM(4)), WRAP(DT_F32, DT_I64), .hi = {0, 6})},
+    {1, 4, SAMPLE(GATHER, "bad", 2, WRAP(DIM(4, 6), DIM(3, 6)), WRAP(DT_F32, DT_I64), .hi = {0, 4}, ATTRS(I(DIM, 0)))},
+    {1, 4,
+     SAMPLE(SCATTER_ADD, "bad", 3, WRAP(DIM(4, 6), DIM(3, 6), DIM(3, 6)), WRAP(DT_F32, DT_I64, DT_F32), .hi = {0, 4},
+            ATTRS(I(DIM, 0)))},
+    {1, 5, SAMPLE(INDEX_PUT, "bad", 3, WRAP(DIM(5, 3), DIM(4), DIM(4, 3)), WRAP(DT_F32, DT_I64, DT_F32), .hi = {0, 5})},
+};
+
 static void run_errors(OpsRun *all, const char *only) {
-    static const struct {
-        OpKind op;
-        int operand;
-        int64_t limit;
-        Sample s;
-    } bad[] = {
-        {OP_EMBEDDING, 1, 5, {.label = "bad", .nin = 2, .shape = {DIM(5, 3), DIM(4)}, .dtype = {DT_F32, DT_I64}, .hi = {0, 5}}},
-        {OP_EMBEDDING_GRAD, 0, 5, {.label = "bad", .nin = 2, .shape = {DIM(4), DIM(4, 3)}, .dtype = {DT_I64, DT_F32}, .hi = {5}, .nattr = 1, .attr = {I(NROWS, 5)}}},
-        {OP_PICK, 1, 6, {.label = "bad", .nin = 2, .shape = {DIM(4, 6), DIM(4)}, .dtype = {DT_F32, DT_I64}, .hi = {0, 6}}},
-        {OP_GATHER, 1, 4, {.label = "bad", .nin = 2, .shape = {DIM(4, 6), DIM(3, 6)}, .dtype = {DT_F32, DT_I64}, .hi = {0, 4}, .nattr = 1, .attr = {I(DIM, 0)}}},
-        {OP_SCATTER_ADD, 1, 4, {.label = "bad", .nin = 3, .shape = {DIM(4, 6), DIM(3, 6), DIM(3, 6)}, .dtype = {DT_F32, DT_I64, DT_F32}, .hi = {0, 4}, .nattr = 1, .attr = {I(DIM, 0)}}},
-        {OP_INDEX_PUT, 1, 5, {.label = "bad", .nin = 3, .shape = {DIM(5, 3), DIM(4), DIM(4, 3)}, .dtype = {DT_F32, DT_I64, DT_F32}, .hi = {0, 5}}},
-    };
     OpsRun r = {.report = all->report};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        if (!only || strstr(op_name(bad[i].op), only)) run_out_of_range(&r, bad[i].op, &bad[i].s, bad[i].operand, bad[i].limit);
+        if (!only || strstr(op_name(bad[i].of.op), only))
+            run_out_of_range(&r, bad[i].of.op, &bad[i].of.s, bad[i].operand, bad[i].limit);
     fprintf(r.report, "index out of range: %d runs, %d failed\n", r.nrun, r.nfail);
     all->nrun += r.nrun, all->nfail += r.nfail;
 }
@@ -249,9 +264,11 @@ static void run_op(OpsRun *all, OpKind op) {
 }
 
 // The ops of this test; contractions, attention and generated kernels have their own.
-static const OpKind ops[] = {OP_FULL, OP_IOTA, OP_RANDOM, OP_RESHAPE, OP_PERMUTE, OP_BROADCAST, OP_SLICE, OP_PAD, OP_CONCAT, OP_SUM, OP_AMAX,
-                             OP_LOGSUMEXP, OP_CUMSUM, OP_EMBEDDING, OP_EMBEDDING_GRAD, OP_PICK, OP_GATHER, OP_SCATTER_ADD, OP_INDEX_PUT,
-                             OP_SORT, OP_TOPK, OP_HISTOGRAM, OP_CONV1D, OP_CONV1D_GRAD_X, OP_CONV1D_GRAD_W, OP_ADAMW};
+static const OpKind ops[] = {OP_FULL,          OP_IOTA,      OP_RANDOM,         OP_RESHAPE,   OP_PERMUTE, OP_BROADCAST,
+                             OP_SLICE,         OP_PAD,       OP_CONCAT,         OP_SUM,       OP_AMAX,    OP_LOGSUMEXP,
+                             OP_CUMSUM,        OP_EMBEDDING, OP_EMBEDDING_GRAD, OP_PICK,      OP_GATHER,  OP_SCATTER_ADD,
+                             OP_INDEX_PUT,     OP_SORT,      OP_TOPK,           OP_HISTOGRAM, OP_CONV1D,  OP_CONV1D_GRAD_X,
+                             OP_CONV1D_GRAD_W, OP_ADAMW};
 
 int cuda_ops_run(const char *only, FILE *report) {
     OpsRun all = {.report = report};
