@@ -11,9 +11,12 @@ typedef struct CompileOptions {
     AttentionChoice attention;
     const char *const *strategies;  // replayed decisions, see PassContext
     int nstrategies;
+    RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
+    DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL

@@ -145,7 +145,9 @@ static Status check_state(const Runtime *rt, int32_t param, int slot, Diag *d) {
 Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
     ValueId v = find_state(rt->plan->graph, param, slot);
-    return v == NO_VALUE ? ST_OK : scatter_value(rt, v, data, t, d);  // else the step does not use it
+    if (v != NO_VALUE) TRY(scatter_value(rt, v, data, t, d));  // else the step does not use it
+    v = slot == 0 ? find_state(rt->plan->graph, param, 3) : NO_VALUE;
+    return v == NO_VALUE ? ST_OK : scatter_value(rt, v, data, t, d);  // the copy in bf16
 }
 
 Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType t, Diag *d) {
