@@ -1,5 +1,5 @@
-// The CUDA backend's matrix products in the emulation: dot, grouped products and the head against the reference executor or against sums
-// in float64 written here. (cuBLASLt and tensor cores need a GPU: test/gpu/gpu_gemm.c.)
+// The CUDA backend's matrix products in the emulation: dot, grouped products and the head against sums in float64 written here, on sizes
+// that the op table's samples (test_cuda_ops) have not. (cuBLASLt and tensor cores need a GPU: test/gpu/gpu_gemm.c.)
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,8 +7,8 @@
 #include <cmocka.h>
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels.h"
+#include "base/containers.h"
 #include "base/random.h"
-#include "op_harness.h"
 
 enum { SEED = 7 };
 
@@ -31,53 +31,9 @@ static Status run(const KernelArgs *args, KernelFn kernel, Prepare prepare, Diag
     return s;
 }
 
-// ---- the table's samples, whole and sharded -------------------------------------------------------------------------------------
 static Status run_dot(const KernelArgs *k, Diag *d) { return run(k, cuda_dot, cuda_dot_prepare, d); }
 static Status run_expert(const KernelArgs *k, Diag *d) { return run(k, cuda_expert_matmul, cuda_expert_matmul_prepare, d); }
 static Status run_expert_grad(const KernelArgs *k, Diag *d) { return run(k, cuda_expert_matmul_grad, cuda_expert_matmul_grad_prepare, d); }
-static KernelFn find_kernel(OpKind op, DType real) {
-    (void)real;
-    return op == OP_DOT ? run_dot : op == OP_EXPERT_MATMUL ? run_expert : op == OP_EXPERT_MATMUL_GRAD ? run_expert_grad : NULL;
-}
-static size_t find_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) {
-    (void)nthreads;
-    if (n->op == OP_EXPERT_MATMUL) return cuda_expert_matmul_scratch(n, in, out);
-    if (n->op == OP_EXPERT_MATMUL_GRAD) return cuda_expert_matmul_grad_scratch(n, in, out);
-    return 0;  // dot's is the library's workspace, which loops do not touch
-}
-static const Backend backend = {.name = "cuda, emulated", .kernel = find_kernel, .scratch = find_scratch};
-
-static void check_row(OpCase *c, const Row *row, void *ctx) {
-    (void)ctx;
-    Str why = {0};
-    bool ran;
-    if (!op_check_row(c, &backend, NULL, row, &ran, &why))
-        fail_msg("%s, sample \"%s\", %s: %s", op_name(c->op), c->sample->label, op_row_text(c, row), str_text(&why));
-    assert_true(ran);
-    str_free(&why);
-}
-
-static void check_samples(OpKind op) {
-    const OpInfo *info = op_info(op);
-    for (int i = 0; i < info->nsample; i++)
-        for (int nranks = 1; nranks <= 3; nranks += 2) {
-            OpCase c;
-            Diag d = {0};
-            if (op_case_new(&c, op, &info->samples[i], DT_F32, nranks, SEED, &d) != ST_OK || op_case_expect(&c, &d) != ST_OK)
-                fail_msg("%s", d.text);
-            Row row = op_row_new(&c);
-            check_row(&c, &row, NULL);
-            if (nranks > 1) op_each_row(&c, check_row, NULL);
-            op_case_free(&c);
-        }
-}
-
-static void test_samples(void **state) {
-    (void)state;
-    check_samples(OP_DOT);
-    check_samples(OP_EXPERT_MATMUL);
-    check_samples(OP_EXPERT_MATMUL_GRAD);
-}
 
 // ---- operands ----------------------------------------------------------------------------------------------------------------------
 static float bf16_of(double v) {
@@ -403,8 +359,8 @@ static void test_head_index(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_samples), cmocka_unit_test(test_gemm), cmocka_unit_test(test_added),     cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_expert),  cmocka_unit_test(test_head), cmocka_unit_test(test_head_index),
+        cmocka_unit_test(test_gemm),   cmocka_unit_test(test_added), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_expert), cmocka_unit_test(test_head),  cmocka_unit_test(test_head_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
