@@ -282,6 +282,7 @@ static bool fused_rows(Case *c, const Setup *setup) {
     static const char *const stop[] = {"shard", "fuse"};
     Setup s = *setup;
     s.o.features = BACKEND_FUSE_ROWS;
+    s.o.compute = DT_F32;
     s.o.no_fuse = false;
     Result want = c->want, r;
     bool ok = true;

@@ -15,6 +15,7 @@
 // Requires: placements, and fuse ran if it runs. Establishes: the same graph with fewer bytes; programs of pointwise ops have bf16
 // operands and results.
 #include "ir/uses.h"
+#include "ir/views.h"
 #include "ops/op.h"
 #include "pass/pass.h"
 #include "pass/rewrite.h"
@@ -55,6 +56,23 @@ static Shape space_of(const Graph *g, const Node *n) {
     return n->op == OP_FUSED && node_attr(n, ATTR_SHAPE) ? shape_of(ndim, dims) : *graph_shape(g, n->out[0]);
 }
 
+// Whether operand `slot` of a fused node is read where it lies, and not through a view that moves it.
+static bool reads_in_place(const Graph *g, const Node *n, int slot) {
+    if (!node_attr(n, ATTR_VIEWS)) return true;
+    Arena *a = arena_new();
+    View *v = ARENA_ARRAY(a, View, n->nin);
+    Diag d = {0};
+    Shape space = space_of(g, n);
+    const Shape *in = graph_shape(g, n->in[slot]);
+    bool flat = views_decode(n, v, &d) == ST_OK;
+    if (flat) {
+        View x = view_resolve(&v[slot], in, &space);
+        flat = view_is_flat(&x, in, &space);
+    }
+    arena_free(a);
+    return flat;
+}
+
 // The operand of which output j is the value itself in another float type; NO_VALUE if it is none.
 static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
     int slot = -1;
@@ -63,6 +81,7 @@ static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
         const Program *p = node_prog(n, ATTR_PROG);
         const Instr *x = &p->instr[p->out[j]];
         if (x->code == PROG_OP + OP_CAST && p->instr[x->a].code == PROG_INPUT) slot = p->instr[x->a].a;
+        if (slot >= 0 && !reads_in_place(g, n, slot)) slot = -1;
     }
     if (slot < 0) return NO_VALUE;
     const Value *v = graph_value(g, n->in[slot]), *out = graph_value(g, n->out[j]);
@@ -113,6 +132,8 @@ static bool is_activation(const Narrow *w, ValueId v) {
     if (!is_program(g, n) || is_spread(x)) return false;
     int64_t ntokens = max_i64(1, g->batch) * max_i64(1, g->seq);
     Shape space = space_of(g, n);
+    const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
+    if (p && program_is_reduction(p->instr[p->out[x->index]].code)) return false;  // of rows; and nothing may read a col_sum
     return shape_equal(&space, &x->shape) && shape_numel(&x->shape) / ROW >= ntokens;
 }
 
@@ -155,7 +176,7 @@ static void choose(Narrow *w) {
 // ---- rewriting programs ----------------------------------------------------------------------------------------------------------
 
 // Whether an instruction's operands are instructions; of the others they are slots.
-static bool program_reads(int32_t code) { return code >= PROG_OP; }
+static bool program_reads(int32_t code) { return code >= PROG_OP || program_is_reduction(code); }
 
 typedef struct Edit {  // a program being written
     Instr *instr;

@@ -86,8 +86,10 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
 }
 
 // Kernels write a block of every output only after reading that block of every input, so several outputs may take over an input
-// each; but not where an output of the group is an input itself, read while the outputs are written.
+// each; but not where an output of the group is an input itself, read while the outputs are written. With a view a kernel reads
+// other elements than those that it writes, with a row it may go over its inputs again after it wrote.
 static bool writes_last(const Node *n) {
+    if (node_attr(n, ATTR_ROW) || node_attr(n, ATTR_VIEWS)) return false;
     const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
     for (int k = 0; p && k < p->nout; k++)
         if (p->instr[p->out[k]].code < PROG_OP) return false;
