@@ -161,7 +161,7 @@ static void *worker_main(void *arg) {
             char *staging = malloc((size_t)(e->send_staging + e->recv_staging) + 1);
             Operand in = operand_of(w->layouts, &c->hop[h].shape, &c->hop[h].from, rank, c->part[rank]);
             Operand out = operand_of(w->layouts, &c->hop[h].shape, &c->hop[h].to, rank, result);
-            w->status = exchange_run(w->comm, &s, &in, &out, staging, "case", &w->diag);
+            w->status = exchange_run(w->comm, &(Memory){0}, &s, &in, &out, staging, "case", &w->diag);
             free(staging);
             free(c->part[rank]);
             c->part[rank] = result;

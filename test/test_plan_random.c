@@ -105,7 +105,7 @@ static void check_graph(int round) {
     if (plan_make(a, s, &o, &p, &d) != ST_OK || runtime_new(p, 0, &rt, &d) != ST_OK) fail_msg("round %d: %s", round, d.text);
     assert_int_equal(runtime_set_input(rt, 0, x, &d), ST_OK);
     assert_int_equal(runtime_set_state(rt, 0, 0, w, DT_F64, &d), ST_OK);
-    runtime_set_hyper(rt, hyper);
+    assert_int_equal(runtime_set_hyper(rt, hyper, &d), ST_OK);
     double loss;
     if (runtime_step(rt, 0, &loss, &d) != ST_OK) fail_msg("round %d: %s", round, d.text);
     for (int i = 0; i < (int)s->outputs.len; i++) {

@@ -103,7 +103,7 @@ static void run_start(Run *r, int nranks, int nthreads, bool update, const Data 
     assert_int_equal(runtime_set_input(rt, 1, data->token_ids, &r->diag), ST_OK);
     assert_int_equal(runtime_set_state(rt, 0, 0, data->w, DT_F64, &r->diag), ST_OK);
     assert_int_equal(runtime_set_state(rt, 1, 0, data->e, DT_F64, &r->diag), ST_OK);
-    runtime_set_hyper(rt, data->hyper);
+    assert_int_equal(runtime_set_hyper(rt, data->hyper, &r->diag), ST_OK);
 }
 static void run_end(Run *r) {
     runtime_free(r->runtime);

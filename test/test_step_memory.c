@@ -33,7 +33,7 @@ static void check_program(const char *path, int nranks) {
     }
     if (values_load_params(rt, c.graph, true, 1, &d) != ST_OK) fail_msg("%s: %s", path, d.text);
     if (values_set_inputs(rt, c.graph, NULL, 1, &d) != ST_OK) fail_msg("%s: %s", path, d.text);
-    runtime_set_hyper(rt, (double[]){1e-3, 0.1, 0.01});
+    assert_int_equal(runtime_set_hyper(rt, (double[]){1e-3, 0.1, 0.01}, &d), ST_OK);
     for (int step = 0; step < 3; step++) {  // threads and libraries may set themselves up in the first
         count_begin();
         Status st = runtime_step(rt, step, &loss, &d);

@@ -50,7 +50,7 @@ static void step_on(int ranks, bool fused) {
         assert_int_equal(runtime_set_state(rt, p, 0, x, DT_F64, &d), ST_OK);
     }
     for (int i = 0; i < N; i++) expected += value_of(0, i) * value_of(1, i);
-    runtime_set_hyper(rt, (double[]){1e-2, 1 - o.adamw.beta1, 1 - o.adamw.beta2});
+    assert_int_equal(runtime_set_hyper(rt, (double[]){1e-2, 1 - o.adamw.beta1, 1 - o.adamw.beta2}, &d), ST_OK);
     if (runtime_step(rt, 0, &loss, &d)) fail_msg("%s", d.text);
     assert_true(fabs(loss - expected) < 1e-12);
     for (int64_t k = 0; k < c.graph->outputs.len; k++) {

@@ -19,6 +19,7 @@ int command_check(int argc, char **argv) {
     CommonArgs c = COMMON_DEFAULTS;
     CheckOptions o = {.lr = 1e-3, .adamw_steps = 5, .notes = show_notes};
     int64_t steps = 5;
+    RuntimeArgs run = {0};
     const Opt opts[] = {
         {"--golden", OPT_TEXT, &o.golden, "F", "safetensors with inputs, loss, grad.<parameter>, adamw_losses"},
         {"--seq", OPT_INT, &c.seq, "S", "without golden: sequence length; P ranks are compared with one"},
@@ -26,6 +27,8 @@ int command_check(int argc, char **argv) {
         {"--seed", OPT_INT, &c.seed, "N", "of made-up inputs and parameters (default 1)"},
         {"--steps", OPT_INT, &steps, "N", "without golden: AdamW steps to compare (default 5)"},
         {"--out", OPT_TEXT, &o.out, "F", "write loss, grad.<parameter>, adamw_losses here"},
+        {"--hold-routing", OPT_FLAG, &o.hold_routing, NULL, "a mixture's choices of experts are those of a float32 run: low precision flips close ones"},
+        RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
     };
     const Usage u = {"autosp check", "M.pt2 (--golden F.safetensors | --seq S) --ranks P [options]",
@@ -43,6 +46,7 @@ int command_check(int argc, char **argv) {
     CheckResult r = {0};
     Arena *a = arena_new();
     o.seed = (uint64_t)c.seed;
+    o.runtime = options_runtime(&run);
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
     if (st == ST_OK && !o.golden && c.seq == 0) st = diag_error(&d, ST_INPUT, "give --golden FILE, or --seq S to compare P ranks with one");
     if (st == ST_OK && o.golden && o.inputs) st = diag_error(&d, ST_INPUT, "the inputs come from the golden: drop --inputs");

@@ -32,7 +32,7 @@ int command_dump(int argc, char **argv) {
     bool no_update = false, fuse_rows = false;
     const Opt opts[] = {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
-        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, experts, mask, grad, simplify, update, shard, fuse, schedule"},
+        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, fuse, narrow, schedule"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
         {"--fuse-rows", OPT_FLAG, &fuse_rows, NULL, "fuse as for a backend that takes views, rows and column sums (CUDA)"},
         {"--parse", OPT_TEXT, &parse, "FILE",

@@ -2,10 +2,11 @@
 #pragma once
 #include "args.h"
 #include "commands.h"
+#include "exec/exec.h"
 
 typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
-    const char *attention, *weights, *decisions, *dump_after, *stop_after;
+    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device;
     bool no_fuse, verify_each;
 } CommonArgs;
 
@@ -14,8 +15,10 @@ typedef struct CommonArgs {
 #define COMMON_OPTIONS(c)                                                                                                  \
     {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                  \
     {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                       \
+    {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                       \
     {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                  \
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},  \
+    {"--dtype", OPT_TEXT, &(c).dtype, "T", "fp32 (default), bf16 (mixed precision; parameters stay fp32)"},                        \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"}, \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                        \
     {"", 0, NULL, NULL, "debugging:"},                                                                                     \
@@ -23,6 +26,16 @@ typedef struct CommonArgs {
     {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                     \
     {"--verify-each", OPT_FLAG, &(c).verify_each, NULL, "verify the graph after every pass"},                              \
     {"--no-fuse", OPT_FLAG, &(c).no_fuse, NULL, "leave pointwise chains unfused"}
+
+// Rows of the commands that run something.
+#define RUNTIME_OPTIONS(r)                                                                                                       \
+    {"--processes", OPT_FLAG, &(r).processes, NULL, "with --device cuda: each rank is a process of its own (default: a thread)"}, \
+    {"--no-graph", OPT_FLAG, &(r).no_graph, NULL, "with --device cuda: launch kernel by kernel instead of replaying a captured step"}
+
+typedef struct RuntimeArgs {
+    bool processes, no_graph;
+} RuntimeArgs;
+static inline RuntimeOptions options_runtime(const RuntimeArgs *r) { return (RuntimeOptions){.processes = r->processes, .capture = !r->no_graph}; }
 
 // Fills o; the strategies of --decisions live in `a`. The Diag says what is wrong with the options.
 Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d);

@@ -135,8 +135,9 @@ autosp_status autosp_set_input(autosp_session *s, const char *name, const void *
 autosp_status autosp_step(autosp_session *s, double lr, double *loss, autosp_error *e) {
     Diag d = {0};
     double t = (double)(s->step + 1);
-    if (s->p->o.optimizer) runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)});
-    Status st = runtime_step(s->rt, s->step, loss, &d);
+    Status st = ST_OK;
+    if (s->p->o.optimizer) st = runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)}, &d);
+    if (st == ST_OK) st = runtime_step(s->rt, s->step, loss, &d);
     if (st == ST_OK) s->step++;
     return give(st, &d, e);
 }

@@ -1,4 +1,4 @@
-// Ranks as threads of one process. A collective publishes every rank's pointers, meets at a barrier, copies what is its own out
+// Ranks as threads of one process, or as processes of one machine (then what they share lies in shared memory). A collective publishes every rank's pointers, meets at a barrier, copies what is its own out
 // of the others' send buffers, and meets again before the senders may go on. Waiting sleeps on a condition variable (there are
 // often more ranks than cores); a rank that waits too long, or one that failed, wakes everybody with an error.
 #include "comm/comm.h"
@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 typedef struct Slot {        // what a rank shows the others during a collective
@@ -22,6 +23,7 @@ typedef struct World {
     uint64_t generation;     // barriers completed
     double timeout_s;
     bool aborted;
+    bool shared;             // by processes: an anonymous mapping
     char why[512];
     Slot slot[];
 } World;
@@ -29,6 +31,8 @@ typedef struct ThreadsComm {
     Comm base;
     World *world;
 } ThreadsComm;
+
+static size_t world_nbytes(int nranks) { return sizeof(World) + (size_t)nranks * sizeof(Slot); }
 
 static void world_fail(World *w, const char *why) {  // lock held
     if (!w->aborted) {
@@ -98,9 +102,22 @@ static Status check_slots(World *w, int rank, const int64_t *recv_nbytes, const 
     return ST_OK;
 }
 
+static Status copy_own(Comm *c, const World *w, void *recv, const int64_t *recv_off, const int64_t *recv_nbytes, Diag *d) {
+    for (int i = 0; i < c->nranks; i++) {
+        int r = (c->rank + i) % c->nranks;  // start at different peers: spreads the reads
+        if (recv_nbytes[r] <= 0) continue;
+        char *dst = (char *)recv + recv_off[r];
+        const char *src = w->slot[r].send + w->slot[r].send_off[c->rank];
+        if (c->memory) TRY(c->memory->copy(c->memory->ctx, dst, r, src, (size_t)recv_nbytes[r], d));
+        else memcpy(dst, src, (size_t)recv_nbytes[r]);
+    }
+    return c->memory ? c->memory->fence(c->memory->ctx, d) : ST_OK;
+}
+
 static Status threads_alltoallv(Comm *c, const void *send, const int64_t *send_off, const int64_t *send_nbytes, void *recv,
                                 const int64_t *recv_off, const int64_t *recv_nbytes, const char *label, Diag *d) {
     World *w = ((ThreadsComm *)c)->world;
+    if (c->memory) TRY(c->memory->fence(c->memory->ctx, d));  // what was packed is there before others read it
     pthread_mutex_lock(&w->lock);
     w->slot[c->rank].send = send;
     w->slot[c->rank].send_off = send_off;
@@ -109,11 +126,7 @@ static Status threads_alltoallv(Comm *c, const void *send, const int64_t *send_o
     if (st == ST_OK) st = check_slots(w, c->rank, recv_nbytes, label, d);
     pthread_mutex_unlock(&w->lock);
     if (st != ST_OK) return st;
-    for (int i = 0; i < c->nranks; i++) {
-        int r = (c->rank + i) % c->nranks;  // start at different peers: spreads the reads
-        if (recv_nbytes[r] > 0)
-            memcpy((char *)recv + recv_off[r], w->slot[r].send + w->slot[r].send_off[c->rank], (size_t)recv_nbytes[r]);
-    }
+    TRY(copy_own(c, w, recv, recv_off, recv_nbytes, d));
     pthread_mutex_lock(&w->lock);
     st = world_meet(w, c->rank, label, d);
     pthread_mutex_unlock(&w->lock);
@@ -143,7 +156,9 @@ static void threads_free(Comm *c) {
     pthread_mutex_lock(&w->lock);
     bool last = --w->nusers == 0;
     pthread_mutex_unlock(&w->lock);
-    if (last) {
+    if (w->shared) {  // each process lets go of its view; the last one's end frees the memory
+        munmap(w, world_nbytes(w->nranks));
+    } else if (last) {
         pthread_cond_destroy(&w->wake);
         pthread_mutex_destroy(&w->lock);
         free(w);
@@ -152,24 +167,50 @@ static void threads_free(Comm *c) {
 }
 
 static const CommVtable threads_vtable = {"threads", threads_alltoallv, threads_barrier, threads_abort, threads_free};
+static const CommVtable processes_vtable = {"processes", threads_alltoallv, threads_barrier, threads_abort, threads_free};
+
+static void world_init(World *w, int nranks, double timeout_s, bool shared) {
+    w->nranks = w->nusers = nranks;
+    w->timeout_s = timeout_s;
+    w->shared = shared;
+    pthread_condattr_t cond;
+    pthread_mutexattr_t mutex;
+    pthread_condattr_init(&cond);
+    pthread_mutexattr_init(&mutex);
+    pthread_condattr_setclock(&cond, CLOCK_MONOTONIC);
+    if (shared) {
+        pthread_condattr_setpshared(&cond, PTHREAD_PROCESS_SHARED);
+        pthread_mutexattr_setpshared(&mutex, PTHREAD_PROCESS_SHARED);
+    }
+    pthread_mutex_init(&w->lock, &mutex);
+    pthread_cond_init(&w->wake, &cond);
+    pthread_condattr_destroy(&cond);
+    pthread_mutexattr_destroy(&mutex);
+}
+
+static void make_comms(World *w, Comm **out) {
+    for (int r = 0; r < w->nranks; r++) {
+        ThreadsComm *c = malloc(sizeof *c);
+        CHECK(c != NULL, "out of memory for a communicator");
+        *c = (ThreadsComm){.base = {.vt = w->shared ? &processes_vtable : &threads_vtable, .rank = r, .nranks = w->nranks}, .world = w};
+        out[r] = &c->base;
+    }
+}
 
 Status comm_threads_new(int nranks, double timeout_s, Comm **out, Diag *d) {
     CHECK(nranks >= 1, "%d ranks", nranks);
-    World *w = calloc(1, sizeof *w + (size_t)nranks * sizeof *w->slot);
+    World *w = calloc(1, world_nbytes(nranks));
     if (!w) return diag_error(d, ST_MEMORY, "out of memory for %d ranks", nranks);
-    w->nranks = w->nusers = nranks;
-    w->timeout_s = timeout_s;
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->wake, &attr);
-    pthread_condattr_destroy(&attr);
-    for (int r = 0; r < nranks; r++) {
-        ThreadsComm *c = malloc(sizeof *c);
-        CHECK(c != NULL, "out of memory for a communicator");
-        *c = (ThreadsComm){.base = {.vt = &threads_vtable, .rank = r, .nranks = nranks}, .world = w};
-        out[r] = &c->base;
-    }
+    world_init(w, nranks, timeout_s, false);
+    make_comms(w, out);
+    return ST_OK;
+}
+
+Status comm_processes_new(int nranks, double timeout_s, Comm **out, Diag *d) {
+    CHECK(nranks >= 1, "%d ranks", nranks);
+    World *w = mmap(NULL, world_nbytes(nranks), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (w == MAP_FAILED) return diag_error(d, ST_MEMORY, "out of shared memory for %d ranks", nranks);
+    world_init(w, nranks, timeout_s, true);
+    make_comms(w, out);
     return ST_OK;
 }

@@ -8,7 +8,7 @@
 
 void compile_defaults(CompileOptions *o) {
     *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
-    o->import.real = DT_F32;
+    o->import.real = o->compute = DT_F32;
 #ifndef NDEBUG
     o->verify_each = true;
 #endif
@@ -20,24 +20,33 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
     return pass_schedule(in, out, d);
 }
 
+static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
+static bool if_update(const CompileOptions *o) { return o->update; }
+static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
+static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
+
 typedef struct PassEntry {
     const char *name;
     PassFn run;
-    bool only_update;  // belongs to the optimizer
-    bool only_fuse;
+    bool (*when)(const CompileOptions *o);  // NULL: always
 } PassEntry;
 
 // clang-format off
 static const PassEntry passes[] = {
-    {"canonicalize", pass_canonicalize, false, false},  // folding, identities, CSE
-    {"experts",      pass_experts,      false, false},  // mixtures of experts become token-wise
-    {"mask",         pass_mask,         false, false},  // attention with predicates
-    {"grad",         pass_grad,         false, false},  // the backward, on the global graph
-    {"simplify",     pass_canonicalize, false, false},  // once more, over the joint graph
-    {"update",       pass_update,       true,  false},  // clipping and AdamW
-    {"shard",        pass_shard,        false, false},  // placements and reshards
-    {"fuse",         pass_fuse,         false, true},   // pointwise groups
-    {"schedule",     run_schedule,      false, false},  // an order
+    {"canonicalize", pass_canonicalize, NULL},        // folding, identities, CSE
+    {"hold",         pass_hold,         if_routing},  // a router's choices shown or held
+    {"experts",      pass_experts,      NULL},        // mixtures of experts become token-wise
+    {"mask",         pass_mask,         NULL},        // attention with predicates
+    {"head",         pass_head,         NULL},        // logits with their cross-entropy
+    {"precision",    pass_precision,    if_bf16},     // operands of products and of attention in bf16
+    {"grad",         pass_grad,         NULL},        // the backward, on the global graph
+    {"simplify",     pass_canonicalize, NULL},        // once more, over the joint graph
+    {"head_join",    pass_head_join,    NULL},        // ... with their gradients
+    {"update",       pass_update,       if_update},   // clipping and AdamW
+    {"shard",        pass_shard,        NULL},        // placements and reshards
+    {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
+    {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
+    {"schedule",     run_schedule,      NULL},        // an order
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -74,7 +83,16 @@ static int default_threads(int nranks) {
     return n < 1 ? 1 : (int)n;
 }
 
-static const DeviceModel *device_of(const CompileOptions *o) { return o->device ? o->device : device_model_cpu(); }
+static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
+const DeviceModel *compile_device_model(const CompileOptions *o) {
+    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+}
+
+// The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.
+static unsigned features_of(const CompileOptions *o) {
+    unsigned f = backend_of(o)->features | o->features;
+    return o->compute == DT_BF16 ? f | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : f;
+}
 
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
@@ -83,14 +101,14 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .adamw = &o->adamw, .features = o->features,
-                     .report = &out->shard};
+                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = features_of(o), .adamw = &o->adamw,
+                     .routing = o->routing, .compute = o->compute, .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
     for (int i = 0; i < NPASS && !*stopped; i++) {
         const PassEntry *p = &passes[i];
-        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse);
+        bool skip = p->when && !p->when(o);
         if (!skip) {
             Graph *next = NULL;
             Status st = p->run(&c, *g, &next, d);
@@ -117,7 +135,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = &backend_cpu, .device = device_of(o), .nthreads = o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o), .device = compile_device_model(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;
@@ -147,6 +165,7 @@ void compiled_free(Compiled *c) {
     vec_free(&c->shard.attention);
     vec_free(&c->shard.gathered);
     vec_free(&c->shard.square);
+    vec_free(&c->shard.logits);
     arena_free(c->arena);
     *c = (Compiled){0};
 }

@@ -11,11 +11,14 @@ typedef struct CompileOptions {
     AttentionChoice attention;
     const char *const *strategies;  // replayed decisions, see PassContext
     int nstrategies;
+    RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
-    unsigned features;        // BACKEND_* that the passes may count on besides those of the backend that runs the graph (tests, dumps)
-    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the CPU's
+    unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
+    DType compute;             // DT_F32, or DT_BF16: mixed precision
+    const Backend *backend;      // what the plan is for; NULL: the CPU
+    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;
@@ -30,6 +33,7 @@ typedef struct Compiled {
     ShardReport shard;
     double seconds;            // import + passes + plan
 } Compiled;
+const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.

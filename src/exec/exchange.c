@@ -11,18 +11,20 @@ typedef struct Place {
 
 static const int64_t zeros[MAX_DIMS];
 
-static void fill_start(const Operand *o, Reduce reduce) {
+static Status fill_start(const Memory *m, const Operand *o, Reduce reduce, Diag *d) {
     int64_t n = 1;
     for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
-    if (n == 0) return;
+    if (n == 0) return ST_OK;
+    if (m->api) return m->api->fill(m->device, o->data, o->dtype, n, reduce == RED_MAX && o->dtype != DT_BOOL ? -INFINITY : 0, d);
     memset(o->data, 0, (size_t)n * (size_t)dtype_nbytes(o->dtype));
-    if (reduce != RED_MAX) return;
+    if (reduce != RED_MAX) return ST_OK;
     if (o->dtype == DT_F32)
         for (int64_t i = 0; i < n; i++) ((float *)o->data)[i] = -INFINITY;
     if (o->dtype == DT_F64)
         for (int64_t i = 0; i < n; i++) ((double *)o->data)[i] = -INFINITY;
     if (o->dtype == DT_I64)
         for (int64_t i = 0; i < n; i++) ((int64_t *)o->data)[i] = INT64_MIN;
+    return ST_OK;
 }
 
 #define REDUCE_RUN(T)                                                                                          \
@@ -48,7 +50,7 @@ static void reduce_run(void *dst, const void *src, int64_t n, DType t, Reduce re
 }
 
 // dst box (= or op=) src box, `size` elements per dim, in runs that are contiguous on both sides.
-static void copy_box(const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce) {
+static void copy_box_host(const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce) {
     int inner = ndim - 1;  // dims from `inner` on form one run
     while (inner > 0 && size[inner] == dst->dim[inner] && size[inner] == src->dim[inner]) inner--;
     int64_t run = 1, outer = 1, at[MAX_DIMS] = {0}, elem = dtype_nbytes(t);
@@ -67,24 +69,35 @@ static void copy_box(const Place *dst, const Place *src, int ndim, const int64_t
     }
 }
 
+static Status copy_box(const Memory *m, const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce, Diag *d) {
+    if (!m->api) {
+        copy_box_host(dst, src, ndim, size, t, reduce);
+        return ST_OK;
+    }
+    BoxCopy b = {.dst = dst->data, .src = src->data, .ndim = ndim, .dst_dim = dst->dim, .dst_start = dst->start, .src_dim = src->dim,
+                 .src_start = src->start, .size = size, .dtype = t, .reduce = reduce};
+    return m->api->copy_box(m->device, &b, d);
+}
+
 // A scalar's boxes are those of a one-element vector.
 static const int64_t one_dim[1] = {1};
 static Place place_of(const Operand *o, const Box *b) {
     return (Place){o->data, o->ndim > 0 ? o->dim : one_dim, b->start};
 }
 
-static void pack(const Exchange *e, const Operand *in, char *message, int self) {
+static Status pack(const Memory *m, const Exchange *e, const Operand *in, char *message, int self, Diag *d) {
     for (int i = 0; i < e->nsend; i++) {
         const Box *b = &e->send[i];
         if (b->peer == self) continue;
         Place dst = {message + b->msg_off * dtype_nbytes(in->dtype), b->size, zeros}, src = place_of(in, b);
-        copy_box(&dst, &src, b->ndim, b->size, in->dtype, RED_NONE);
+        TRY(copy_box(m, &dst, &src, b->ndim, b->size, in->dtype, RED_NONE, d));
     }
+    return ST_OK;
 }
 
-static void unpack(const Exchange *e, const Operand *in, const Operand *out, char *message, int self) {
+static Status unpack(const Memory *m, const Exchange *e, const Operand *in, const Operand *out, char *message, int self, Diag *d) {
     int own = 0;  // next own send box: paired in order with own recv boxes
-    if (e->reduce != RED_NONE && e->ncover == 0) fill_start(out, e->reduce);
+    if (e->reduce != RED_NONE && e->ncover == 0) TRY(fill_start(m, out, e->reduce, d));
     for (int i = 0; i < e->nrecv; i++) {
         const Box *b = &e->recv[i];
         Reduce reduce = i < e->ncover ? RED_NONE : e->reduce;
@@ -96,17 +109,17 @@ static void unpack(const Exchange *e, const Operand *in, const Operand *out, cha
             if (e->recv_direct) continue;
             src = (Place){message + b->msg_off * dtype_nbytes(out->dtype), b->size, zeros};
         }
-        copy_box(&dst, &src, b->ndim, b->size, out->dtype, reduce);
+        TRY(copy_box(m, &dst, &src, b->ndim, b->size, out->dtype, reduce, d));
     }
+    return ST_OK;
 }
 
-Status exchange_run(Comm *c, const Step *s, const Operand *in, const Operand *out, void *staging, const char *label, Diag *d) {
+Status exchange_run(Comm *c, const Memory *m, const Step *s, const Operand *in, const Operand *out, void *staging, const char *label, Diag *d) {
     const Exchange *e = s->exchange;
     char *send = staging, *recv = staging ? (char *)staging + s->staging_send_nbytes : NULL;
-    if (!e->send_direct) pack(e, in, send, c->rank);
+    if (!e->send_direct) TRY(pack(m, e, in, send, c->rank, d));
     if (e->collective)
         TRY(c->vt->alltoallv(c, e->send_direct ? in->data : send, e->send_off, e->send_nbytes, e->recv_direct ? out->data : recv,
                              e->recv_off, e->recv_nbytes, label, d));
-    unpack(e, in, out, recv, c->rank);
-    return ST_OK;
+    return unpack(m, e, in, out, recv, c->rank, d);
 }

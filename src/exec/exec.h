@@ -5,7 +5,13 @@
 #include "plan/plan.h"
 
 typedef struct Runtime Runtime;
-// Allocates every rank's arena, starts the threads, checks that the ranks agree on the plan's hash.
+typedef struct RuntimeOptions {
+    uint64_t run_seed;
+    bool processes;  // devices: each rank is a process of its own (forked by runtime_new_with: nothing may have used the device before)
+    bool capture;    // devices: from the second step on, replay captured launches where the plan allows
+} RuntimeOptions;
+Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d);
+// As runtime_new_with without processes, with capture. Allocates every rank's arena, starts the threads, checks that the ranks agree on the plan's hash.
 Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d);
 void runtime_free(Runtime *r);
 
@@ -16,11 +22,15 @@ Status runtime_get_state(Runtime *r, int32_t param, int slot, void *data, DType 
 Status runtime_set_input(Runtime *r, int32_t input, const void *data, Diag *d);
 Status runtime_set_const_inputs(Runtime *r, Diag *d);  // constants into the arenas; runtime_new calls it
 // AdamW's {lr, 1-beta1^t, 1-beta2^t} for the next step.
-void runtime_set_hyper(Runtime *r, const double hyper[3]);
+Status runtime_set_hyper(Runtime *r, const double hyper[3], Diag *d);
 // One step on all ranks. *loss is OUT_LOSS (identical on all ranks).
 Status runtime_step(Runtime *r, int64_t step, double *loss, Diag *d);
+// The same step, timed kernel by kernel on a device: seconds[r][i] is what step i of rank r's plan took; owned by the runtime.
+Status runtime_profile(Runtime *r, int64_t step, double *loss, const double **seconds, Diag *d);
 // The whole value of graph output `i`, gathered over ranks, as float64. `data` has its numel.
 Status runtime_get_output(Runtime *r, int i, double *data, Diag *d);
+// Devices: bytes in use on rank 0's device now, by everybody; false on the CPU.
+bool runtime_device_used(const Runtime *r, double *nbytes);
 int64_t runtime_arena_nbytes(const Runtime *r, int rank);  // what was really allocated
 
 // The oracle: evaluates the graph's nodes one by one in float64, no plan, no threads, ignoring placements (exec/reference.c).

@@ -96,7 +96,7 @@ static RefFn ref_fn(OpKind op) {
     case OP_INPUT: return ref_unbound;
     default: break;
     }
-    RefFn (*const family[])(OpKind) = {ref_pointwise_fn, ref_fused_fn, ref_tensor_fn, ref_index_fn, ref_contract_fn, ref_attention_fn};
+    RefFn (*const family[])(OpKind) = {ref_pointwise_fn, ref_fused_fn, ref_tensor_fn, ref_index_fn, ref_contract_fn, ref_attention_fn, ref_head_fn};
     for (size_t i = 0; i < sizeof family / sizeof *family; i++) {
         RefFn fn = family[i](op);
         if (fn) return fn;
@@ -135,7 +135,7 @@ static Status run_source(const Run *run, const Node *n, double *out, bool *done,
         bool hyper = r->hyper && !strcmp(g->inputs.data[index].name, "adamw.hyper");
         src = hyper ? r->hyper : r->inputs ? r->inputs[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for input %s", g->inputs.data[index].name);
-    } else if (kind == 0) {
+    } else if (kind == 0 || kind == 3) {  // the copy in bf16 has the value itself here
         src = r->params ? r->params[index] : NULL;
         if (!src) return diag_error(d, ST_INPUT, "no value given for parameter %s", g->params.data[index].name);
     } else {

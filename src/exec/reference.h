@@ -38,3 +38,4 @@ RefFn ref_tensor_fn(OpKind op);    // movement, reductions, scans
 RefFn ref_index_fn(OpKind op);     // indexing, sorting
 RefFn ref_contract_fn(OpKind op);  // dot, experts, convolution, adamw
 RefFn ref_attention_fn(OpKind op);
+RefFn ref_head_fn(OpKind op);

@@ -27,6 +27,11 @@ static Status ref_dot(const RefNode *r, Diag *d) {
                 r->out[0][(b * M + m) * N + n] = sum;
             }
     }
+    if (r->n->nin == 3) {
+        const Shape *so = ref_out_shape(r, 0);
+        int64_t numel = shape_numel(so), width = node_int_or(r->n, ATTR_BIAS, 0) ? so->dim[so->ndim - 1] : numel;
+        for (int64_t i = 0; i < numel; i++) r->out[0][i] += r->in[2][i % width];
+    }
     return ST_OK;
 }
 
@@ -128,6 +133,7 @@ static Status ref_adamw(const RefNode *r, Diag *d) {
         r->out[0][i] = p - hyper[0] * (m / hyper[1]) / (sqrt(v) / sqrt(hyper[2]) + eps);
         r->out[1][i] = m;
         r->out[2][i] = v;
+        if (r->n->nout == 4) r->out[3][i] = r->out[0][i];
     }
     return ST_OK;
 }

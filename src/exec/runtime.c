@@ -1,65 +1,26 @@
-// Ranks as threads that execute their plans in lock step with their communicator. The caller's thread gives a command and waits.
+// Ranks as threads (or processes) that execute their plans in lock step with their communicator. The caller's thread gives a command
+// and waits.
 #include "exec/available.h"
 #include "exec/runtime.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "exec/exchange.h"
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 // Ranks share a process, so a missing one is a bug, not a lost machine; long kernels on few cores must not trip the watchdog.
 enum { COMM_TIMEOUT_S = 3600 };
 
-// ---- one rank -----------------------------------------------------------------------------------------------------------
-static Status name_failure(const Rank *r, NodeId node, Diag *d) {
-    Arena *a = arena_new();
-    diag_where(d, "rank %d: %s", r->index, a ? node_describe(r->runtime->plan->graph, node, a) : "node");
-    arena_free(a);
-    return d->status;
-}
-
-static Status rank_run_step(Rank *r, const Step *s, Diag *d) {
-    const Runtime *rt = r->runtime;
-    const RankPlan *p = &rt->plan->rank[r->index];
-    const Node *n = graph_node(rt->plan->graph, s->node);
-    Operand *in = r->operand, *out = r->operand + s->nin;
-    for (int i = 0; i < s->nin; i++) {
-        in[i] = s->in[i];
-        in[i].data = rank_buffer(r, s->in_buf[i]);
-    }
-    for (int i = 0; i < s->nout; i++) {
-        out[i] = s->out[i];
-        out[i].data = rank_buffer(r, s->out_buf[i]);
-    }
-    void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
-    if (s->kind == STEP_EXCHANGE) return exchange_run(r->comm, s, in, out, scratch, n->note ? n->note : "reshard", d);
-    KernelArgs k = {
-        .node = n, .nin = s->nin, .nout = s->nout, .in = in, .out = out, .scratch = scratch,
-        .scratch_nbytes = scratch ? (size_t)p->buffer[s->scratch_buf].nbytes : 0,
-        .pool = r->pool, .run_seed = rt->run_seed, .step = rt->step,
-    };
-    return s->kernel(&k, d);
-}
-
-static Status rank_run_command(Rank *r, Command c, Diag *d) {
-    const Plan *plan = r->runtime->plan;
-    if (c == CMD_AGREE) return comm_agree(r->comm, plan->hash, "plan", d);
-    const RankPlan *p = &plan->rank[r->index];
-    for (int i = 0; i < p->nstep; i++) {
-        Status st = rank_run_step(r, &p->step[i], d);
-        if (st == ST_OK) continue;
-        diag_error(d, st, "failed");  // in case the kernel gave no text
-        if (st != ST_COMM) name_failure(r, p->step[i].node, d);
-        return st;
-    }
-    return ST_OK;
-}
-
-static void rank_obey(Rank *r, Command c) {
-    diag_clear(&r->diag);
-    r->status = rank_run_command(r, c, &r->diag);
-    if (r->status != ST_OK) r->comm->vt->abort(r->comm, r->diag.text);
+// ---- ranks at work -------------------------------------------------------------------------------------------------------
+static void finish_command(Runtime *rt) {
+    pthread_mutex_lock(&rt->lock);
+    if (--rt->nbusy == 0) pthread_cond_signal(&rt->finish);
+    pthread_mutex_unlock(&rt->lock);
 }
 
 static void *rank_main(void *arg) {
@@ -74,9 +35,7 @@ static void *rank_main(void *arg) {
         pthread_mutex_unlock(&rt->lock);
         if (c == CMD_QUIT) return NULL;
         rank_obey(r, c);
-        pthread_mutex_lock(&rt->lock);
-        if (--rt->nbusy == 0) pthread_cond_signal(&rt->finish);
-        pthread_mutex_unlock(&rt->lock);
+        finish_command(rt);
     }
 }
 
@@ -90,8 +49,7 @@ static Status make_comms(Runtime *rt, Diag *d) {
     else st = comm_threads_new(n, COMM_TIMEOUT_S, c, d);
     if (st == ST_OK && !c[0]) st = diag_error(d, ST_MEMORY, "out of memory for a communicator");
     for (int i = 0; i < n && st == ST_OK; i++) {
-        if (rt->rank[i].comm) rt->rank[i].comm->vt->free(rt->rank[i].comm);
-        rt->rank[i].comm = c[i];
+        rank_set_comm(&rt->rank[i], c[i]);
     }
     free(c);
     return st;
@@ -106,12 +64,37 @@ static Status collect_errors(Runtime *rt, Diag *d) {
         if (!worst || (worst->status == ST_COMM && r->status != ST_COMM)) worst = r;
     }
     if (!worst) return ST_OK;
-    TRY(make_comms(rt, d));  // the old ones are aborted for good
+    if (rt->options.processes) rt->broken = true;
+    else TRY(make_comms(rt, d));  // the old ones are aborted for good
     return diag_error(d, worst->status, "%s", worst->diag.text);
 }
 
+// A rank's process that ended without a word.
+static const Rank *lost_process(const Runtime *rt) {
+    for (int i = 0; i < rt->plan->nranks && rt->options.processes; i++)
+        if (rt->rank[i].pid > 0 && waitpid(rt->rank[i].pid, NULL, WNOHANG) != 0) return &rt->rank[i];
+    return NULL;
+}
+
+// Waits until all ranks have obeyed.
+static Status await_ranks(Runtime *rt, Diag *d) {
+    pthread_mutex_lock(&rt->lock);
+    const Rank *lost = NULL;
+    while (rt->nbusy > 0 && !lost) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        t.tv_sec++;
+        if (pthread_cond_timedwait(&rt->finish, &rt->lock, &t) == ETIMEDOUT) lost = lost_process(rt);
+    }
+    pthread_mutex_unlock(&rt->lock);
+    if (!lost) return collect_errors(rt, d);
+    rt->broken = true;
+    return diag_error(d, ST_COMM, "the process of rank %d ended unexpectedly", lost->index);
+}
+
 static Status command_all(Runtime *rt, Command c, Diag *d) {
-    if (!rt->rank[0].has_thread) {
+    if (rt->broken) return diag_error(d, ST_COMM, "a rank failed before; start again");
+    if (!rt->rank[0].has_thread && !rt->options.processes) {
         rank_obey(&rt->rank[0], c);
         return collect_errors(rt, d);
     }
@@ -120,36 +103,13 @@ static Status command_all(Runtime *rt, Command c, Diag *d) {
     rt->generation++;
     rt->nbusy = rt->plan->nranks;
     pthread_cond_broadcast(&rt->start);
-    while (rt->nbusy > 0) pthread_cond_wait(&rt->finish, &rt->lock);
     pthread_mutex_unlock(&rt->lock);
-    return collect_errors(rt, d);
+    return await_ranks(rt, d);
 }
 
-static int most_operands(const RankPlan *p) {
-    int most = 1;
-    for (int i = 0; i < p->nstep; i++) most = p->step[i].nin + p->step[i].nout > most ? p->step[i].nin + p->step[i].nout : most;
-    return most;
-}
-
-static Status rank_init(Runtime *rt, int i, Diag *d) {
-    Rank *r = &rt->rank[i];
-    const RankPlan *p = &rt->plan->rank[i];
-    const Backend *b = rt->plan->backend;
-    r->runtime = rt;
-    r->index = i;
-    r->arena_nbytes = p->arena_nbytes;
-    if (r->arena_nbytes > 0) r->arena = b->alloc((size_t)r->arena_nbytes);
-    if (r->arena_nbytes > 0 && !r->arena)
-        return diag_error(d, ST_MEMORY, "rank %d: cannot allocate its arena of %lld bytes", i, (long long)r->arena_nbytes);
-    r->operand = calloc((size_t)most_operands(p), sizeof *r->operand);
-    if (b->pool_new) r->pool = b->pool_new(rt->plan->nthreads);
-    if (!r->operand || (b->pool_new && !r->pool))
-        return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", i, rt->plan->nthreads);
-    return ST_OK;
-}
-
-static Status start_ranks(Runtime *rt, Diag *d) {
-    for (int i = 0; i < rt->plan->nranks; i++) TRY(rank_init(rt, i, d));
+// ---- starting --------------------------------------------------------------------------------------------------------------
+static Status start_threads(Runtime *rt, Diag *d) {
+    for (int i = 0; i < rt->plan->nranks; i++) TRY(rank_open(&rt->rank[i], d));
     TRY(make_comms(rt, d));
     for (int i = 0; i < rt->plan->nranks && rt->plan->nranks > 1; i++) {
         if (pthread_create(&rt->rank[i].thread, NULL, rank_main, &rt->rank[i]) != 0)
@@ -159,24 +119,96 @@ static Status start_ranks(Runtime *rt, Diag *d) {
     return ST_OK;
 }
 
-Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d) {
-    TRY(available_check(p, d));
-    Runtime *rt = calloc(1, sizeof *rt);
-    if (!rt || !(rt->rank = calloc((size_t)p->nranks, sizeof *rt->rank))) {
-        free(rt);
-        return diag_error(d, ST_MEMORY, "out of memory for %d ranks", p->nranks);
+// A rank's process: opens its device, says so, and obeys until it is told to quit. It never returns.
+static _Noreturn void rank_process(Rank *r, int parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    r->status = rank_open(r, &r->diag);
+    if (r->status == ST_OK) rank_set_comm(r, r->comm);
+    else r->comm->vt->abort(r->comm, r->diag.text);
+    finish_command(r->runtime);
+    rank_main(r);
+    rank_close(r);
+    _exit(0);
+}
+
+// The commanding process maps every arena, to read and write values; it runs no step itself.
+static Status map_arenas(Runtime *rt, Diag *d) {
+    const DeviceApi *api = runtime_device(rt);
+    for (int i = 0; i < rt->plan->nranks; i++) {
+        Rank *r = &rt->rank[i];
+        void *unused = NULL, *view = NULL;
+        TRY(api->open(i, rt->plan->nranks, 0, &r->access, &unused, d));
+        TRY(api->open_peer(r->access, r->handle, &view, d));
+        r->view = view;
     }
+    return ST_OK;
+}
+
+static Status start_processes(Runtime *rt, Diag *d) {
+    int n = rt->plan->nranks, parent = getpid();
+    if (!runtime_device(rt)) return diag_error(d, ST_UNSUPPORTED, "ranks as processes need a device; on the CPU ranks are threads");
+    Comm **c = calloc((size_t)n, sizeof *c);
+    if (!c) return diag_error(d, ST_MEMORY, "out of memory for %d ranks", n);
+    Status st = comm_processes_new(n, COMM_TIMEOUT_S, c, d);
+    rt->nbusy = n;
+    for (int i = 0; i < n && st == ST_OK; i++) {
+        rt->rank[i].comm = c[i];
+        fflush(NULL);  // or the child would write it again
+        rt->rank[i].pid = fork();
+        if (rt->rank[i].pid == 0) rank_process(&rt->rank[i], parent);
+        if (rt->rank[i].pid < 0) st = diag_error(d, ST_MEMORY, "cannot start a process for rank %d of %d", i, n);
+    }
+    free(c);
+    TRY(st);
+    TRY(await_ranks(rt, d));
+    return map_arenas(rt, d);
+}
+
+static Runtime *runtime_alloc(const Plan *p, const RuntimeOptions *o) {
+    size_t nbytes = sizeof(Runtime) + (size_t)p->nranks * sizeof(Rank);
+    Runtime *rt;
+    if (o->processes) {
+        rt = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (rt == MAP_FAILED) return NULL;
+        rt->shared_nbytes = nbytes;
+    } else if (!(rt = calloc(1, nbytes))) {
+        return NULL;
+    }
+    rt->rank = (Rank *)(rt + 1);
     rt->plan = p;
-    rt->run_seed = run_seed;
-    pthread_mutex_init(&rt->lock, NULL);
-    pthread_cond_init(&rt->start, NULL);
-    pthread_cond_init(&rt->finish, NULL);
+    rt->options = *o;
+    for (int i = 0; i < p->nranks; i++) rt->rank[i].runtime = rt, rt->rank[i].index = i;
+    pthread_mutexattr_t mutex;
+    pthread_condattr_t cond;
+    pthread_mutexattr_init(&mutex);
+    pthread_condattr_init(&cond);
+    if (o->processes) {
+        pthread_mutexattr_setpshared(&mutex, PTHREAD_PROCESS_SHARED);
+        pthread_condattr_setpshared(&cond, PTHREAD_PROCESS_SHARED);
+    }
+    pthread_condattr_setclock(&cond, CLOCK_MONOTONIC);
+    pthread_mutex_init(&rt->lock, &mutex);
+    pthread_cond_init(&rt->start, &cond);
+    pthread_cond_init(&rt->finish, &cond);
+    pthread_mutexattr_destroy(&mutex);
+    pthread_condattr_destroy(&cond);
+    return rt;
+}
+
+Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d) {
+    if (!p->backend->device) TRY(available_check(p, d));
+    else if (!p->backend->device->count && !o->processes) return diag_error(d, ST_UNSUPPORTED, "the %s backend cannot run", p->backend->name);
+    Runtime *rt = runtime_alloc(p, o);
+    if (!rt) return diag_error(d, ST_MEMORY, "out of memory for %d ranks", p->nranks);
+    rt->run_seed = o->run_seed;
     sigset_t all, old;
     sigfillset(&all);  // signals are the main thread's business
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    Status st = start_ranks(rt, d);
+    Status st = o->processes ? start_processes(rt, d) : start_threads(rt, d);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (st == ST_OK) st = command_all(rt, CMD_AGREE, d);
+    if (st == ST_OK && p->backend->device) st = command_all(rt, CMD_PREPARE, d);
     if (st == ST_OK) st = runtime_set_const_inputs(rt, d);
     if (st != ST_OK) {
         runtime_free(rt);
@@ -186,6 +218,21 @@ Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d) {
     return ST_OK;
 }
 
+Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d) {
+    return runtime_new_with(p, &(RuntimeOptions){.run_seed = run_seed, .capture = true}, out, d);
+}
+
+static void stop_processes(Runtime *rt) {
+    const DeviceApi *api = runtime_device(rt);
+    for (int i = 0; i < rt->plan->nranks; i++) {
+        Rank *r = &rt->rank[i];
+        if (r->pid > 0 && rt->broken) kill(r->pid, SIGKILL);
+        if (r->pid > 0) waitpid(r->pid, NULL, 0);
+        if (r->access) api->close(r->access);
+        free(r->seconds);
+    }
+}
+
 void runtime_free(Runtime *rt) {
     if (!rt) return;
     pthread_mutex_lock(&rt->lock);
@@ -193,22 +240,20 @@ void runtime_free(Runtime *rt) {
     rt->generation++;
     pthread_cond_broadcast(&rt->start);
     pthread_mutex_unlock(&rt->lock);
-    const Backend *b = rt->plan->backend;
-    for (int i = 0; i < rt->plan->nranks; i++) {
-        Rank *r = &rt->rank[i];
-        if (r->has_thread) pthread_join(r->thread, NULL);
+    if (rt->options.processes) {
+        stop_processes(rt);
+        munmap(rt, rt->shared_nbytes);
+        return;
     }
+    for (int i = 0; i < rt->plan->nranks; i++)
+        if (rt->rank[i].has_thread) pthread_join(rt->rank[i].thread, NULL);
     for (int i = 0; i < rt->plan->nranks; i++) {
-        Rank *r = &rt->rank[i];
-        if (r->comm) r->comm->vt->free(r->comm);
-        if (r->pool) b->pool_free(r->pool);
-        if (r->arena) b->free(r->arena, (size_t)r->arena_nbytes);
-        free(r->operand);
+        rank_close(&rt->rank[i]);
+        free(rt->rank[i].seconds);
     }
     pthread_mutex_destroy(&rt->lock);
     pthread_cond_destroy(&rt->start);
     pthread_cond_destroy(&rt->finish);
-    free(rt->rank);
     free(rt);
 }
 
@@ -220,6 +265,29 @@ Status runtime_step(Runtime *rt, int64_t step, double *loss, Diag *d) {
         if (g->outputs.data[i].kind == OUT_LOSS && shape_numel(graph_shape(g, g->outputs.data[i].value)) == 1)
             return runtime_get_output(rt, (int)i, loss, d);
     return ST_OK;
+}
+
+Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **seconds, Diag *d) {
+    if (!runtime_device(rt) || rt->options.processes)
+        return diag_error(d, ST_UNSUPPORTED, "profiles are taken on a device, with ranks as threads");
+    for (int i = 0; i < rt->plan->nranks; i++) {
+        Rank *r = &rt->rank[i];
+        if (!r->seconds) r->seconds = calloc((size_t)rt->plan->rank[i].nstep + 1, sizeof *r->seconds);
+        if (!r->seconds) return diag_error(d, ST_MEMORY, "out of memory for a profile");
+        seconds[i] = r->seconds;
+    }
+    rt->profile = true;
+    Status st = runtime_step(rt, step, loss, d);
+    rt->profile = false;
+    return st;
+}
+
+bool runtime_device_used(const Runtime *rt, double *nbytes) {
+    size_t have, total;
+    Diag d = {0};
+    if (!runtime_device(rt) || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
+    *nbytes = (double)(total - have);
+    return true;
 }
 
 int64_t runtime_arena_nbytes(const Runtime *rt, int rank) { return rt->rank[rank].arena_nbytes; }

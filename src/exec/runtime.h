@@ -1,26 +1,41 @@
-// A Runtime from the inside: shared by runtime.c (ranks, steps) and runtime_state.c (values in and out).
+// A Runtime from the inside: shared by runtime.c (ranks, steps), rank.c (one rank) and runtime_state.c (values in and out).
 #pragma once
 #include <pthread.h>
 
+#include "exec/exchange.h"
 #include "exec/exec.h"
 
+// A rank is a thread of this process, or (options.processes) a process of its own: then this struct lies in shared memory, and what is
+// marked "own" means something in the rank's process only.
 typedef struct Rank {
     struct Runtime *runtime;
     int index;
-    char *arena;
+    char *arena;             // own: address of the arena (a device address on a device)
     int64_t arena_nbytes;    // as allocated
-    Comm *comm;
-    Pool *pool;
-    Operand *operand;        // room for the operands of any step
+    Comm *comm;              // own
+    CommMemory comm_memory;  // own
+    Pool *pool;              // own; CPU
+    Device *device;          // own; devices
+    void **state;            // own; devices: [nstep] what prepare made
+    void *graph;             // own; devices: the captured step
+    int64_t nrun;            // own: steps run
+    void **peer;             // own; processes: arenas of the other ranks as mapped here
+    Operand *operand;        // own: room for the operands of any step
+    char *view;              // the arena as the commanding thread sees it
+    Device *access;          // devices: what the commanding thread reads and writes it by
+    char handle[64];         // processes: names the arena
+    double *seconds;         // [nstep] when profiled: of each step, by the device's clock
     pthread_t thread;
     bool has_thread;
+    int pid;                 // processes; 0: none
     Status status;           // of the last command
     Diag diag;
 } Rank;
 
-typedef enum Command { CMD_AGREE, CMD_STEP, CMD_QUIT } Command;
+typedef enum Command { CMD_AGREE, CMD_PREPARE, CMD_STEP, CMD_QUIT } Command;
 struct Runtime {
     const Plan *plan;
+    RuntimeOptions options;
     uint64_t run_seed;
     Rank *rank;              // [nranks]
     pthread_mutex_t lock;
@@ -29,8 +44,20 @@ struct Runtime {
     uint64_t generation;     // commands given
     int nbusy;
     int64_t step;
+    bool profile;            // the next step is timed kernel by kernel
+    bool broken;             // processes: one failed, the others cannot go on
+    size_t shared_nbytes;    // processes: of this struct and what follows it
 };
 
+static inline const DeviceApi *runtime_device(const Runtime *rt) { return rt->plan->backend->device; }
 static inline void *rank_buffer(const Rank *r, int32_t buf) {
     return r->arena + r->runtime->plan->rank[r->index].buffer[buf].offset;
 }
+static inline void *rank_view(const Rank *r, int32_t buf) {
+    return r->view + r->runtime->plan->rank[r->index].buffer[buf].offset;
+}
+// In the rank's own thread or process.
+Status rank_open(Rank *r, Diag *d);   // arena, workers or device
+void rank_close(Rank *r);
+void rank_obey(Rank *r, Command c);
+void rank_set_comm(Rank *r, Comm *c);

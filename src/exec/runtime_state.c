@@ -1,5 +1,6 @@
 // Whole values into the ranks' arenas and out of them, by placement.
 #include <math.h>
+#include <stdlib.h>
 
 #include "exec/runtime.h"
 #include "ir/convert.h"
@@ -47,24 +48,57 @@ static void transfer_run(void *ctx, int64_t whole, int64_t local, int64_t n) {
     else convert_array(l, t->local_type, w, t->whole_type, n);
 }
 
-static void transfer(const Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction) {
+static int64_t operand_nbytes_local(const Operand *o) {
+    int64_t n = dtype_nbytes(o->dtype);
+    for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
+    return n;
+}
+
+// This rank's part of value v in host memory: the arena itself, or a copy of it that the caller frees.
+static Status local_part(const Runtime *rt, ValueId v, int rank, const Operand *o, bool read, char **out, Diag *d) {
     const Rank *r = &rt->rank[rank];
+    char *at = rank_view(r, rt->plan->rank[rank].value_buf[v]);
+    if (!runtime_device(rt)) {
+        *out = at;
+        return ST_OK;
+    }
+    int64_t nbytes = operand_nbytes_local(o);
+    *out = malloc((size_t)max_i64(nbytes, 1));
+    if (!*out) return diag_error(d, ST_MEMORY, "out of memory for a copy of %lld bytes", (long long)nbytes);
+    Status st = read ? runtime_device(rt)->read(r->access, *out, at, (size_t)nbytes, d) : ST_OK;
+    if (st != ST_OK) free(*out);
+    return st;
+}
+
+static Status transfer(const Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
+    const Rank *r = &rt->rank[rank];
+    const DeviceApi *api = runtime_device(rt);
     Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
-    Transfer x = {data, rank_buffer(r, rt->plan->rank[rank].value_buf[v]), t, o.dtype, direction};
+    char *local = NULL;
+    TRY(local_part(rt, v, rank, &o, direction == OUT_OF_ARENA, &local, d));
+    Transfer x = {data, local, t, o.dtype, direction};
     for_each_run(&o, transfer_run, &x);
+    if (!api) return ST_OK;
+    Status st = ST_OK;
+    if (direction == INTO_ARENA)
+        st = api->write(r->access, rank_view(r, rt->plan->rank[rank].value_buf[v]), local, (size_t)operand_nbytes_local(&o), d);
+    free(local);
+    return st;
 }
 
 static bool is_terms(const Placement *p) { return p->kind == PLACE_PARTIAL || (p->kind == PLACE_SHARD && p->reduce != RED_NONE); }
 
 // Every rank takes its part of the whole value.
-static void scatter_value(Runtime *rt, ValueId v, const void *data, DType t) {
+static Status scatter_value(Runtime *rt, ValueId v, const void *data, DType t, Diag *d) {
     CHECK(!is_terms(&graph_value(rt->plan->graph, v)->place), "%%%d: a source cannot be made of terms", v);
-    for (int r = 0; r < rt->plan->nranks; r++) transfer(rt, v, r, (void *)data, t, INTO_ARENA);
+    for (int r = 0; r < rt->plan->nranks; r++) TRY(transfer(rt, v, r, (void *)data, t, INTO_ARENA, d));
+    return ST_OK;
 }
 
-static void gather_copies(const Runtime *rt, ValueId v, void *data, DType t) {
+static Status gather_copies(const Runtime *rt, ValueId v, void *data, DType t, Diag *d) {
     bool shard = graph_value(rt->plan->graph, v)->place.kind == PLACE_SHARD;
-    for (int r = 0; r < (shard ? rt->plan->nranks : 1); r++) transfer(rt, v, r, data, t, OUT_OF_ARENA);
+    for (int r = 0; r < (shard ? rt->plan->nranks : 1); r++) TRY(transfer(rt, v, r, data, t, OUT_OF_ARENA, d));
+    return ST_OK;
 }
 
 typedef struct Terms {
@@ -84,15 +118,19 @@ static void reduce_run(void *ctx, int64_t whole, int64_t local, int64_t n) {
     }
 }
 
-static void gather_terms(const Runtime *rt, ValueId v, double *data) {
+static Status gather_terms(const Runtime *rt, ValueId v, double *data, Diag *d) {
     const Value *x = graph_value(rt->plan->graph, v);
     int64_t n = shape_numel(&x->shape);
     for (int64_t i = 0; i < n; i++) data[i] = x->place.reduce == RED_MAX ? -INFINITY : 0;
     for (int r = 0; r < rt->plan->nranks; r++) {
         Operand o = plan_operand(NULL, rt->plan->graph, v, r);
-        Terms t = {data, rank_buffer(&rt->rank[r], rt->plan->rank[r].value_buf[v]), o.dtype, x->place.reduce};
+        char *local = NULL;
+        TRY(local_part(rt, v, r, &o, true, &local, d));
+        Terms t = {data, local, o.dtype, x->place.reduce};
         for_each_run(&o, reduce_run, &t);
+        if (runtime_device(rt)) free(local);
     }
+    return ST_OK;
 }
 
 // ---- parameters and optimizer state -------------------------------------------------------------------------------------
@@ -107,8 +145,9 @@ static Status check_state(const Runtime *rt, int32_t param, int slot, Diag *d) {
 Status runtime_set_state(Runtime *rt, int32_t param, int slot, const void *data, DType t, Diag *d) {
     TRY(check_state(rt, param, slot, d));
     ValueId v = find_state(rt->plan->graph, param, slot);
-    if (v != NO_VALUE) scatter_value(rt, v, data, t);  // else the step does not use it
-    return ST_OK;
+    if (v != NO_VALUE) TRY(scatter_value(rt, v, data, t, d));  // else the step does not use it
+    v = slot == 0 ? find_state(rt->plan->graph, param, 3) : NO_VALUE;
+    return v == NO_VALUE ? ST_OK : scatter_value(rt, v, data, t, d);  // the copy in bf16
 }
 
 Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType t, Diag *d) {
@@ -117,8 +156,7 @@ Status runtime_get_state(Runtime *rt, int32_t param, int slot, void *data, DType
     if (v == NO_VALUE)
         return diag_error(d, ST_INPUT, "parameter \"%s\": the program's step does not hold its %s",
                           rt->plan->graph->params.data[param].name, slot ? "moments" : "value");
-    gather_copies(rt, v, data, t);
-    return ST_OK;
+    return gather_copies(rt, v, data, t, d);
 }
 
 // ---- inputs and outputs -------------------------------------------------------------------------------------------------
@@ -129,7 +167,7 @@ Status runtime_set_input(Runtime *rt, int32_t input, const void *data, Diag *d) 
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op == OP_INPUT && node_int(n, ATTR_INDEX) == input)
-            scatter_value(rt, n->out[0], data, g->inputs.data[input].dtype);
+            TRY(scatter_value(rt, n->out[0], data, g->inputs.data[input].dtype, d));
     }
     return ST_OK;
 }
@@ -142,12 +180,12 @@ Status runtime_set_const_inputs(Runtime *rt, Diag *d) {
         const Const *c = &g->consts.data[node_int(n, ATTR_INDEX)];
         if (!c->data && shape_numel(&c->shape) > 0)
             return diag_error(d, ST_INPUT, "constant \"%s\" has no value in the archive", c->name ? c->name : "?");
-        scatter_value(rt, n->out[0], c->data, c->dtype);
+        TRY(scatter_value(rt, n->out[0], c->data, c->dtype, d));
     }
     return ST_OK;
 }
 
-void runtime_set_hyper(Runtime *rt, const double hyper[3]) {
+Status runtime_set_hyper(Runtime *rt, const double hyper[3], Diag *d) {
     const Graph *g = rt->plan->graph;
     ValueId last = NO_VALUE;
     for (int64_t i = 0; i < g->nodes.len; i++) {
@@ -156,16 +194,15 @@ void runtime_set_hyper(Runtime *rt, const double hyper[3]) {
         ValueId v = n->in[4];
         while (graph_def(g, v)->op == OP_RESHARD) v = graph_def(g, v)->in[0];
         if (v == last || graph_def(g, v)->op != OP_INPUT) continue;  // usually one for all
-        scatter_value(rt, v, hyper, DT_F64);
+        TRY(scatter_value(rt, v, hyper, DT_F64, d));
         last = v;
     }
+    return ST_OK;
 }
 
 Status runtime_get_output(Runtime *rt, int i, double *data, Diag *d) {
     const Graph *g = rt->plan->graph;
     if (i < 0 || i >= g->outputs.len) return diag_error(d, ST_INPUT, "output %d of %lld", i, (long long)g->outputs.len);
     ValueId v = g->outputs.data[i].value;
-    if (is_terms(&graph_value(g, v)->place)) gather_terms(rt, v, data);
-    else gather_copies(rt, v, data, DT_F64);
-    return ST_OK;
+    return is_terms(&graph_value(g, v)->place) ? gather_terms(rt, v, data, d) : gather_copies(rt, v, data, DT_F64, d);
 }

@@ -38,6 +38,9 @@ static Shape output_shape(const Graph *g, const Node *n) {
     return o;
 }
 
+// Log-sum-exps are not kept in bf16: a score's weight is exp(s - lse).
+static DType lse_type(DType t) { return t == DT_BF16 ? DT_F32 : t; }
+
 static Status infer_sdpa(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
     if (n->nin != 3 && n->nin != 4) return infer_error(d, "takes q, k, v and maybe a mask, not %d operands", n->nin);
     TRY(check_qkv(g, n, d));
@@ -120,7 +123,7 @@ static Status infer_attention(const Graph *g, const Node *n, int *nout, TypeOut 
     DType t = graph_value(g, n->in[0])->dtype;
     Shape o = output_shape(g, n);
     out[0] = (TypeOut){t, o};
-    out[1] = (TypeOut){t, shape_of(3, o.dim)};
+    out[1] = (TypeOut){lse_type(t), shape_of(3, o.dim)};
     *nout = 2;
     return ST_OK;
 }
@@ -136,7 +139,7 @@ static Status infer_attention_grad(const Graph *g, const Node *n, int *nout, Typ
     static const char *const name[] = {"o", "lse", "do"};
     for (int i = 3; i < 6; i++) {
         const Value *v = graph_value(g, n->in[i]);
-        if (v->dtype != t || !shape_equal(&v->shape, i == 4 ? &lse : &o))
+        if (v->dtype != (i == 4 ? lse_type(t) : t) || !shape_equal(&v->shape, i == 4 ? &lse : &o))
             return infer_error(d, "%s has not the type of that output of attention", name[i - 3]);
     }
     for (int i = 0; i < 3; i++) out[i] = (TypeOut){t, *graph_shape(g, n->in[i])};

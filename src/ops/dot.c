@@ -30,10 +30,24 @@ static bool dot_dims(const Node *n, int nda, int ndb, DotDims *out) {
     return true;
 }
 
+// The third operand is added: it is of the result's type, or (bias=1) a vector over its last dim.
+static Status check_addend(const Graph *g, const Node *n, const TypeOut *out, Diag *d) {
+    bool bias = node_int_or(n, ATTR_BIAS, 0) != 0;
+    if (n->nin == 2) return bias ? infer_error(d, "has bias, but no third operand") : ST_OK;
+    const Value *c = graph_value(g, n->in[2]);
+    if (c->dtype != out->dtype)
+        return infer_error(d, "the result is %s, what is added %s", dtype_name(out->dtype), dtype_name(c->dtype));
+    int last = out->shape.ndim - 1;
+    bool fits = bias ? last >= 0 && c->shape.ndim == 1 && c->shape.dim[0] == out->shape.dim[last] : shape_equal(&c->shape, &out->shape);
+    if (fits) return ST_OK;
+    return infer_error(d, "what is added, %s, is not %s of the result, %s", shape_text(&c->shape).s, bias ? "a vector over the last dim" : "the shape",
+                       shape_text(&out->shape).s);
+}
+
 static Status infer_dot(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    if (n->nin != 2) return infer_error(d, "takes 2 operands, not %d", n->nin);
+    if (n->nin != 2 && n->nin != 3) return infer_error(d, "takes 2 operands and perhaps one to add, not %d", n->nin);
     const Value *a = graph_value(g, n->in[0]), *b = graph_value(g, n->in[1]);
-    if (!dtype_is_float(a->dtype) || a->dtype != b->dtype)
+    if (!(type_class(a->dtype) & TYPE_FLOAT) || a->dtype != b->dtype)
         return infer_error(d, "operands must be of one float type, not %s and %s", dtype_name(a->dtype), dtype_name(b->dtype));
     DotDims t;
     if (!dot_dims(n, a->shape.ndim, b->shape.ndim, &t))
@@ -53,7 +67,7 @@ static Status infer_dot(const Graph *g, const Node *n, int *nout, TypeOut *out, 
     }
     int nd = t.n[DOT_BATCH] + t.n[DOT_FREE_A] + t.n[DOT_FREE_B];
     if (nd > MAX_DIMS) return infer_error(d, "the result would have %d dims, at most %d are possible", nd, MAX_DIMS);
-    out[0].dtype = a->dtype;
+    TRY(rule_wide(n, a->dtype, &out[0].dtype, d));
     out[0].shape.ndim = nd;
     for (int i = 0; i < t.n[DOT_BATCH] + t.n[DOT_FREE_A]; i++)
         out[0].shape.dim[i] =
@@ -61,9 +75,9 @@ static Status infer_dot(const Graph *g, const Node *n, int *nout, TypeOut *out, 
     for (int i = 0; i < t.n[DOT_FREE_B]; i++)
         out[0].shape.dim[t.start[2][DOT_FREE_B] + i] = b->shape.dim[t.start[1][DOT_FREE_B] + i];
     *nout = 1;
-    return rule_check_shape(&out[0].shape, d);
+    TRY(rule_check_shape(&out[0].shape, d));
+    return check_addend(g, n, out, d);
 }
-
 
 // With g = cotangent [batch, free_a, free_b]: da contracts free_b of g and b, db contracts free_a of a and g. Which of the two
 // stands first decides the order of the result's dims, so that it comes out as the operand's own without a permute.
@@ -72,7 +86,8 @@ static Status grad_dot(GradCtx *c, Diag *d) {
     Builder *b = c->b;
     const Node *n = c->n;
     if (c->gout[0] == NO_VALUE) return ST_OK;
-    ValueId x = n->in[0], y = n->in[1], gx = c->gout[0], gy = c->gout[0];
+    if (n->nin == 3) c->gin[2] = c->gout[0];
+    ValueId x = n->in[0], y = n->in[1], gx = build_cast(b, c->gout[0], build_dtype(b, x)), gy = gx;
     DotDims t;
     CHECK(dot_dims(n, graph_shape(b->g, x)->ndim, graph_shape(b->g, y)->ndim, &t), "dot with bad dims");
     int nb = t.n[DOT_BATCH], nfa = t.n[DOT_FREE_A], nfb = t.n[DOT_FREE_B];
@@ -100,18 +115,23 @@ static bool shard_dot(Graph *g, const Node *n, int slot, Placement p, Row *row) 
     if (!dot_dims(n, graph_shape(g, n->in[0])->ndim, graph_shape(g, n->in[1])->ndim, &t)) return false;
     row_replicate(n, row);
     if (p.kind == PLACE_PARTIAL) {  // linear in each operand while the other is whole
-        if (slot < 0 || p.reduce != RED_SUM) return false;
+        if (slot < 0 || slot > 1 || p.reduce != RED_SUM || n->nin == 3) return false;  // what is added would be added by every rank
         row->in[slot] = row->out[0] = PARTIAL_SUM;
         return true;
     }
     if (!placement_is_partition(g, &p)) return false;
-    int operand = slot >= 0 ? slot : 2;
+    bool bias = n->nin == 3 && node_int_or(n, ATTR_BIAS, 0) != 0;
+    int operand = slot >= 0 ? slot : 2, last = graph_shape(g, n->out[0])->ndim - 1;
+    if (slot == 2 && bias) p.dim = last;
     for (int group = 0; group < DOT_NGROUP; group++) {
         int i = p.dim - t.start[operand][group];
         if (t.start[operand][group] < 0 || i < 0 || i >= t.n[group]) continue;
         if (t.start[0][group] >= 0) row->in[0] = shard_on(t.start[0][group] + i, p.layout);
         if (t.start[1][group] >= 0) row->in[1] = shard_on(t.start[1][group] + i, p.layout);
+        if (group == DOT_CONTRACT && n->nin == 3) return false;
         row->out[0] = group == DOT_CONTRACT ? PARTIAL_SUM : shard_on(t.start[2][group] + i, p.layout);
+        if (n->nin == 3 && !bias) row->in[2] = row->out[0];
+        if (n->nin == 3 && bias && row->out[0].dim == last) row->in[2] = shard_on(0, p.layout);
         return true;
     }
     return false;
@@ -122,14 +142,18 @@ static void cost_dot(const Node *n, const Operand *in, const Operand *out, Cost 
     CHECK(dot_dims(n, in[0].ndim, in[1].ndim, &t), "dot with bad dims");
     double k = 1;
     for (int i = 0; i < t.n[DOT_CONTRACT]; i++) k *= (double)in[0].dim[t.start[0][DOT_CONTRACT] + i];
+    cost_memory_bound(n, in, out, c);
     c->flops = 2 * k * operand_numel(&out[0]);
-    c->nbytes = operand_nbytes(&in[0]) + operand_nbytes(&in[1]) + operand_nbytes(&out[0]);
 }
 
 #define F32x2 {DT_F32, DT_F32}
 #define DOT_ATTRS(nb, nc, ta, tb)                                                                   \
     .nattr = 4, .attr = {{.key = ATTR_NBATCH, .u.i = nb}, {.key = ATTR_NCONTRACT, .u.i = nc},       \
                          {.key = ATTR_TRANS_A, .u.i = ta}, {.key = ATTR_TRANS_B, .u.i = tb}}
+#define F32x3 {DT_F32, DT_F32, DT_F32}
+#define DOT_BIAS(nb, nc, ta, tb)                                                                    \
+    .nattr = 5, .attr = {{.key = ATTR_NBATCH, .u.i = nb}, {.key = ATTR_NCONTRACT, .u.i = nc},       \
+                         {.key = ATTR_TRANS_A, .u.i = ta}, {.key = ATTR_TRANS_B, .u.i = tb}, {.key = ATTR_BIAS, .u.i = 1}}
 static const Sample dot_samples[] = {
     {.label = "matrix", .nin = 2, .shape = {{2, {5, 3}}, {2, {3, 7}}}, .dtype = F32x2, DOT_ATTRS(0, 1, 0, 0)},
     {.label = "linear", .nin = 2, .shape = {{3, {2, 7, 5}}, {2, {6, 5}}}, .dtype = F32x2, DOT_ATTRS(0, 1, 0, 1)},
@@ -144,6 +168,12 @@ static const Sample dot_samples[] = {
     {.label = "matrix times vector", .nin = 2, .shape = {{2, {5, 6}}, {1, {6}}}, .dtype = F32x2, DOT_ATTRS(0, 1, 0, 0)},
     {.label = "vector times matrix, batched", .nin = 2, .shape = {{2, {3, 5}}, {3, {3, 7, 5}}}, .dtype = F32x2,
      DOT_ATTRS(1, 1, 0, 1)},
+    {.label = "added to", .nin = 3, .shape = {{3, {2, 7, 5}}, {2, {6, 5}}, {3, {2, 7, 6}}}, .dtype = F32x3, DOT_ATTRS(0, 1, 0, 1)},
+    {.label = "added to, batched, trans_a", .nin = 3, .shape = {{3, {5, 4, 6}}, {3, {5, 4, 3}}, {3, {5, 6, 3}}}, .dtype = F32x3,
+     DOT_ATTRS(1, 1, 1, 0)},
+    {.label = "bias", .nin = 3, .shape = {{3, {2, 7, 5}}, {2, {6, 5}}, {1, {6}}}, .dtype = F32x3, DOT_BIAS(0, 1, 0, 1)},
+    {.label = "bias, wide", .nin = 3, .shape = {{2, {3, 40}}, {2, {40, 50}}, {1, {50}}}, .dtype = F32x3, DOT_BIAS(0, 1, 0, 0)},
+    {.label = "bias, batched", .nin = 3, .shape = {{3, {5, 4, 6}}, {3, {5, 6, 3}}, {1, {3}}}, .dtype = F32x3, DOT_BIAS(1, 1, 0, 0)},
 };
 
 const OpInfo op_info_DOT = {

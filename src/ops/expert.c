@@ -35,7 +35,9 @@ static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout,
     if (!node_attr(n, ATTR_NROWS) || node_int(n, ATTR_NROWS) < 0) return infer_error(d, "needs nrows, the number of experts");
     bool trans = node_int_or(n, ATTR_TRANS_W, 0) != 0;
     int64_t in = x->shape.dim[1], res = gy->shape.dim[1];
-    out[0] = (TypeOut){x->dtype, SHAPE(node_int(n, ATTR_NROWS), trans ? res : in, trans ? in : res)};
+    DType t;
+    TRY(rule_wide(n, x->dtype, &t, d));
+    out[0] = (TypeOut){t, SHAPE(node_int(n, ATTR_NROWS), trans ? res : in, trans ? in : res)};
     *nout = 1;
     return rule_check_shape(&out[0].shape, d);
 }

@@ -39,7 +39,9 @@ static Status infer_embedding_grad(const Graph *g, const Node *n, int *nout, Typ
     Shape s = {.ndim = 1, .dim = {nrows}};
     for (int i = idx->ndim; i < src->ndim; i++) s.dim[s.ndim++] = src->dim[i];
     TRY(rule_check_shape(&s, d));
-    return rule_result(nout, out, in_dtype(g, n, 1), s);
+    DType t;
+    TRY(rule_wide(n, in_dtype(g, n, 1), &t, d));
+    return rule_result(nout, out, t, s);
 }
 
 static Status infer_pick(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {

@@ -49,6 +49,8 @@ Status pointwise_type(OpKind op, int nin, const DType *t, DType to, DType *out, 
         if (!(type_class(t[i]) & signature[op].classes))
             return infer_error(d, "%s takes %s, operand %d is %s", op_name(op), classes_text(signature[op].classes), i,
                                dtype_name(t[i]));
+        if (t[i] == DT_BF16 && op != OP_CAST && op != OP_STOP_GRAD)
+            return infer_error(d, "%s does not compute in bf16: cast operand %d to f32 first", op_name(op), i);
         if (t[i] != t[first])
             return infer_error(d, "operands of %s differ in type: %s and %s (cast one)", op_name(op), dtype_name(t[first]),
                                dtype_name(t[i]));

@@ -14,7 +14,8 @@ ShapeText shape_text(const Shape *s) {
 int type_class(DType t) {
     switch (t) {
     case DT_F32:
-    case DT_F64: return TYPE_FLOAT;
+    case DT_F64:
+    case DT_BF16: return TYPE_FLOAT;
     case DT_I64: return TYPE_INT;
     case DT_BOOL: return TYPE_BOOL;
     default: return 0;
@@ -83,6 +84,14 @@ Status rule_dtype(const Node *n, DType *out, Diag *d) {
     if (!type_class((DType)v)) return infer_error(d, "values cannot have the type %s", dtype_name((DType)v));
     *out = (DType)v;
     return ST_OK;
+}
+
+Status rule_wide(const Node *n, DType t, DType *out, Diag *d) {
+    *out = t;
+    if (!node_attr(n, ATTR_DTYPE)) return ST_OK;
+    TRY(rule_dtype(n, out, d));
+    if (*out == t || (t == DT_BF16 && *out == DT_F32)) return ST_OK;
+    return infer_error(d, "%s of %s gives that or f32 from bf16, not %s", op_name(n->op), dtype_name(t), dtype_name(*out));
 }
 
 Status rule_check_shape(const Shape *s, Diag *d) {

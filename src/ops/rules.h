@@ -11,7 +11,8 @@ typedef struct ShapeText {
 } ShapeText;
 ShapeText shape_text(const Shape *s);
 
-// Classes of element types, to be or'ed. Values have the types f32, f64, i64 and bool only.
+// Classes of element types, to be or'ed. Values have the types f32, f64, bf16, i64 and bool only; nothing is computed in bf16
+// (pointwise_type): it is how floats are stored.
 enum { TYPE_FLOAT = 1, TYPE_INT = 2, TYPE_BOOL = 4, TYPE_NUMBER = 3, TYPE_ANY = 7 };
 int type_class(DType t);  // 0: not a type that values can have
 
@@ -25,6 +26,8 @@ Status rule_int(const Node *n, AttrKey k, int64_t lo, int64_t hi, int64_t *out, 
 Status rule_dim(const Node *n, int ndim, int *out, Diag *d);                   // attribute dim, in [0, ndim)
 Status rule_dims(const Node *n, int ndim, bool *marked, Diag *d);              // attribute dims: distinct; marked[ndim]
 Status rule_dtype(const Node *n, DType *out, Diag *d);                         // attribute dtype: a type that values can have
+// Attribute dtype where it widens the result: `t`, that of the operands, or f32 from bf16; *out is t without the attribute.
+Status rule_wide(const Node *n, DType t, DType *out, Diag *d);
 Status rule_shape(const Node *n, Shape *out, Diag *d);                         // attribute shape
 Status rule_value(const Node *n, DType t, Diag *d);                            // attribute value: one that type t has
 Status rule_check_shape(const Shape *s, Diag *d);                              // sizes >= 0, bytes fit 63 bits

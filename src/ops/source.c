@@ -18,8 +18,11 @@ static Status infer_index(const Node *n, int64_t count, int64_t *index, Diag *d)
 static Status infer_param(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
     int64_t i, kind;
     TRY(infer_index(n, g->params.len, &i, d));
-    if (node_attr(n, ATTR_KIND)) TRY(rule_int(n, ATTR_KIND, 0, 2, &kind, d));
-    return infer_entry(n, g->params.data[i].dtype, g->params.data[i].shape, nout, out, d);
+    kind = 0;
+    if (node_attr(n, ATTR_KIND)) TRY(rule_int(n, ATTR_KIND, 0, 3, &kind, d));
+    TRY(infer_entry(n, g->params.data[i].dtype, g->params.data[i].shape, nout, out, d));
+    if ((kind == 3) == (out[0].dtype == DT_BF16)) return ST_OK;
+    return infer_error(d, "a parameter in bf16 is its copy, of kind 3, and the other way round");
 }
 
 static Status infer_input(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -40,7 +43,7 @@ static Status infer_generated(const Node *n, int classes, int *nout, TypeOut *ou
     TRY(rule_nin(n, 0, d));
     TRY(rule_dtype(n, &t, d));
     TRY(rule_shape(n, &s, d));
-    if (!(type_class(t) & classes)) return infer_error(d, "%s cannot make %s", op_name(n->op), dtype_name(t));
+    if (!(type_class(t) & classes) || t == DT_BF16) return infer_error(d, "%s cannot make %s", op_name(n->op), dtype_name(t));
     return rule_result(nout, out, t, s);
 }
 

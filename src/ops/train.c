@@ -1,15 +1,19 @@
 // The optimizer's step. It runs on every rank alike, on replicated state and gradient.
 #include "ops/rules.h"
 
-enum { ADAMW_P, ADAMW_G, ADAMW_M, ADAMW_V, ADAMW_HYPER, ADAMW_SCALE, ADAMW_NIN };
+enum { ADAMW_P, ADAMW_G, ADAMW_M, ADAMW_V, ADAMW_HYPER, ADAMW_SCALE, ADAMW_NIN, ADAMW_HALF = ADAMW_NIN };
 
 static Status infer_adamw(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    TRY(rule_nin(n, ADAMW_NIN, d));
+    bool half = node_int_or(n, ATTR_HALF, 0) != 0;
+    TRY(rule_nin(n, ADAMW_NIN + half, d));
     const Shape *p = in_shape(g, n, ADAMW_P), *hyper = in_shape(g, n, ADAMW_HYPER), *scale = in_shape(g, n, ADAMW_SCALE);
     for (int i = 0; i < ADAMW_NIN; i++) {
         TRY(rule_type(g, n, i, TYPE_FLOAT, d));
         TRY(rule_same_type(g, n, ADAMW_P, i, d));
     }
+    if (in_dtype(g, n, ADAMW_P) == DT_BF16) return infer_error(d, "adamw: the parameter and its state are not kept in bf16 alone");
+    if (half && (in_dtype(g, n, ADAMW_HALF) != DT_BF16 || !shape_equal(p, in_shape(g, n, ADAMW_HALF))))
+        return infer_error(d, "adamw: the copy must be bf16 %s", shape_text(p).s);
     for (int i = ADAMW_G; i <= ADAMW_V; i++)
         if (!shape_equal(p, in_shape(g, n, i)))
             return infer_error(d, "adamw: the parameter is %s, operand %d is %s", shape_text(p).s, i,
@@ -19,8 +23,9 @@ static Status infer_adamw(const Graph *g, const Node *n, int *nout, TypeOut *out
     static const AttrKey needed[] = {ATTR_BETA1, ATTR_BETA2, ATTR_EPS, ATTR_DECAY};
     for (int i = 0; i < 4; i++)
         if (!node_attr(n, needed[i])) return infer_error(d, "adamw needs attribute %s", attr_name(needed[i]));
-    *nout = 3;
+    *nout = 3 + half;
     for (int j = 0; j < 3; j++) out[j] = (TypeOut){in_dtype(g, n, ADAMW_P), *p};
+    if (half) out[3] = (TypeOut){DT_BF16, *p};
     return ST_OK;
 }
 

@@ -159,6 +159,7 @@ static bool perm_swaps(const Node *n, int nbatch, int n1) {
 
 // A transposed operand of dot is its trans flag.
 static ValueId simplify_dot(Canon *c, const ValueId *in, const Node *n) {
+    if (n->nin != 2) return NO_VALUE;  // made after the last canonicalization
     int nb = (int)node_int_or(n, ATTR_NBATCH, 0), nc = (int)node_int_or(n, ATTR_NCONTRACT, 1);
     bool trans[2] = {node_int_or(n, ATTR_TRANS_A, 0), node_int_or(n, ATTR_TRANS_B, 0)}, changed = false;
     ValueId x[2] = {in[0], in[1]};
@@ -174,8 +175,10 @@ static ValueId simplify_dot(Canon *c, const ValueId *in, const Node *n) {
     }
     if (!changed) return NO_VALUE;
     Attr a[] = {attr_i(ATTR_NBATCH, nb), attr_i(ATTR_NCONTRACT, nc), attr_i(ATTR_TRANS_A, trans[0]),
-                attr_i(ATTR_TRANS_B, trans[1])};
-    return canon_emit(c, OP_DOT, 2, x, 4, a);
+                attr_i(ATTR_TRANS_B, trans[1]), {0}};
+    const Attr *wide = node_attr(n, ATTR_DTYPE);
+    if (wide) a[4] = *wide;
+    return canon_emit(c, OP_DOT, 2, x, wide ? 5 : 4, a);
 }
 
 static ValueId simplify_expert_matmul(Canon *c, const ValueId *in, const Node *n) {

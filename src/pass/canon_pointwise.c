@@ -177,7 +177,8 @@ static ValueId simplify_cast(Canon *c, ValueId x, DType to) {
     DType s = canon_dtype(c, from), via = canon_dtype(c, x);
     if (s == DT_BOOL) return emit_cast(c, from, to);
     IntRange r = c->range.data[from];
-    double exact = via == DT_F32 ? 16777216.0 : 9007199254740992.0;
+    if (s == DT_BF16 && to == DT_BF16 && dtype_is_float(via)) return from;  // the other way round a cast rounds
+    double exact = via == DT_BF16 ? 256.0 : via == DT_F32 ? 16777216.0 : 9007199254740992.0;
     if (s == to && s == DT_I64 && dtype_is_float(via) && r.ok && fabs(r.lo) <= exact && fabs(r.hi) <= exact) return from;
     return NO_VALUE;
 }

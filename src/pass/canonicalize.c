@@ -236,7 +236,7 @@ static ValueId fold(Canon *c, OpKind op, int nin, const ValueId *in, int nattr, 
     int nout = 0;
     if (op == OP_SORT || op == OP_TOPK || op == OP_SDPA) return NO_VALUE;
     c->status = op_info(op)->infer(c->g, &n, &nout, type, c->d);
-    if (c->status != ST_OK || nout != 1) return NO_VALUE;
+    if (c->status != ST_OK || nout != 1 || type[0].dtype == DT_BF16) return NO_VALUE;  // no source makes bf16
     Known out;
     if (!known_eval(c->g, &n, k, type[0].dtype, &type[0].shape, &out, c->scratch)) return NO_VALUE;
     if (op == OP_BROADCAST && out.dim >= 0 && !known_is_iota(&out, type[0].dtype)) return NO_VALUE;

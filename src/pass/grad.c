@@ -17,7 +17,8 @@ typedef struct GradState {
     Graph *g;
     Builder b;
     bool *needs;       // [forward values] the loss's gradient may flow through this value
-    ValueId *cot;      // [forward values] sum of cotangents so far, NO_VALUE if none
+    ValueId *cot;      // [forward values] sum of cotangents so far, NO_VALUE if none; of bf16 values bf16 or f32
+    bool *weight;      // [forward values] bf16 that depends on parameters only: its cotangent stays f32
     ValueId *param;    // [params] gradient so far
     int64_t nforward;  // forward nodes
 } GradState;
@@ -35,9 +36,47 @@ static void mark_needs(GradState *s) {
     }
 }
 
-static void accumulate(GradState *s, ValueId *slot, ValueId g, Shape shape) {
+// A parameter as matrix products read it: cast to bf16, perhaps rearranged.
+static void mark_weights(GradState *s, bool *data) {
+    for (int64_t i = 0; i < s->nforward; i++) {
+        const Node *n = graph_node(s->g, (NodeId)i);
+        bool any = n->op == OP_INPUT || n->op == OP_RANDOM;
+        for (int k = 0; k < n->nin; k++) any |= data[n->in[k]];
+        for (int j = 0; j < n->nout; j++) {
+            data[n->out[j]] = any;
+            s->weight[n->out[j]] = !any && graph_value(s->g, n->out[j])->dtype == DT_BF16;
+        }
+    }
+}
+
+// A parameter's cotangent in f32: a product that was just made for it accumulates in f32 anyway and need not round its result.
+static ValueId widen(GradState *s, ValueId g) {
+    if (s->b.status != ST_OK || build_dtype(&s->b, g) != DT_BF16) return g;
+    Node n = *graph_def(s->g, g);
+    bool product = n.op == OP_DOT || n.op == OP_EXPERT_MATMUL_GRAD || n.op == OP_EMBEDDING_GRAD;
+    if (!product || node_attr(&n, ATTR_DTYPE)) return build_cast(&s->b, g, DT_F32);
+    Attr attr[16];
+    CHECK(n.nattr < 16, "%s with %d attributes", op_name(n.op), n.nattr);
+    memcpy(attr, n.attr, sizeof *attr * (size_t)n.nattr);
+    attr[n.nattr] = attr_i(ATTR_DTYPE, DT_F32);
+    return build(&s->b, n.op, n.nin, n.in, n.nattr + 1, attr);
+}
+
+// Sums are taken in f32, those of bf16 cotangents too; whoever reads the sum rounds it, once.
+static void accumulate(GradState *s, ValueId v, ValueId g) {
+    Shape shape = *graph_shape(s->g, v);
+    ValueId *slot = &s->cot[v];
+    if (s->weight[v] || (s->b.status == ST_OK && *slot != NO_VALUE) || !shape_equal(graph_shape(s->g, g), &shape)) g = widen(s, g);
     g = build_sum_to(&s->b, g, shape);
-    *slot = *slot == NO_VALUE ? g : build_binary(&s->b, OP_ADD, *slot, g);
+    if (*slot != NO_VALUE) g = build_binary(&s->b, OP_ADD, build_dtype(&s->b, *slot) == DT_BF16 ? build_cast(&s->b, *slot, DT_F32) : *slot, g);
+    *slot = g;
+}
+
+// The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight passes it on.
+static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
+    ValueId g = s->cot[v];
+    if (g == NO_VALUE || n->op == OP_CAST || s->weight[v]) return g;
+    return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
 
 static Status differentiate_node(GradState *s, NodeId id, Arena *scratch, Diag *d) {
@@ -45,7 +84,7 @@ static Status differentiate_node(GradState *s, NodeId id, Arena *scratch, Diag *
     ValueId gout[64];
     bool any = false;
     for (int j = 0; j < n.nout; j++) {
-        gout[j] = s->cot[n.out[j]];
+        gout[j] = cotangent(s, &n, n.out[j]);
         any |= gout[j] != NO_VALUE;
     }
     if (!any) return ST_OK;
@@ -69,7 +108,7 @@ static Status differentiate_node(GradState *s, NodeId id, Arena *scratch, Diag *
     TRY(info->grad(&c, d));
     TRY(s->b.status);
     for (int k = 0; k < n.nin; k++)
-        if (want[k] && gin[k] != NO_VALUE) accumulate(s, &s->cot[n.in[k]], gin[k], *graph_shape(s->g, n.in[k]));
+        if (want[k] && gin[k] != NO_VALUE) accumulate(s, n.in[k], gin[k]);
     return s->b.status;
 }
 
@@ -102,7 +141,9 @@ Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d) {
     s.param = ARENA_ARRAY(c->scratch, ValueId, g->params.len);
     for (int64_t i = 0; i < g->values.len; i++) s.cot[i] = NO_VALUE;
     for (int64_t i = 0; i < g->params.len; i++) s.param[i] = NO_VALUE;
+    s.weight = ARENA_ARRAY(c->scratch, bool, g->values.len);
     mark_needs(&s);
+    mark_weights(&s, ARENA_ARRAY(c->scratch, bool, g->values.len));
     loss = map[loss];
     if (!s.needs[loss]) return diag_error(d, ST_UNSUPPORTED, "the loss does not depend on any trainable parameter: nothing to train");
     s.b.source = graph_def(g, loss)->source;

@@ -3,6 +3,11 @@
 //   return loss=%9, grad "w"=%21    ->    %30 = adamw(%w, %21, %m, %v, %hyper, %scale)  -> new w, m, v (in place)
 //                                         return loss=%9, grad "w"=%21, state "w"=%30 ...
 //
+// A trained parameter that is read through a cast to bf16 gets a copy in bf16, which the update writes too; the casts then read it:
+//
+//   %5 = cast(%w) {dtype=bf16}       ->    %5 = param {kind=3, dtype=bf16}
+//                                          %30, %31, %32, %33 = adamw(%w, ..., %scale, %5) {half=1}
+//
 // Requires: OUT_GRAD outputs (grad ran). Establishes: OUT_STATE outputs 0 (parameter), 1, 2 (moments) for each gradient, and the
 // aux output "grad_norm" when clipping. The learning rate and AdamW's bias corrections of the step enter through the input
 // "adamw.hyper" [3], so that one plan serves every step. AdamW: Loshchilov & Hutter, "Decoupled weight decay regularization".
@@ -59,7 +64,7 @@ static void copy_shown_states(Builder *b) {
     b->note = NULL;
 }
 
-static Status add_adamw(Builder *b, const Output *o, const AdamWOptions *opt, ValueId hyper, ValueId scale) {
+static Status add_adamw(Builder *b, const Output *o, const AdamWOptions *opt, ValueId hyper, ValueId scale, ValueId copy) {
     Graph *g = b->g;
     const char *name = g->params.data[o->param].name;
     double decay = g->params.data[o->param].decay ? opt->weight_decay : 0.0;
@@ -67,20 +72,52 @@ static Status add_adamw(Builder *b, const Output *o, const AdamWOptions *opt, Va
     Attr dtype = attr_i(ATTR_DTYPE, graph_value(g, p)->dtype);
     ValueId m = build(b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, o->param), attr_i(ATTR_KIND, 1), dtype});
     ValueId v = build(b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, o->param), attr_i(ATTR_KIND, 2), dtype});
-    ValueId result[3];
-    build_multi(b, OP_ADAMW, 6, (ValueId[]){p, o->value, m, v, hyper, scale}, 4,
-                (Attr[]){attr_f(ATTR_BETA1, opt->beta1), attr_f(ATTR_BETA2, opt->beta2), attr_f(ATTR_EPS, opt->eps), attr_f(ATTR_DECAY, decay)},
-                3, result);
+    ValueId result[4];
+    int half = copy != NO_VALUE;
+    build_multi(b, OP_ADAMW, 6 + half, (ValueId[]){p, o->value, m, v, hyper, scale, copy}, 4 + half,
+                (Attr[]){attr_f(ATTR_BETA1, opt->beta1), attr_f(ATTR_BETA2, opt->beta2), attr_f(ATTR_EPS, opt->eps), attr_f(ATTR_DECAY, decay),
+                         attr_i(ATTR_HALF, 1)},
+                3 + half, result);
     TRY(b->status);
     for (int slot = 0; slot < 3; slot++) graph_add_output(g, OUT_STATE, o->param, slot, name, result[slot]);
     return ST_OK;
+}
+
+// The parameter whose copy in bf16 node n makes; -1 if it makes none.
+static int64_t cast_of_param(const Graph *g, const Node *n) {
+    if (n->op != OP_CAST || node_int(n, ATTR_DTYPE) != DT_BF16) return -1;
+    const Node *p = graph_def(g, n->in[0]);
+    return p->op == OP_PARAM && node_int_or(p, ATTR_KIND, 0) == 0 ? node_int(p, ATTR_INDEX) : -1;
+}
+
+// Copies the nodes; casts of trained parameters read copy[param] instead.
+static Status copy_nodes(const Graph *in, Graph *g, ValueId *map, ValueId *copy, Arena *scratch, Diag *d) {
+    bool *trained = ARENA_ARRAY(scratch, bool, in->params.len);
+    for (int64_t i = 0; i < in->outputs.len; i++)
+        if (in->outputs.data[i].kind == OUT_GRAD) trained[in->outputs.data[i].param] = true;
+    for (int64_t i = 0; i < in->params.len; i++) copy[i] = NO_VALUE;
+    Builder b = {.g = g, .d = d};
+    for (int64_t i = 0; i < in->nodes.len; i++) {
+        const Node *n = graph_node(in, (NodeId)i);
+        int64_t p = cast_of_param(in, n);
+        if (p < 0 || !trained[p]) {
+            graph_copy_node(in, (NodeId)i, g, map);
+            continue;
+        }
+        b.source = n->source, b.phase = n->phase;
+        if (copy[p] == NO_VALUE)
+            copy[p] = build(&b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, p), attr_i(ATTR_KIND, 3), attr_i(ATTR_DTYPE, DT_BF16)});
+        map[n->out[0]] = copy[p];
+    }
+    return b.status;
 }
 
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d) {
     CHECK(c->adamw, "pass_update needs the optimizer's settings");
     Graph *g = graph_new_like(in);
     ValueId *map = ARENA_ARRAY(c->scratch, ValueId, in->values.len);
-    for (int64_t i = 0; i < in->nodes.len; i++) graph_copy_node(in, (NodeId)i, g, map);
+    ValueId *copy = ARENA_ARRAY(c->scratch, ValueId, in->params.len);
+    TRY(copy_nodes(in, g, map, copy, c->scratch, d));
     DType real = DT_F32;
     for (int64_t i = 0; i < in->outputs.len; i++) {
         const Output *o = &in->outputs.data[i];
@@ -95,7 +132,7 @@ Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d) {
     int64_t n = g->outputs.len;
     for (int64_t i = 0; i < n; i++) {
         Output o = g->outputs.data[i];
-        if (o.kind == OUT_GRAD) TRY(add_adamw(&b, &o, c->adamw, hyper, scale));
+        if (o.kind == OUT_GRAD) TRY(add_adamw(&b, &o, c->adamw, hyper, scale, copy[o.param]));
     }
     *out = g;
     return b.status;

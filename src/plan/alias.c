@@ -17,8 +17,8 @@ static void join(Lower *l, ValueId v, ValueId into) {
     y->output |= x->output;
 }
 
-// AdamW's outputs overwrite its inputs p, m, v.
-static const int adamw_state[3] = {0, 2, 3};
+// AdamW's outputs overwrite its inputs p, m, v, and with half=1 p's copy in bf16.
+static const int adamw_state[4] = {0, 2, 3, 6};
 
 static void find_uses(Lower *l) {
     const Graph *g = l->g;
@@ -34,15 +34,15 @@ static void find_uses(Lower *l) {
     for (int64_t i = 0; i < g->outputs.len; i++) l->info[g->outputs.data[i].value].output = true;
 }
 
-// Several nodes may name one parameter or moment; all of them are one buffer.
+// Several nodes may name one parameter, moment or copy (kinds 0 to 3); all of them are one buffer.
 static Status join_states(Lower *l) {
     const Graph *g = l->g;
-    ValueId *first = ARENA_ARRAY(l->a, ValueId, 3 * g->params.len);
-    for (int64_t i = 0; i < 3 * g->params.len; i++) first[i] = NO_VALUE;
+    ValueId *first = ARENA_ARRAY(l->a, ValueId, 4 * g->params.len);
+    for (int64_t i = 0; i < 4 * g->params.len; i++) first[i] = NO_VALUE;
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op != OP_PARAM) continue;
-        int64_t at = 3 * node_int(n, ATTR_INDEX) + node_int_or(n, ATTR_KIND, 0);
+        int64_t at = 4 * node_int(n, ATTR_INDEX) + node_int_or(n, ATTR_KIND, 0);
         if (first[at] == NO_VALUE) {
             first[at] = n->out[0];
             continue;
@@ -59,7 +59,7 @@ static Status join_states(Lower *l) {
 static Status join_in_place(Lower *l, NodeId i, const Node *n) {
     const Graph *g = l->g;
     CHECK(n->op == OP_ADAMW, "%s: which inputs does it overwrite?", op_name(n->op));
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < n->nout; k++) {
         ValueId in = n->in[adamw_state[k]], group = lower_group(l, in);
         if (l->info[group].last > i)
             return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a),
@@ -68,7 +68,7 @@ static Status join_in_place(Lower *l, NodeId i, const Node *n) {
             return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state",
                               node_describe(g, i, l->a), in);
     }
-    for (int k = 0; k < 3; k++) join(l, n->out[k], n->in[adamw_state[k]]);
+    for (int k = 0; k < n->nout; k++) join(l, n->out[k], n->in[adamw_state[k]]);
     return ST_OK;
 }
 
@@ -121,7 +121,8 @@ static void name_kinds(Lower *l) {
             Group *gr = &l->info[lower_group(l, n->out[k])];
             if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
             gr->kind = i < loss && gr->last > loss ? BUF_SAVED : BUF_TRANSIENT;
-            if (n->op == OP_PARAM) gr->kind = node_int_or(n, ATTR_KIND, 0) ? BUF_MOMENT : BUF_PARAM;
+            int64_t state = n->op == OP_PARAM ? node_int_or(n, ATTR_KIND, 0) : -1;
+            if (state >= 0) gr->kind = state == 1 || state == 2 ? BUF_MOMENT : BUF_PARAM;
             if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
             if (n->op == OP_CONSTANT) gr->kind = BUF_CONST;
         }

@@ -15,7 +15,22 @@ static const DeviceModel cpu_model = {
     .mem_nbytes = 0,
 };
 
+// One H100 80GB (SXM) as measured, docs/performance.md: large bf16 products, cuDNN's causal attention forward and backward together at
+// head size 64, device copies counting reads and writes, NVLink one way.
+static const DeviceModel h100_model = {
+    .name = "h100",
+    .matmul_flops = 700e12,
+    .attention_flops = 430e12,
+    .mem_bandwidth = 2.7e12,
+    .link_bandwidth = 300e9,
+    .link_latency_s = 15e-6,
+    .kernel_latency_s = 3e-6,
+    .mem_nbytes = 84.9e9,
+    .context_nbytes = 600e6,
+};
+
 const DeviceModel *device_model_cpu(void) { return &cpu_model; }
+const DeviceModel *device_model_h100(void) { return &h100_model; }
 
 // Roofline: a kernel is bound by its arithmetic or by its traffic, whichever takes longer.
 double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c) {

@@ -105,12 +105,17 @@ Status lower_actions(Lower *l) {
 }
 
 // ---- the whole ----------------------------------------------------------------------------------------------------------
-static DType find_real(const Graph *g) {
+// What the graph computes in: f64, or f32 with values stored in bf16 beside it.
+static Status find_real(const Graph *g, const Backend *backend, DType *real, Diag *d) {
+    *real = DT_F32;
     for (int64_t v = 0; v < g->values.len; v++) {
         DType t = graph_value(g, (ValueId)v)->dtype;
-        if (dtype_is_float(t)) return t;
+        if (t == DT_F64) *real = t;
+        if (t == DT_BF16 && !(backend->features & BACKEND_BF16))
+            return diag_error(d, ST_UNSUPPORTED, "the %s backend has no bf16: --dtype bf16 needs --device cuda", backend->name);
+        if (t == DT_F16) return diag_error(d, ST_UNSUPPORTED, "the graph computes in f16; f32, bf16 and f64 can be run");
     }
-    return DT_F32;
+    return ST_OK;
 }
 
 static bool same_lifetimes(const RankPlan *a, const RankPlan *b) {
@@ -149,11 +154,10 @@ static uint64_t plan_hash(const Lower *l, int nranks) {
 
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d) {
     CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
-    Lower l = {.a = a, .g = g, .o = o, .d = d, .real = find_real(g)};
+    Lower l = {.a = a, .g = g, .o = o, .d = d};
     int nranks = graph_nranks(g);
-    Status st = l.real == DT_F32 || l.real == DT_F64
-                    ? lower_actions(&l)
-                    : diag_error(d, ST_UNSUPPORTED, "the graph computes in %s; f32 and f64 can be run", dtype_name(l.real));
+    Status st = find_real(g, o->backend, &l.real, d);
+    if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
         RankPlan *rank = ARENA_ARRAY(a, RankPlan, nranks);

@@ -1,6 +1,7 @@
 // check: does the compiled program compute what the original does? Against PyTorch goldens, or P ranks against one.
 #pragma once
 #include "driver/driver.h"
+#include "exec/exec.h"
 
 typedef struct CheckOptions {
     CompileOptions compile;      // path, ranks, attention, weights; batch/seq when there is no golden
@@ -10,6 +11,8 @@ typedef struct CheckOptions {
     uint64_t seed;               // of made-up parameters and inputs
     double lr;                   // of the AdamW steps (1e-3 is what the goldens use)
     int adamw_steps;             // without golden
+    bool hold_routing;           // a mixture's choices of experts are those of a float32 run on the CPU; AdamW losses are not compared then
+    RuntimeOptions runtime;
     void (*notes)(const ImportReport *r);  // what importing had to say, once; may be NULL
 } CheckOptions;
 

@@ -2,7 +2,9 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/random.h"
 #include "ir/convert.h"
@@ -21,9 +23,41 @@ static bool ends_with(const char *s, const char *tail) {
     return n >= m && !strcmp(s + n - m, tail);
 }
 
-static double initial_value(const Param *p, uint64_t key, int64_t i) {
-    if (p->shape.ndim >= 2) return 0.02 * normal_at(key, i);
-    return ends_with(p->name, "weight") ? 1.0 : 0.0;
+typedef struct Draw {  // elements [begin, end) of a parameter
+    uint64_t key;
+    bool matrix;       // normal with deviation 0.02, else all `constant`
+    double constant;
+    DType type;
+    void *data;
+    int64_t begin, end;
+    pthread_t thread;
+} Draw;
+
+static void *draw_part(void *arg) {
+    const Draw *w = arg;
+    for (int64_t i = w->begin; i < w->end; i++) {
+        double v = w->matrix ? 0.02 * normal_at(w->key, i) : w->constant;
+        if (w->type == DT_F32) ((float *)w->data)[i] = (float)v;
+        else ((double *)w->data)[i] = v;
+    }
+    return NULL;
+}
+
+// An element is a function of the seed and its index, so any number of threads draws the same numbers.
+static void draw_initial(const Param *p, uint64_t key, DType t, void *data, int64_t n) {
+    enum { MAX_THREADS = 64 };
+    Draw part[MAX_THREADS];
+    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN), nthread = min_i64(min_i64(max_i64(cores, 1), MAX_THREADS), 1 + n / 65536);
+    for (int64_t k = 0; k < nthread; k++) {
+        part[k] = (Draw){.key = key, .matrix = p->shape.ndim >= 2, .constant = ends_with(p->name, "weight") ? 1.0 : 0.0, .type = t,
+                         .data = data, .begin = n * k / nthread, .end = n * (k + 1) / nthread};
+        if (k + 1 == nthread || pthread_create(&part[k].thread, NULL, draw_part, &part[k])) {
+            part[k].end = n;  // the last part, or no more threads: the rest is drawn here
+            draw_part(&part[k]);
+            nthread = k;
+        }
+    }
+    for (int64_t k = 0; k < nthread; k++) pthread_join(part[k].thread, NULL);
 }
 
 // Index of the first NaN or infinity, -1 if all are finite.
@@ -46,13 +80,7 @@ Status values_param(const Graph *g, int32_t index, bool random_missing, uint64_t
     if (!random_missing)
         return diag_error(d, ST_INPUT, "parameter \"%s\" has no bytes in the archive: give its checkpoint with --weights FILE-OR-FOLDER", p->name);
     uint64_t key = random_key(seed, -1, index);
-    for (int64_t i = 0; i < n; i++) {
-        double v = initial_value(p, key, i);
-        if (t == DT_F32)
-            ((float *)data)[i] = (float)v;
-        else
-            ((double *)data)[i] = v;
-    }
+    draw_initial(p, key, t, data, n);
     return ST_OK;
 }
 
@@ -153,7 +181,7 @@ static Status input_made_up(const Graph *g, int32_t index, uint64_t seed, void *
 Status values_set_inputs(Runtime *rt, const Graph *g, const TensorFile *file, uint64_t seed, Diag *d) {
     for (int64_t i = 0; i < g->inputs.len; i++) {
         const Input *in = &g->inputs.data[i];
-        if (in->role == ROLE_OTHER && !strcmp(in->name, "adamw.hyper")) continue;
+        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8))) continue;  // made by passes
         const TensorView *t = file ? tensors_find(file, in->name) : NULL;
         if (file && !t) return diag_error(d, ST_INPUT, "the inputs file has no tensor \"%s\"", in->name);
         void *data = malloc((size_t)max_i64(shape_numel(&in->shape), 1) * 8);

@@ -54,6 +54,8 @@ typedef struct DotJob {
     DotSizes s;
     DotCut cut;
     const void *a, *b;
+    const void *add;  // NULL, or as large as the result, or (bias) a vector of n
+    bool bias;
     void *c;
 } DotJob;
 

@@ -108,7 +108,7 @@ typedef struct GpuConv {
     long long x_n, y_n, x_len, y_len;        // local and global positions
     GpuSpans x_spans;
 } GpuConv;
-// y_spans apart: kernel parameters hold at most 4 KB, and each of these reads only what it needs of both.
+// The spans of y lie beside it: the two lists stay within the 4 KB of kernel parameters.
 void gpu_conv1d(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);

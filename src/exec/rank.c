@@ -1,0 +1,196 @@
+// One rank: its arena, and the steps of its plan in order.
+#include <stdlib.h>
+
+#include "exec/runtime.h"
+
+static Status name_failure(const Rank *r, NodeId node, Diag *d) {
+    Arena *a = arena_new();
+    diag_where(d, "rank %d: %s", r->index, a ? node_describe(r->runtime->plan->graph, node, a) : "node");
+    arena_free(a);
+    return d->status;
+}
+
+// ---- opening and closing --------------------------------------------------------------------------------------------------
+static int most_operands(const RankPlan *p) {
+    int most = 1;
+    for (int i = 0; i < p->nstep; i++) most = p->step[i].nin + p->step[i].nout > most ? p->step[i].nin + p->step[i].nout : most;
+    return most;
+}
+
+static Status open_host(Rank *r, Diag *d) {
+    const Plan *plan = r->runtime->plan;
+    const Backend *b = plan->backend;
+    if (r->arena_nbytes > 0) r->arena = b->alloc((size_t)r->arena_nbytes);
+    if (r->arena_nbytes > 0 && !r->arena)
+        return diag_error(d, ST_MEMORY, "rank %d: cannot allocate its arena of %lld bytes", r->index, (long long)r->arena_nbytes);
+    if (b->pool_new) r->pool = b->pool_new(plan->nthreads);
+    if (b->pool_new && !r->pool) return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", r->index, plan->nthreads);
+    return ST_OK;
+}
+
+static Status open_device(Rank *r, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    void *arena = NULL;
+    TRY(api->open(r->index, r->runtime->plan->nranks, (size_t)r->arena_nbytes, &r->device, &arena, d));
+    r->arena = arena;
+    if (r->runtime->options.processes) TRY(api->export_arena(r->device, r->handle, d));
+    return ST_OK;
+}
+
+Status rank_open(Rank *r, Diag *d) {
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
+    r->arena_nbytes = p->arena_nbytes;
+    r->operand = calloc((size_t)most_operands(p), sizeof *r->operand);
+    r->state = calloc((size_t)p->nstep + 1, sizeof *r->state);
+    r->peer = calloc((size_t)r->runtime->plan->nranks, sizeof *r->peer);
+    if (!r->operand || !r->state || !r->peer) return diag_error(d, ST_MEMORY, "out of memory for rank %d", r->index);
+    TRY(runtime_device(r->runtime) ? open_device(r, d) : open_host(r, d));
+    r->view = r->arena;
+    r->access = r->device;
+    return ST_OK;
+}
+
+void rank_close(Rank *r) {
+    const Backend *b = r->runtime->plan->backend;
+    if (r->comm) r->comm->vt->free(r->comm);
+    if (r->pool) b->pool_free(r->pool);
+    if (b->device) b->device->close(r->device);
+    else if (r->arena) b->free(r->arena, (size_t)r->arena_nbytes);
+    free(r->operand);
+    free(r->state);
+    free(r->peer);
+    r->comm = NULL, r->pool = NULL, r->device = NULL, r->arena = NULL, r->operand = NULL, r->state = NULL, r->peer = NULL;
+}
+
+// ---- what a communicator does on a device -----------------------------------------------------------------------------------
+static Status memory_copy(void *ctx, void *dst, int from, const void *src, size_t nbytes, Diag *d) {
+    Rank *r = ctx;
+    const DeviceApi *api = runtime_device(r->runtime);
+    const Rank *other = &r->runtime->rank[from];
+    if (r->runtime->options.processes && from != r->index) {
+        if (!r->peer[from]) TRY(api->open_peer(r->device, other->handle, &r->peer[from], d));
+        src = (const char *)r->peer[from] + ((const char *)src - other->arena);
+    }
+    return api->copy(r->device, dst, src, nbytes, d);
+}
+
+static Status memory_fence(void *ctx, Diag *d) {
+    Rank *r = ctx;
+    NodeId node = NO_NODE;
+    Status st = runtime_device(r->runtime)->finish(r->device, &node, d);
+    if (st != ST_OK && node != NO_NODE) name_failure(r, node, d);
+    return st;
+}
+
+void rank_set_comm(Rank *r, Comm *c) {
+    if (r->comm) r->comm->vt->free(r->comm);
+    r->comm = c;
+    r->comm_memory = (CommMemory){r, memory_copy, memory_fence};
+    c->memory = r->device ? &r->comm_memory : NULL;
+}
+
+// ---- steps --------------------------------------------------------------------------------------------------------------------
+static KernelArgs step_args(Rank *r, int index) {
+    const Runtime *rt = r->runtime;
+    const RankPlan *p = &rt->plan->rank[r->index];
+    const Step *s = &p->step[index];
+    Operand *in = r->operand, *out = r->operand + s->nin;
+    for (int i = 0; i < s->nin; i++) {
+        in[i] = s->in[i];
+        in[i].data = rank_buffer(r, s->in_buf[i]);
+    }
+    for (int i = 0; i < s->nout; i++) {
+        out[i] = s->out[i];
+        out[i].data = rank_buffer(r, s->out_buf[i]);
+    }
+    void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
+    return (KernelArgs){
+        .node = graph_node(rt->plan->graph, s->node), .id = s->node, .nin = s->nin, .nout = s->nout, .in = in, .out = out, .scratch = scratch,
+        .scratch_nbytes = scratch ? (size_t)p->buffer[s->scratch_buf].nbytes : 0,
+        .pool = r->pool, .device = r->device, .state = r->state[index], .run_seed = rt->run_seed, .step = rt->step,
+    };
+}
+
+static Status run_one(Rank *r, int index, Diag *d) {
+    const Step *s = &r->runtime->plan->rank[r->index].step[index];
+    KernelArgs k = step_args(r, index);
+    if (s->kind == STEP_KERNEL) return s->kernel(&k, d);
+    Memory m = {runtime_device(r->runtime), r->device};
+    return exchange_run(r->comm, &m, s, k.in, k.out, k.scratch, k.node->note ? k.node->note : "reshard", d);
+}
+
+static Status run_all(Rank *r, bool marks, Diag *d) {
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
+    const DeviceApi *api = runtime_device(r->runtime);
+    for (int i = 0; i < p->nstep; i++) {
+        if (marks) TRY(api->mark(r->device, i, d));
+        Status st = run_one(r, i, d);
+        if (st == ST_OK) continue;
+        diag_error(d, st, "failed");  // in case the kernel gave no text
+        if (st != ST_COMM) name_failure(r, p->step[i].node, d);
+        return st;
+    }
+    return marks ? api->mark(r->device, p->nstep, d) : ST_OK;
+}
+
+// Other ranks are met on the host, which no captured step can do.
+static bool can_capture(const Rank *r) {
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
+    for (int i = 0; i < p->nstep; i++)
+        if (p->step[i].kind == STEP_EXCHANGE && p->step[i].exchange->collective) return false;
+    return r->runtime->options.capture;
+}
+
+// The first step runs launch by launch (libraries load what they need lazily), the second is captured, all later ones replay it.
+static Status launch_step(Rank *r, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    bool profile = r->runtime->profile && r->seconds;
+    if (profile || !can_capture(r) || r->nrun++ == 0) return run_all(r, profile, d);
+    if (!r->graph) {
+        TRY(api->capture_begin(r->device, d));
+        Status st = run_all(r, false, d);
+        Diag later = {0};
+        Status end = api->capture_end(r->device, &r->graph, st == ST_OK ? d : &later);
+        TRY(st);
+        TRY(end);
+        if (!r->graph) return run_all(r, false, d);  // a device that cannot capture
+    }
+    return api->replay(r->device, r->graph, d);
+}
+
+static Status step_on_device(Rank *r, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    TRY(api->begin(r->device, r->runtime->run_seed, r->runtime->step, d));
+    TRY(launch_step(r, d));
+    TRY(memory_fence(r, d));
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
+    for (int i = 0; i < p->nstep && r->runtime->profile && r->seconds; i++) TRY(api->elapsed(r->device, i, i + 1, &r->seconds[i], d));
+    return ST_OK;
+}
+
+static Status prepare_all(Rank *r, Diag *d) {
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
+    for (int i = 0; i < p->nstep; i++) {
+        if (p->step[i].kind != STEP_KERNEL) continue;
+        KernelArgs k = step_args(r, i);
+        Status st = runtime_device(r->runtime)->prepare(r->device, &k, &r->state[i], d);
+        if (st == ST_OK) continue;
+        diag_error(d, st, "failed");
+        return name_failure(r, p->step[i].node, d);
+    }
+    return memory_fence(r, d);
+}
+
+static Status run_command(Rank *r, Command c, Diag *d) {
+    switch (c) {
+    case CMD_AGREE: return comm_agree(r->comm, r->runtime->plan->hash, "plan", d);
+    case CMD_PREPARE: return prepare_all(r, d);
+    default: return r->device ? step_on_device(r, d) : run_all(r, false, d);
+    }
+}
+
+void rank_obey(Rank *r, Command c) {
+    diag_clear(&r->diag);
+    r->status = run_command(r, c, &r->diag);
+    if (r->status != ST_OK) r->comm->vt->abort(r->comm, r->diag.text);
+}
