@@ -31,7 +31,7 @@ int command_dump(int argc, char **argv) {
     bool no_update = false;
     const Opt opts[] = {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
-        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, experts, mask, precision, grad, simplify, update, shard, fuse, narrow, schedule"},
+        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, experts, mask, precision, grad, simplify, update, shard, epilogue, fuse, narrow, schedule"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
         {"--parse", OPT_TEXT, &parse, "FILE",
          "instead of an archive: read a dump back, verify it and print it again; with --after: a forward graph, run the passes on it"},

@@ -38,6 +38,7 @@ static const PassEntry passes[] = {
     {"simplify",     pass_canonicalize, false, false, false},  // once more, over the joint graph
     {"update",       pass_update,       true,  false, false},  // clipping and AdamW
     {"shard",        pass_shard,        false, false, false},  // placements and reshards
+    {"epilogue",     pass_epilogue,     false, false, false}, // sums into products
     {"fuse",         pass_fuse,         false, true, false},   // pointwise groups
     {"narrow",       pass_narrow,       false, false, true},  // bf16: activations in memory
     {"schedule",     run_schedule,      false, false, false},  // an order
