@@ -193,6 +193,37 @@ static ValueId cross_entropy(Gen *g) {
     return build_binary(b, OP_DIV, sum, build_binary_scalar(b, OP_ADD, count, 0.5));
 }
 
+// Logits as output layers make them: rows cut or flattened before or after, scaled, capped, as a log-softmax, smoothed, with a z-loss.
+static ValueId output_layer(Gen *g) {
+    Builder *b = &g->b;
+    Item h = fit(g, pick_float(g), SHAPE(g->batch, g->seq, g->width));
+    bool cut = g->seq > 1 && chance(g, 40), swapped = chance(g, 20), stored_t = chance(g, 20);
+    ValueId w = make_param(g, stored_t ? SHAPE(g->width, g->vocab) : SHAPE(g->vocab, g->width), 1).v;
+    ValueId x = swapped ? build_transpose(b, h.v, 0, 1) : h.v, labels = g->ints.data[1].v;
+    ValueId z = build_binary_scalar(b, OP_MUL, build_dot(b, x, w, 0, 1, false, !stored_t), 1 / (1 + h.mag));
+    if (swapped) z = build_transpose(b, z, 0, 1);
+    int64_t length = g->seq - (cut ? 1 : 0), rows = g->batch * length;
+    if (cut) z = build_slice(b, z, 1, 0, 1, length), labels = build_slice(b, labels, 1, 1, 1, length);
+    if (chance(g, 30)) z = build_binary_scalar(b, OP_MUL, build_unary(b, OP_TANH, build_binary_scalar(b, OP_DIV, z, 1.5)), 1.5);
+    bool flat = chance(g, 60);
+    if (flat) z = build_reshape(b, z, SHAPE(rows, g->vocab)), labels = build_reshape(b, labels, SHAPE(rows));
+    int last = flat ? 1 : 2;
+    ValueId valid = build_binary_scalar(b, OP_GE, labels, 0), zero = build_scalar(b, g->real, 0), lse, nll;
+    ValueId safe = build_where(b, valid, labels, build_scalar(b, DT_I64, 0));
+    if (chance(g, 25)) {
+        ValueId log_p = build_binary(b, OP_SUB, z, build_reduce(b, OP_LOGSUMEXP, z, last));
+        nll = lse = build_unary(b, OP_NEG, build_binary(b, OP_PICK, log_p, safe));
+    } else {
+        lse = build_squeeze(b, build_reduce(b, OP_LOGSUMEXP, z, last), last);
+        nll = build_binary(b, OP_SUB, lse, build_binary(b, OP_PICK, z, safe));
+        if (chance(g, 25)) nll = build_binary(b, OP_SUB, nll, build_binary_scalar(b, OP_MUL, build_squeeze(b, build_sum(b, z, 1, &last), last), 0.05));
+        if (chance(g, 25)) nll = build_binary(b, OP_ADD, nll, build_binary_scalar(b, OP_MUL, build_binary(b, OP_MUL, lse, lse), 0.1));
+    }
+    ValueId loss = build_binary_scalar(b, OP_DIV, build_sum_all(b, build_where(b, valid, nll, zero)), (double)rows);
+    if (chance(g, 10)) loss = build_binary(b, OP_ADD, loss, build_binary_scalar(b, OP_DIV, build_sum_all(b, build_binary(b, OP_MUL, z, z)), (double)rows));
+    return loss;
+}
+
 static void finish(Gen *g, int nops) {
     Builder *b = &g->b;
     g->rng = random_mix(g->rng + (uint64_t)nops);
@@ -206,6 +237,7 @@ static void finish(Gen *g, int nops) {
         }
     if (!ends || chance(g, 30)) loss = build_binary(b, OP_ADD, loss, weigh(g, pick_float(g)));
     if (chance(g, 60)) loss = build_binary(b, OP_ADD, loss, cross_entropy(g));
+    if (chance(g, 40)) loss = build_binary(b, OP_ADD, loss, output_layer(g));
     CHECK(b->status == ST_OK, "the generator made a node that is refused: %s", g->d.text);
     graph_add_output(g->g, OUT_LOSS, -1, 0, "loss", loss);
 }

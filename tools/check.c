@@ -27,6 +27,7 @@ int command_check(int argc, char **argv) {
         {"--seed", OPT_INT, &c.seed, "N", "of made-up inputs and parameters (default 1)"},
         {"--steps", OPT_INT, &steps, "N", "without golden: AdamW steps to compare (default 5)"},
         {"--out", OPT_TEXT, &o.out, "F", "write loss, grad.<parameter>, adamw_losses here"},
+        {"--hold-routing", OPT_FLAG, &o.hold_routing, NULL, "a mixture's choices of experts are those of a float32 run: low precision flips close ones"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
     };

@@ -60,7 +60,7 @@ int command_train(int argc, char **argv) {
     TrainOptions o = {.lr = 3e-4, .warmup = -1, .min_lr = 0.1, .out = "out", .data.doc_token = -1, .stop = &stop_requested};
     AdamWOptions adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
     const char *format = "auto", *ignored = NULL;
-    bool quiet = false;
+    bool quiet = false, no_save = false;
     RuntimeArgs run = {0};
     const Opt opts[] = {
         {"--data", OPT_TEXT, &ignored, "FILE...", "training data: raw bytes, .u16/.u32 token ids, or .safetensors with a tensor [N, ...] per input"},
@@ -80,6 +80,8 @@ int command_train(int argc, char **argv) {
         {"--out", OPT_TEXT, &o.out, "DIR", "outputs (default out): model and optimizer .safetensors, metrics.jsonl, loss.svg"},
         {"--save-every", OPT_INT, &o.save_every, "N", "save every N steps too (default: at the end and on Ctrl-C)"},
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
+        {"--no-save", OPT_FLAG, &no_save, NULL, "save nothing (benchmarks)"},
+        {"--profile", OPT_FLAG, &o.profile, NULL, "with --device cuda: time the last step kernel by kernel: a table, and OUT/trace.json for Perfetto"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
@@ -110,6 +112,7 @@ int command_train(int argc, char **argv) {
     o.show_plan = quiet ? show_notes : show_plan;
     if (st == ST_OK && !data_format_from_name(format, &o.data.format)) st = diag_error(&d, ST_INPUT, "--data-format %s: there are auto, bytes, u16, u32, safetensors", format);
     if (st == ST_OK) st = check_options(&o, &c, &d);
+    if (no_save) o.save_every = -1;
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     TrainResult r;
@@ -124,6 +127,7 @@ int command_train(int argc, char **argv) {
     printf("%s after %lld steps", r.stopped ? "stopped and saved" : "done", (long long)r.steps);
     if (isfinite(r.first_loss)) printf(": loss %.4f -> %.4f", r.first_loss, r.last_loss);
     if (isfinite(r.unigram_entropy)) printf(" (unigram entropy of the data %.4f)", r.unigram_entropy);
-    printf("\noutputs: %s/model.safetensors  %s/metrics.jsonl  %s/loss.svg\n", o.out, o.out, o.out);
+    if (no_save) printf("\n");
+    else printf("\noutputs: %s/model.safetensors  %s/metrics.jsonl  %s/loss.svg\n", o.out, o.out, o.out);
     return EXIT_DONE;
 }

@@ -20,28 +20,35 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
     return pass_schedule(in, out, d);
 }
 
+static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
+static bool if_update(const CompileOptions *o) { return o->update; }
+static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
+static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
+
 typedef struct PassEntry {
     const char *name;
     PassFn run;
-    bool only_update;  // belongs to the optimizer
-    bool only_fuse;
-    bool only_bf16;
+    bool (*when)(const CompileOptions *o);  // NULL: always
 } PassEntry;
 
 // clang-format off
 static const PassEntry passes[] = {
-    {"canonicalize", pass_canonicalize, false, false, false},  // folding, identities, CSE
-    {"experts",      pass_experts,      false, false, false},  // mixtures of experts become token-wise
-    {"mask",         pass_mask,         false, false, false},  // attention with predicates
-    {"precision",    pass_precision,    false, false, true}, // bf16: operands of products and of attention
-    {"grad",         pass_grad,         false, false, false},  // the backward, on the global graph
-    {"simplify",     pass_canonicalize, false, false, false},  // once more, over the joint graph
-    {"update",       pass_update,       true,  false, false},  // clipping and AdamW
-    {"shard",        pass_shard,        false, false, false},  // placements and reshards
-    {"epilogue",     pass_epilogue,     false, false, false}, // sums into products
-    {"fuse",         pass_fuse,         false, true, false},   // pointwise groups
-    {"narrow",       pass_narrow,       false, false, true},  // bf16: activations in memory
-    {"schedule",     run_schedule,      false, false, false},  // an order
+    {"canonicalize", pass_canonicalize, NULL},        // folding, identities, CSE
+    {"hold",         pass_hold,         if_routing},  // a router's choices shown or held
+    {"experts",      pass_experts,      NULL},        // mixtures of experts become token-wise
+    {"mask",         pass_mask,         NULL},        // attention with predicates
+    {"head",         pass_head,         NULL},        // logits with their cross-entropy
+    {"precision",    pass_precision,    if_bf16},     // operands of products and of attention in bf16
+    {"grad",         pass_grad,         NULL},        // the backward, on the global graph
+    {"simplify",     pass_canonicalize, NULL},        // once more, over the joint graph
+    {"head_join",    pass_head_join,    NULL},        // ... with their gradients
+    {"update",       pass_update,       if_update},   // clipping and AdamW
+    {"shard",        pass_shard,        NULL},        // placements and reshards
+    {"epilogue",     pass_epilogue,     NULL},        // sums into products
+    {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
+    {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
+    {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
+    {"schedule",     run_schedule,      NULL},        // an order
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -79,13 +86,14 @@ static int default_threads(int nranks) {
 }
 
 static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
-static const DeviceModel *device_of(const CompileOptions *o) {
+const DeviceModel *compile_device_model(const CompileOptions *o) {
     return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
 }
 
 // The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.
 static unsigned features_of(const CompileOptions *o) {
-    return o->compute == DT_BF16 ? backend_of(o)->features | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : backend_of(o)->features;
+    unsigned f = backend_of(o)->features | o->features;
+    return o->compute == DT_BF16 ? f | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : f;
 }
 
 static double default_square_limit(void) {
@@ -95,14 +103,14 @@ static double default_square_limit(void) {
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
     PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = device_of(o), .features = features_of(o), .compute = o->compute, .adamw = &o->adamw,
-                     .report = &out->shard};
+                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = features_of(o), .adamw = &o->adamw,
+                     .routing = o->routing, .compute = o->compute, .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
     for (int i = 0; i < NPASS && !*stopped; i++) {
         const PassEntry *p = &passes[i];
-        bool skip = (p->only_update && !o->update) || (p->only_fuse && o->no_fuse) || (p->only_bf16 && o->compute != DT_BF16);
+        bool skip = p->when && !p->when(o);
         if (!skip) {
             Graph *next = NULL;
             Status st = p->run(&c, *g, &next, d);
@@ -129,7 +137,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = backend_of(o), .device = device_of(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o), .device = compile_device_model(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;
@@ -159,6 +167,7 @@ void compiled_free(Compiled *c) {
     vec_free(&c->shard.attention);
     vec_free(&c->shard.gathered);
     vec_free(&c->shard.square);
+    vec_free(&c->shard.logits);
     arena_free(c->arena);
     *c = (Compiled){0};
 }

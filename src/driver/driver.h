@@ -11,9 +11,11 @@ typedef struct CompileOptions {
     AttentionChoice attention;
     const char *const *strategies;  // replayed decisions, see PassContext
     int nstrategies;
+    RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
@@ -31,6 +33,7 @@ typedef struct Compiled {
     ShardReport shard;
     double seconds;            // import + passes + plan
 } Compiled;
+const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.

@@ -189,6 +189,8 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
     print_lines(f, c->shard.gathered.len, c->shard.gathered.data, every);
     if (c->shard.square.len) fprintf(f, "\nS x S tensors\n");
     print_lines(f, c->shard.square.len, c->shard.square.data, every);
+    if (c->shard.logits.len) fprintf(f, "\nlogits that stay whole\n");
+    print_lines(f, c->shard.logits.len, c->shard.logits.data, every);
     if (c->import.missing.len) fprintf(f, "\n%" PRId64 " parameters have no bytes in the archive (give --weights to train)\n", c->import.missing.len);
 }
 
@@ -213,7 +215,8 @@ static json_t *attention_json(const AttentionReport *r) {
 
 Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     const Plan *p = c->plan;
-    json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(), *square = json_array();
+    json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(), *square = json_array(),
+           *logits = json_array();
     for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
     for (int64_t i = 0; i < c->shard.attention.len; i++) json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
     Collectives list = {0};
@@ -225,12 +228,14 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     vec_free(&list.item);
     for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
     for (int64_t i = 0; i < c->shard.square.len; i++) json_array_append_new(square, json_string(c->shard.square.data[i]));
+    for (int64_t i = 0; i < c->shard.logits.len; i++) json_array_append_new(logits, json_string(c->shard.logits.data[i]));
     char hash[32];
     snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:s, s:f, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
                             (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks", p->nranks, "threads", p->nthreads, "dtype",
                             dtype_name(p->real), "backend", p->backend->name, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks,
-                            "attention", attention, "collectives", coll, "computed_whole", gathered, "square_tensors", square);
+                            "attention", attention, "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits",
+                            logits);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     fputc('\n', f);

@@ -33,7 +33,9 @@ Status ref_program(const Program *p, RefLeaf leaf, void *ctx, double *reg, Diag 
 
 // Families (one file each); NULL if the op is not of the family.
 RefFn ref_pointwise_fn(OpKind op);
+RefFn ref_fused_fn(OpKind op);
 RefFn ref_tensor_fn(OpKind op);    // movement, reductions, scans
 RefFn ref_index_fn(OpKind op);     // indexing, sorting
 RefFn ref_contract_fn(OpKind op);  // dot, experts, convolution, adamw
 RefFn ref_attention_fn(OpKind op);
+RefFn ref_head_fn(OpKind op);

@@ -107,33 +107,4 @@ static Status ref_pointwise(const RefNode *r, Diag *d) {
     return ST_OK;
 }
 
-typedef struct FusedLeaf {
-    const RefNode *r;
-    const int64_t *index;
-} FusedLeaf;
-
-static double fused_leaf(void *ctx, const Instr *i) {
-    const FusedLeaf *f = ctx;
-    CHECK(i->code == PROG_INPUT, "a fused program reads only its inputs");
-    return f->r->in[i->a][ref_broadcast_offset(ref_in_shape(f->r, i->a), ref_out_shape(f->r, 0), f->index)];
-}
-
-static Status ref_fused(const RefNode *r, Diag *d) {
-    const Program *p = node_prog(r->n, ATTR_PROG);
-    const Shape *s = ref_out_shape(r, 0);
-    int64_t index[MAX_DIMS] = {0}, e = 0;
-    if (shape_numel(s) == 0) return ST_OK;
-    double *reg = calloc((size_t)p->ninstr + 1, sizeof *reg);
-    if (!reg) return diag_error(d, ST_MEMORY, "out of memory");
-    FusedLeaf f = {r, index};
-    Status st;
-    do {
-        st = ref_program(p, fused_leaf, &f, reg, d);
-        for (int j = 0; j < p->nout; j++) r->out[j][e] = reg[p->out[j]];
-        e++;
-    } while (st == ST_OK && ref_next(s, index));
-    free(reg);
-    return st;
-}
-
-RefFn ref_pointwise_fn(OpKind op) { return op == OP_FUSED ? ref_fused : op_is_pointwise(op) ? ref_pointwise : NULL; }
+RefFn ref_pointwise_fn(OpKind op) { return op_is_pointwise(op) ? ref_pointwise : NULL; }

@@ -282,4 +282,12 @@ Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **s
     return st;
 }
 
+bool runtime_device_used(const Runtime *rt, double *nbytes) {
+    size_t have, total;
+    Diag d = {0};
+    if (!runtime_device(rt) || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
+    *nbytes = (double)(total - have);
+    return true;
+}
+
 int64_t runtime_arena_nbytes(const Runtime *rt, int rank) { return rt->rank[rank].arena_nbytes; }

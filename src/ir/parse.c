@@ -135,7 +135,8 @@ static Status parse_layout(Parser *p) {
 // ---- nodes -----------------------------------------------------------------------------------------------------------------
 
 static Status parse_instr(Parser *p, int i, Instr *x) {
-    static const char *const leaf[] = {"const", "input", "b", "h", "q", "k", "vec_q", "vec_k"};
+    static const char *const leaf[] = {"const", "input", "b", "h", "q", "k", "vec_q", "vec_k", "index"};
+    static const char *const reduction[] = {"row_sum", "row_max", "col_sum"};
     char name[32];
     int64_t at;
     *x = (Instr){.a = -1, .b = -1, .c = -1};
@@ -149,11 +150,15 @@ static Status parse_instr(Parser *p, int i, Instr *x) {
     TRY(scan_word(&p->s, name, sizeof name));
     if (scan_accept(&p->s, "(")) {
         OpKind op;
-        if (!op_from_name(name, &op) || !op_is_pointwise(op)) return scan_error(&p->s, "a pointwise op");
-        x->code = PROG_OP + (int32_t)op;
+        x->code = -1;
+        for (int k = 0; k < 3; k++)
+            if (!strcmp(name, reduction[k])) x->code = PROG_ROW_SUM + k;
+        bool reduces = x->code >= 0;
+        if (!reduces && (!op_from_name(name, &op) || !op_is_pointwise(op))) return scan_error(&p->s, "a pointwise op");
+        if (!reduces) x->code = PROG_OP + (int32_t)op;
         int32_t *const arg[3] = {&x->a, &x->b, &x->c};
         for (int k = 0; !scan_accept(&p->s, ")"); k++) {
-            if (k == 3) return scan_error(&p->s, "at most 3 operands");
+            if (k == (reduces ? 1 : 3)) return scan_error(&p->s, reduces ? "one operand" : "at most 3 operands");
             if (k) TRY(scan_expect(&p->s, ","));
             TRY(scan_expect(&p->s, "$"));
             TRY(scan_int(&p->s, &at));
@@ -163,11 +168,11 @@ static Status parse_instr(Parser *p, int i, Instr *x) {
         return scan_expect(&p->s, ";");
     }
     x->code = -1;
-    for (int k = 0; k < 8; k++)
+    for (int k = 0; k < 9; k++)
         if (!strcmp(name, leaf[k])) x->code = k;
     if (x->code < 0) return scan_error(&p->s, "an instruction");
     if (x->code == PROG_CONST) TRY(scan_double(&p->s, &x->imm));
-    if (x->code == PROG_INPUT || x->code == PROG_VEC_Q || x->code == PROG_VEC_K) {
+    if (x->code == PROG_INPUT || x->code == PROG_VEC_Q || x->code == PROG_VEC_K || x->code == PROG_INDEX) {
         TRY(scan_int(&p->s, &at));
         if (at < 0 || at > 4096) return scan_error(&p->s, "an operand slot");
         x->a = (int32_t)at;
@@ -223,10 +228,11 @@ static Status parse_attr(Parser *p, Attr *x) {
         case ATTRK_PROG: return parse_program(p, &x->u.prog);
         case ATTRK_INTS: break;
     }
-    int64_t ints[64];
+    enum { MAX_INTS = 2048 };  // the views of a fused node
+    int64_t ints[MAX_INTS];
     TRY(scan_expect(&p->s, "["));
     while (!scan_accept(&p->s, "]")) {
-        if (x->n == 64) return scan_error(&p->s, "a shorter list");
+        if (x->n == MAX_INTS) return scan_error(&p->s, "a shorter list");
         if (x->n) TRY(scan_expect(&p->s, ","));
         TRY(scan_int(&p->s, &ints[x->n++]));
     }

@@ -46,7 +46,9 @@ static void print_double(Str *s, double v) {
 }
 
 static const char *const leaf_name[] = {[PROG_CONST] = "const", [PROG_INPUT] = "input", [PROG_INDEX_B] = "b", [PROG_INDEX_H] = "h",
-                                        [PROG_INDEX_Q] = "q", [PROG_INDEX_K] = "k", [PROG_VEC_Q] = "vec_q", [PROG_VEC_K] = "vec_k"};
+                                        [PROG_INDEX_Q] = "q", [PROG_INDEX_K] = "k", [PROG_VEC_Q] = "vec_q", [PROG_VEC_K] = "vec_k",
+                                        [PROG_INDEX] = "index", [PROG_ROW_SUM] = "row_sum", [PROG_ROW_MAX] = "row_max",
+                                        [PROG_COL_SUM] = "col_sum"};
 
 static void print_program(Str *s, const Program *p) {
     str_add(s, "{");
@@ -60,10 +62,11 @@ static void print_program(Str *s, const Program *p) {
             str_add(s, ")");
         } else {
             str_add(s, leaf_name[in->code]);
+            if (program_is_reduction(in->code)) str_printf(s, "($%d)", in->a);
             if (in->code == PROG_CONST) {
                 str_add(s, " ");
                 print_double(s, in->imm);
-            } else if (in->code == PROG_INPUT || in->code == PROG_VEC_Q || in->code == PROG_VEC_K) {
+            } else if (in->code == PROG_INPUT || in->code == PROG_VEC_Q || in->code == PROG_VEC_K || in->code == PROG_INDEX) {
                 str_printf(s, " %d", in->a);
             }
         }

@@ -25,10 +25,25 @@ int program_op_arity(int op) {
 
 // ---- well-formedness -----------------------------------------------------------------------------------------------------
 
+// Positions and reductions of fused programs (the dims that they name are checked with the node's shape: ops/fused.c).
+static Status check_row_instr(const Program *p, int i, bool attention, Diag *d) {
+    const Instr *x = &p->instr[i];
+    if (attention) return diag_error(d, ST_INPUT, "program: instruction %d is no leaf that may stand here", i);
+    if (x->code == PROG_INDEX) {
+        if (x->a >= 0 && x->a < MAX_DIMS && x->dtype == DT_I64) return ST_OK;
+        return diag_error(d, ST_INPUT, "program: instruction %d is the i64 position along no dim", i);
+    }
+    if (x->a < 0 || x->a >= i) return diag_error(d, ST_INPUT, "program: instruction %d uses %d, which is not before it", i, x->a);
+    if (p->instr[x->a].code == PROG_COL_SUM) return diag_error(d, ST_INPUT, "program: instruction %d reads a col_sum", i);
+    if (x->dtype == DT_F32 && p->instr[x->a].dtype == DT_F32) return ST_OK;
+    return diag_error(d, ST_INPUT, "program: instruction %d reduces what is not f32", i);
+}
+
 static Status check_instr(const Program *p, int i, bool attention, int nslot, Diag *d) {
     const Instr *x = &p->instr[i];
     if ((int)x->dtype < 0 || x->dtype >= DT_COUNT) return diag_error(d, ST_INPUT, "program: instruction %d has no dtype", i);
     if (x->code < PROG_OP) {
+        if (program_is_reduction(x->code) || x->code == PROG_INDEX) return check_row_instr(p, i, attention, d);
         bool slot = x->code == PROG_INPUT || x->code == PROG_VEC_Q || x->code == PROG_VEC_K;
         bool mask_leaf = x->code >= PROG_INDEX_B && x->code <= PROG_VEC_K;
         bool belongs = x->code == PROG_CONST || (attention ? mask_leaf : x->code == PROG_INPUT);
@@ -43,6 +58,8 @@ static Status check_instr(const Program *p, int i, bool attention, int nslot, Di
     for (int k = 0; k < arity; k++)
         if (operand[k] < 0 || operand[k] >= i)
             return diag_error(d, ST_INPUT, "program: instruction %d uses %d, which is not before it", i, operand[k]);
+    for (int k = 0; k < arity; k++)
+        if (p->instr[operand[k]].code == PROG_COL_SUM) return diag_error(d, ST_INPUT, "program: instruction %d reads a col_sum", i);
     return ST_OK;
 }
 

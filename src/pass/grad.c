@@ -53,6 +53,7 @@ static void mark_weights(GradState *s, bool *data) {
 static ValueId widen(GradState *s, ValueId g) {
     if (build_dtype(&s->b, g) != DT_BF16) return g;
     Node n = *graph_def(s->g, g);
+    if (n.op == OP_CAST && build_dtype(&s->b, n.in[0]) == DT_F32) return n.in[0];
     bool product = n.op == OP_DOT || n.op == OP_EXPERT_MATMUL_GRAD || n.op == OP_EMBEDDING_GRAD;
     if (!product || node_attr(&n, ATTR_DTYPE)) return build_cast(&s->b, g, DT_F32);
     Attr attr[16];

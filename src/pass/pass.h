@@ -7,6 +7,8 @@
 typedef enum AttentionChoice { ATTN_AUTO, ATTN_HEAD, ATTN_GATHER_KV } AttentionChoice;
 const char *attention_choice_name(AttentionChoice c);  // "auto", "head", "gather-kv"
 
+typedef enum RoutingChoice { ROUTING_FREE, ROUTING_SHOW, ROUTING_HOLD } RoutingChoice;  // of a mixture of experts, see hold.c
+
 typedef struct AdamWOptions {
     double beta1, beta2, eps, weight_decay;
     double clip_norm;            // 0: no clipping
@@ -25,30 +27,37 @@ typedef struct ShardReport {
     VEC(AttentionReport) attention;
     VEC(const char *) gathered;  // "node ... gathered whole because ..., N bytes": ops with no rule for a sharded input
     VEC(const char *) square;    // S x S values that stayed tensors, with bytes
+    VEC(const char *) logits;    // of a cross-entropy, that stay whole: which, bytes, why (pass head)
 } ShardReport;
 
 typedef struct PassContext {
     Arena *scratch;              // freed by the driver after all passes
     int nranks;
+    unsigned features;           // BACKEND_* of the backend that runs the graph (backend/backend.h); 0: the form that all take
     AttentionChoice attention;
     const char *const *strategies;  // saved decisions: the strategy of each attention in order of appearance; NULL: choose
     int nstrategies;
     const DeviceModel *device;
-    unsigned features;           // BACKEND_*: what the backend's kernels can do
     const AdamWOptions *adamw;
+    RoutingChoice routing;
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
-    ShardReport *report;         // filled by shard
+    ShardReport *report;         // filled by shard and head; may be NULL
 } PassContext;
 
 Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
+Status pass_hold(PassContext *c, Graph *in, Graph **out, Diag *d);          // choices of experts shown, or held fixed
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
 Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
 Status pass_precision(PassContext *c, Graph *in, Graph **out, Diag *d);     // bf16: products and attention
+Status pass_head(PassContext *c, Graph *in, Graph **out, Diag *d);          // logits and cross-entropy -> head_fwd
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param
+Status pass_head_join(PassContext *c, Graph *in, Graph **out, Diag *d);     // head_fwd + head_grad -> head
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
 Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
-Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_epilogue(PassContext *c, Graph *in, Graph **out, Diag *d);      // sums into products
+Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // cheap forward values once more in the backward
+Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
+Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c

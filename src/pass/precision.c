@@ -97,6 +97,13 @@ static void emit(Precision *p, NodeId id, const Node *n, int nhalf, const int *h
     if (b->status == ST_OK && name) graph_value(p->r.out, p->r.map[n->out[0]])->name = name;
 }
 
+// Rows and matrix in bf16; what comes out, statistics of rows, is f32.
+static void emit_head(Precision *p, NodeId id, const Node *n) {
+    static const int first_two[] = {0, 1};
+    emit(p, id, n, 2, first_two, false);
+    p->half[n->out[0]] = NO_VALUE;
+}
+
 // A reshape or permute of a product's result.
 static bool of_half(Precision *p, const Node *n) {
     if ((n->op != OP_RESHAPE && n->op != OP_PERMUTE) || !p->learned[n->in[0]] || !is_f32(p, n->in[0])) return false;
@@ -111,6 +118,7 @@ static void visit(Precision *p, NodeId id) {
     bool any = n->nout > 0 && n->nin > 0 && p->learned[n->out[0]] && is_f32(p, n->out[0]);
     ValueId table = n->op == OP_EMBEDDING ? n->in[0] : NO_VALUE;
     if (any && n->op == OP_DOT) emit(p, id, n, 2, first_two, has_few_columns(p, n));
+    else if (any && n->op == OP_HEAD_FWD) emit_head(p, id, n);
     else if (any && n->op == OP_EXPERT_MATMUL) emit(p, id, n, 2, outer, false);
     else if (any && n->op == OP_ATTENTION && (p->learned[n->in[0]] || p->learned[n->in[1]] || p->learned[n->in[2]])) emit(p, id, n, 3, qkv, false);
     else if (any && table != NO_VALUE && !p->data[table] && graph_shape(p->r.in, table)->ndim > 1) emit(p, id, n, 1, first_two, false);

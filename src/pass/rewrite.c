@@ -19,6 +19,25 @@ void rewrite_at(Rewrite *r, NodeId n) {
 
 void rewrite_copy(Rewrite *r, NodeId n) { graph_copy_node(r->in, n, r->out, r->map); }
 
+// A stack of its own: chains may be as long as the program.
+void rewrite_before(Rewrite *r, ValueId v) {
+    VEC(NodeId) stack = {0};
+    if (r->map[v] == NO_VALUE) vec_push(&stack, graph_value(r->in, v)->def);
+    while (stack.len) {
+        NodeId id = stack.data[stack.len - 1], missing = NO_NODE;
+        const Node *n = graph_node(r->in, id);
+        for (int k = 0; k < n->nin && missing == NO_NODE; k++)
+            if (r->map[n->in[k]] == NO_VALUE) missing = graph_value(r->in, n->in[k])->def;
+        if (missing != NO_NODE) {
+            vec_push(&stack, missing);
+            continue;
+        }
+        if (r->map[n->out[0]] == NO_VALUE) rewrite_copy(r, id);
+        stack.len--;
+    }
+    vec_free(&stack);
+}
+
 Status rewrite_finish(Rewrite *r, Graph **out) {
     if (r->b.status == ST_OK) {
         for (int64_t i = 0; i < r->in->outputs.len; i++) {

@@ -16,6 +16,8 @@ void rewrite_begin(Rewrite *r, const Graph *in, Arena *scratch, Diag *d);
 // New nodes from here on belong to node n of the old graph: its source line, its phase.
 void rewrite_at(Rewrite *r, NodeId n);
 void rewrite_copy(Rewrite *r, NodeId n);
+// Copies what value v of the old graph is made of, as far as that was not done yet: v is wanted before its turn.
+void rewrite_before(Rewrite *r, ValueId v);
 // Outputs through the map, then dead nodes dropped. The Rewrite is used up.
 Status rewrite_finish(Rewrite *r, Graph **out);
 

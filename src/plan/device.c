@@ -26,6 +26,7 @@ static const DeviceModel h100_model = {
     .link_latency_s = 15e-6,
     .kernel_latency_s = 3e-6,
     .mem_nbytes = 84.9e9,
+    .context_nbytes = 600e6,
 };
 
 const DeviceModel *device_model_cpu(void) { return &cpu_model; }

@@ -93,6 +93,10 @@ Status lower_actions(Lower *l) {
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         l->action[i] = choose_action(l, (NodeId)i, n);
+        bool second = n->op == OP_FUSED && (node_attr(n, ATTR_ROW) || node_attr(n, ATTR_VIEWS));
+        if (second && !(l->o->backend->features & BACKEND_FUSE_ROWS))
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: the %s backend has no kernel for fused nodes with rows or views",
+                              node_describe(g, (NodeId)i, l->a), l->o->backend->name);
         if (l->action[i] == ACT_KERNEL && !l->o->backend->kernel(n->op, l->real))
             return diag_error(l->d, ST_UNSUPPORTED, "%s: the %s backend has no kernel for %s", node_describe(g, (NodeId)i, l->a),
                               l->o->backend->name, op_name(n->op));

@@ -13,6 +13,7 @@ typedef struct DeviceModel {     // seconds from work; plan/device.c
     double link_latency_s;       // per message round
     double kernel_latency_s;
     double mem_nbytes;           // per rank; 0 unknown
+    double context_nbytes;       // beside the arena: driver context, library handles, compiled kernels (measured)
 } DeviceModel;
 const DeviceModel *device_model_cpu(void);
 const DeviceModel *device_model_h100(void);

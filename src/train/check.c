@@ -10,6 +10,12 @@
 
 const double check_loss_limit = 1e-5, check_grad_limit = 1e-4, check_adamw_limit = 1e-4;
 
+// The choices of a float32 run: input "routing.N" of the program that holds them.
+typedef struct Routing {
+    Arena *arena;
+    VEC(int64_t *) choice;
+} Routing;
+
 // What one compiled program computed: the first loss, every gradient, and the losses before each AdamW step.
 typedef struct Trace {
     Arena *arena;
@@ -40,6 +46,8 @@ static void copy_param_table(Trace *t, const Graph *g) {
     t->param = copy;
 }
 
+static void float32_only(CompileOptions *o) { o->import.real = DT_F32; }  // whatever the run that is checked computes in
+
 static Status read_gradients(Trace *t, Runtime *rt, const Graph *g, Diag *d) {
     for (int64_t i = 0; i < g->outputs.len; i++) {
         const Output *o = &g->outputs.data[i];
@@ -50,9 +58,17 @@ static Status read_gradients(Trace *t, Runtime *rt, const Graph *g, Diag *d) {
     return ST_OK;
 }
 
-static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFile *inputs, Runtime *rt, Trace *t, Diag *d) {
+static Status set_routing(const Routing *held, const Graph *g, Runtime *rt, Diag *d) {
+    int n = 0;
+    for (int64_t i = 0; i < g->inputs.len; i++)
+        if (!strncmp(g->inputs.data[i].name, "routing.", 8)) TRY(runtime_set_input(rt, (int32_t)i, held->choice.data[n++], d));
+    return ST_OK;
+}
+
+static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFile *inputs, const Routing *held, Runtime *rt, Trace *t, Diag *d) {
     TRY(values_load_params(rt, c->graph, o->golden == NULL, o->seed, d));
     TRY(values_set_inputs(rt, c->graph, inputs, o->seed, d));
+    if (held) TRY(set_routing(held, c->graph, rt, d));
     const AdamWOptions *opt = &o->compile.adamw;
     for (int step = 1; step <= t->nstep; step++) {
         TRY(runtime_set_hyper(rt, (double[]){o->lr, 1 - pow(opt->beta1, step), 1 - pow(opt->beta2, step)}, d));
@@ -62,8 +78,47 @@ static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFi
     return ST_OK;
 }
 
+// Runs the program in float32 on one CPU rank and keeps what its routers chose.
+static Status show_routing(const CheckOptions *o, const TensorFile *inputs, Routing *held, Diag *d) {
+    CompileOptions co = o->compile;
+    co.nranks = 1, co.backend = NULL, co.routing = ROUTING_SHOW, co.update = false, co.strategies = NULL, co.attention = ATTN_AUTO;
+    float32_only(&co);
+    Compiled c;
+    Runtime *rt = NULL;
+    double loss;
+    held->arena = arena_new();
+    Status st = compile_file(&co, &c, d);
+    if (st == ST_OK) st = runtime_new(c.plan, o->seed, &rt, d);
+    if (st == ST_OK) st = values_load_params(rt, c.graph, o->golden == NULL, o->seed, d);
+    if (st == ST_OK) st = values_set_inputs(rt, c.graph, inputs, o->seed, d);
+    if (st == ST_OK) st = runtime_step(rt, 0, &loss, d);
+    for (int64_t i = 0; st == ST_OK && i < c.graph->outputs.len; i++) {
+        const Output *out = &c.graph->outputs.data[i];
+        if (out->kind != OUT_AUX || strncmp(out->name, "routing.", 8)) continue;
+        int64_t n = shape_numel(graph_shape(c.graph, out->value));
+        double *x = ARENA_ARRAY(held->arena, double, n);
+        int64_t *choice = ARENA_ARRAY(held->arena, int64_t, n);
+        st = runtime_get_output(rt, (int)i, x, d);
+        for (int64_t k = 0; k < n; k++) choice[k] = (int64_t)x[k];
+        vec_push(&held->choice, choice);
+    }
+    if (st == ST_OK && held->choice.len == 0) st = diag_error(d, ST_INPUT, "--hold-routing: the program chooses no experts (it has no topk)");
+    runtime_free(rt);
+    compiled_free(&c);
+    return st;
+}
+
 // Compiles for o->compile.nranks and runs nstep steps.
-static Status trace_run(const CheckOptions *o, const TensorFile *inputs, int nstep, Trace *t, Diag *d) {
+static Status trace_run(const CheckOptions *options, const TensorFile *inputs, int nstep, Trace *t, Diag *d) {
+    CheckOptions copy = *options, *o = &copy;
+    Routing held = {0};
+    if (o->hold_routing) o->compile.routing = ROUTING_HOLD;
+    Status shown = o->hold_routing ? show_routing(options, inputs, &held, d) : ST_OK;
+    if (shown != ST_OK) {
+        vec_free(&held.choice);
+        arena_free(held.arena);
+        return shown;
+    }
     t->arena = arena_new();
     t->nstep = nstep;
     t->loss = ARENA_ARRAY(t->arena, double, nstep);
@@ -78,9 +133,11 @@ static Status trace_run(const CheckOptions *o, const TensorFile *inputs, int nst
         run.processes = run.processes && o->compile.nranks > 1;
         st = runtime_new_with(c.plan, &run, &rt, d);
     }
-    if (st == ST_OK) st = run_steps(o, &c, inputs, rt, t, d);
+    if (st == ST_OK) st = run_steps(o, &c, inputs, o->hold_routing ? &held : NULL, rt, t, d);
     runtime_free(rt);
     compiled_free(&c);
+    vec_free(&held.choice);
+    if (held.arena) arena_free(held.arena);
     return st;
 }
 
@@ -238,7 +295,8 @@ static Status check_golden(CheckOptions *o, Arena *a, Trace *t, CheckResult *r, 
     }
     r->loss = t->loss[0];
     r->loss_relerr = relative(t->loss[0], loss);
-    compare_losses(t, adamw, r);
+    if (o->hold_routing) r->adamw_relerr = 0;  // the golden's later steps choose anew
+    else compare_losses(t, adamw, r);
     return ST_OK;
 }
 

@@ -11,6 +11,7 @@ typedef struct CheckOptions {
     uint64_t seed;               // of made-up parameters and inputs
     double lr;                   // of the AdamW steps (1e-3 is what the goldens use)
     int adamw_steps;             // without golden
+    bool hold_routing;           // a mixture's choices of experts are those of a float32 run on the CPU; AdamW losses are not compared then
     RuntimeOptions runtime;
     void (*notes)(const ImportReport *r);  // what importing had to say, once; may be NULL
 } CheckOptions;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "exec/exec.h"
+#include "train/profile.h"
 #include "train/values.h"
 
 typedef struct Run {
@@ -22,7 +23,8 @@ typedef struct Run {
     VEC(int64_t) step;
     VEC(double) loss;
     int64_t first;                         // steps done before this run
-    double started;
+    double opened;                         // when training was asked for
+    double started, seconds;               // when the loop began; what the last step took
 } Run;
 
 static double now(void) {
@@ -172,6 +174,26 @@ static Status save_all(Run *r, int64_t done, double entropy, Diag *d) {
     return picture_write(arena_printf(r->arena, "%s/loss.svg", r->o->out), r->step.len, r->step.data, r->loss.data, entropy, "unigram entropy of the data", d);
 }
 
+// What the plan said of the device's memory and what is in use (by this process, if the device is its own).
+static void report_memory(const Run *r) {
+    double used, planned = 0;
+    const Plan *p = r->c->plan;
+    if (!runtime_device_used(r->rt, &used)) return;
+    for (int i = 0; i < p->nranks; i++) planned += (double)p->rank[i].arena_nbytes;
+    double context = compile_device_model(&r->o->compile)->context_nbytes;
+    printf("device memory: planned %.3f GB (arenas %.3f, context %.3f), in use %.3f GB\n", (planned + context) / 1e9, planned / 1e9, context / 1e9, used / 1e9);
+}
+
+// The table compares with the step before, which ran as all others do.
+static Status profile_step(Run *r, int64_t step, double *loss, Diag *d) {
+    const Plan *p = r->c->plan;
+    const double **seconds = ARENA_ARRAY(r->arena, const double *, p->nranks);
+    double before = r->seconds;
+    TRY(runtime_profile(r->rt, step, loss, seconds, d));
+    profile_print(stdout, p, compile_device_model(&r->o->compile), 0, seconds[0], step > r->first ? before : NAN);
+    return profile_write_trace(arena_printf(r->arena, "%s/trace.json", r->o->out), p, seconds, d);
+}
+
 static Status train_loop(Run *r, TrainResult *out, Diag *d) {
     const TrainOptions *o = r->o;
     const AdamWOptions *opt = &o->compile.adamw;
@@ -181,20 +203,24 @@ static Status train_loop(Run *r, TrainResult *out, Diag *d) {
         double begin = now(), loss, lr = train_lr(o, step);
         TRY(feed(r, step, d));
         TRY(runtime_set_hyper(r->rt, (double[]){lr, 1 - pow(opt->beta1, (double)(step + 1)), 1 - pow(opt->beta2, (double)(step + 1))}, d));
-        TRY(runtime_step(r->rt, step, &loss, d));
+        bool profile = o->profile && step + 1 == o->steps;
+        TRY(profile ? profile_step(r, step, &loss, d) : runtime_step(r->rt, step, &loss, d));
         if (!isfinite(loss))
             return diag_error(d, ST_NUMERIC, "the loss is not finite at step %" PRId64 "; nothing was saved after step %" PRId64 " (a lower --lr or --clip may help)", step + 1, out->steps);
         if (step == r->first) out->first_loss = loss;
         vec_push(&r->step, step + 1);
         vec_push(&r->loss, loss);
-        TRY(report_step(r, step, loss, lr, now() - begin, d));
+        r->seconds = now() - begin;
+        TRY(report_step(r, step, loss, lr, r->seconds, d));
         out->stopped = o->stop && *o->stop;
         bool last = step + 1 == o->steps || out->stopped;
-        if (last || (o->save_every > 0 && (step + 1) % o->save_every == 0)) {
+        if (o->save_every < 0) out->steps = step + 1;
+        else if (last || (o->save_every > 0 && (step + 1) % o->save_every == 0)) {
             TRY(save_all(r, step + 1, out->unigram_entropy, d));
             out->steps = step + 1;
         }
     }
+    report_memory(r);
     int64_t tail = max_i64(1, r->loss.len / 10);
     out->last_loss = 0;
     for (int64_t i = r->loss.len - tail; i < r->loss.len && r->loss.len; i++) out->last_loss += r->loss.data[i] / (double)tail;
@@ -214,6 +240,8 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     run.processes = run.processes && r->o->compile.nranks > 1;
     TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
     TRY(load_start(r, d));
+    printf("ready in %.1f s\n", now() - r->opened);
+    fflush(stdout);
     TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));
     TRY(open_metrics(r, d));
@@ -231,7 +259,7 @@ Status train_run(const TrainOptions *o, TrainResult *out, Diag *d) {
     CompileOptions co = o->compile;
     co.update = true;
     Compiled c;
-    Run r = {.o = o, .c = &c, .arena = arena_new()};
+    Run r = {.o = o, .c = &c, .arena = arena_new(), .opened = now()};
     Status st = compile_file(&co, &c, d);
     if (st == ST_OK) st = run_prepared(&r, out, d);
     if (r.metrics && fclose(r.metrics) && st == ST_OK) st = diag_error(d, ST_IO, "%s/metrics.jsonl: cannot write", o->out);

@@ -16,7 +16,8 @@ typedef struct TrainOptions {
     bool random_init;       // parameters without bytes are drawn from the seed instead of being refused
     const char *out;        // folder
     bool resume;            // continue from out
-    int64_t save_every;     // steps; 0: only at the end
+    int64_t save_every;     // steps; 0: only at the end; -1: never (benchmarks)
+    bool profile;           // devices: the last step is timed kernel by kernel; a table to standard output, out/trace.json
     void (*show_plan)(const Compiled *c);  // called once compiled, before anything runs; may be NULL
     const volatile int *stop;  // set by a signal handler: save and leave after this step
 } TrainOptions;

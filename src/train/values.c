@@ -181,7 +181,7 @@ static Status input_made_up(const Graph *g, int32_t index, uint64_t seed, void *
 Status values_set_inputs(Runtime *rt, const Graph *g, const TensorFile *file, uint64_t seed, Diag *d) {
     for (int64_t i = 0; i < g->inputs.len; i++) {
         const Input *in = &g->inputs.data[i];
-        if (in->role == ROLE_OTHER && !strcmp(in->name, "adamw.hyper")) continue;
+        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8))) continue;  // made by passes
         const TensorView *t = file ? tensors_find(file, in->name) : NULL;
         if (file && !t) return diag_error(d, ST_INPUT, "the inputs file has no tensor \"%s\"", in->name);
         void *data = malloc((size_t)max_i64(shape_numel(&in->shape), 1) * 8);

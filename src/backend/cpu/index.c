@@ -22,7 +22,7 @@ static Status index_error(const KernelArgs *k, const Operand *o, int64_t at, int
                       (long long)n);
 }
 
-static Status check_indices(const KernelArgs *k, const Operand *o, int64_t n, Diag *d) {
+Status cpu_check_indices(const KernelArgs *k, const Operand *o, int64_t n, Diag *d) {
     const int64_t *index = o->data;
     int64_t count = operand_elems(o), bad = 0;
     for (int64_t i = 0; i < count; i++) bad |= (uint64_t)index[i] >= (uint64_t)n;
@@ -52,7 +52,7 @@ static void embedding_part(void *ctx, int64_t begin, int64_t end, int worker) {
 
 Status cpu_embedding(const KernelArgs *k, Diag *d) {
     const Operand *table = &k->in[0], *index = &k->in[1];
-    TRY(check_indices(k, index, table->dim[0], d));
+    TRY(cpu_check_indices(k, index, table->dim[0], d));
     Rows r = {.index = index->data, .n = operand_elems(index), .rest = operand_count(table, 1, table->ndim)};
     r.elem = dtype_nbytes(table->dtype), r.src = table->data, r.dst = k->out[0].data;
     kernel_run(k->pool, embedding_part, &r, r.n, r.rest);
@@ -116,7 +116,7 @@ static void scatter_run(Pool *p, Scatter *s) {
 
 Status cpu_embedding_grad(const KernelArgs *k, Diag *d) {
     const Operand *index = &k->in[0], *out = &k->out[0];
-    TRY(check_indices(k, index, out->dim[0], d));
+    TRY(cpu_check_indices(k, index, out->dim[0], d));
     Scatter s = {.rows = {.index = index->data, .n = operand_elems(index), .nrows = out->dim[0]}};
     s.rows.rest = operand_count(out, 1, out->ndim), s.rows.skip = node_int_or(k->node, ATTR_SKIP, -1);
     s.rows.elem = dtype_nbytes(out->dtype), s.rows.src = k->in[1].data, s.rows.dst = out->data;
@@ -127,7 +127,7 @@ Status cpu_embedding_grad(const KernelArgs *k, Diag *d) {
 
 Status cpu_index_put(const KernelArgs *k, Diag *d) {
     const Operand *x = &k->in[0], *index = &k->in[1];
-    TRY(check_indices(k, index, x->dim[0], d));
+    TRY(cpu_check_indices(k, index, x->dim[0], d));
     Scatter s = {.rows = {.index = index->data, .n = operand_elems(index), .nrows = x->dim[0], .skip = -1}, .initial = x->data};
     s.rows.rest = operand_count(x, 1, x->ndim), s.rows.elem = dtype_nbytes(x->dtype);
     s.rows.src = k->in[2].data, s.rows.dst = k->out[0].data;
@@ -158,7 +158,7 @@ PICK(pick_4, float)
 PICK(pick_8, uint64_t)
 
 Status cpu_pick(const KernelArgs *k, Diag *d) {
-    TRY(check_indices(k, &k->in[1], k->in[0].dim[k->in[0].ndim - 1], d));
+    TRY(cpu_check_indices(k, &k->in[1], k->in[0].dim[k->in[0].ndim - 1], d));
     Pick p = {.x = &k->in[0], .index = &k->in[1], .out = &k->out[0]};
     int elem = dtype_nbytes(k->out[0].dtype);
     kernel_run(k->pool, elem == 1 ? pick_1 : elem == 4 ? pick_4 : pick_8, &p, operand_elems(&k->out[0]), 8);
@@ -212,7 +212,7 @@ static void lines_run(const KernelArgs *k, const Lines *l, PoolFn fn) {
 
 Status cpu_gather(const KernelArgs *k, Diag *d) {
     Lines l = {.index = &k->in[1], .small = &k->out[0], .large = &k->in[0], .dim = (int)node_int(k->node, ATTR_DIM)};
-    TRY(check_indices(k, l.index, l.large->dim[l.dim], d));
+    TRY(cpu_check_indices(k, l.index, l.large->dim[l.dim], d));
     int elem = dtype_nbytes(k->out[0].dtype);
     lines_run(k, &l, elem == 1 ? gather_1 : elem == 4 ? gather_4 : gather_8);
     return ST_OK;
@@ -220,7 +220,7 @@ Status cpu_gather(const KernelArgs *k, Diag *d) {
 
 Status cpu_scatter_add(const KernelArgs *k, Diag *d) {
     Lines l = {.index = &k->in[1], .small = &k->in[2], .large = &k->out[0], .dim = (int)node_int(k->node, ATTR_DIM)};
-    TRY(check_indices(k, l.index, l.large->dim[l.dim], d));
+    TRY(cpu_check_indices(k, l.index, l.large->dim[l.dim], d));
     DType t = k->out[0].dtype;
     if (!dtype_is_float(t) && t != DT_I64)
         return diag_error(d, ST_UNSUPPORTED, "the CPU has no scatter_add of %s", dtype_name(t));

@@ -42,6 +42,9 @@ KERNEL_A(adamw)
 
 // ---- what the kernels share ---------------------------------------------------------------------------------------------
 
+// Every element of operand `o`, an i64 index, lies in [0, n); else the error says which does not (index.c).
+Status cpu_check_indices(const KernelArgs *k, const Operand *o, int64_t n, Diag *d);
+
 // In front of a loop whose iterations are independent, even where a result takes over an operand's memory (then both are at the
 // same place). Clang's form of this pragma complains of loops that it cannot vectorise, such as calls of the C library.
 #if defined(__clang__)

@@ -16,6 +16,9 @@ KERNEL_B(conv1d_grad_x)
 KERNEL_B(conv1d_grad_w)
 KERNEL_B(expert_matmul)
 KERNEL_B(expert_matmul_grad)
+KERNEL_B(head_fwd)
+KERNEL_B(head_grad)
+KERNEL_B(head)
 #undef KERNEL_B
 
 // Once per process before any kernel runs (idempotent): the BLAS may not start threads of its own.

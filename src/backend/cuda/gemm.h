@@ -1,6 +1,7 @@
 // Matrix products of one GPU behind one interface: cuBLASLt (gemm_cublaslt.c) or plain loops (gemm_emulated.c).
 #pragma once
 #include "backend/cuda/device.h"
+#include "backend/cuda/gemm_simt.h"
 #include "base/diag.h"
 #include "ir/type.h"
 
@@ -18,8 +19,27 @@ typedef struct Gemm {
 enum { GEMM_WORKSPACE_NBYTES = 32 << 20 };  // scratch that every product is given
 // What gemm_prepare chose; owned by the device, shared by equal products.
 typedef struct GemmPlan GemmPlan;
-// Picks the fastest algorithm: measured on these addresses unless the cache on disk knows it (D is overwritten then, with beta = 0 as if
-// C were not there). float32 never uses TF32.
+// Picks the fastest algorithm: measured on these addresses unless the cache on disk knows it (D is overwritten then). m, n and batch
+// are at least 1; k = 0 is legal. float32 never uses TF32, and no algorithm is taken whose result depends on the order of threads.
 Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d);
 Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d);
-void gemm_close(Device *dev) __attribute__((weak));
+void gemm_close(Device *dev);
+
+// Zeroed host memory that lives until gemm_close: for what a kernel's `prepare` keeps beside plans.
+void *gemm_alloc(Device *dev, size_t nbytes);
+// How a plan was chosen, for reports: microseconds of the library's first choice and of the plan, 0 where nothing was measured.
+typedef struct GemmTuning {
+    int ncandidate;
+    bool from_cache, simt;   // simt: by gemm_simt.cu, the library has no algorithm
+    float first_us, best_us;
+    int splitk;
+} GemmTuning;
+const GemmTuning *gemm_tuning(const GemmPlan *p);
+
+// The same product as gemm_simt.cu takes it.
+static inline SimtGemm gemm_simt_of(const Gemm *g, const void *a, const void *b, const void *c, const void *bias, void *dst) {
+    return (SimtGemm){.a = a, .b = b, .c = c, .bias = g->bias ? bias : 0, .d = dst, .m = g->m, .n = g->n, .k = g->k, .batch = g->batch,
+                      .a_m = g->trans_a ? 1 : g->lda, .a_k = g->trans_a ? g->lda : 1, .b_k = g->trans_b ? 1 : g->ldb,
+                      .b_n = g->trans_b ? g->ldb : 1, .ldc = g->ldc, .ldd = g->ldd, .stride_a = g->stride_a, .stride_b = g->stride_b,
+                      .stride_c = g->stride_c, .stride_d = g->stride_d, .alpha = g->alpha, .beta = g->beta};
+}
