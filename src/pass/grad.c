@@ -80,7 +80,8 @@ static void accumulate(GradState *s, ValueId v, ValueId g) {
 // The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight passes it on.
 static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
     ValueId g = s->cot[v];
-    if (g == NO_VALUE || n->op == OP_CAST || s->weight[v]) return g;
+    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT || n->op == OP_BROADCAST;
+    if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && moves)) return g;
     return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
 
