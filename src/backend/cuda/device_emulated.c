@@ -42,7 +42,8 @@ static Status emulated_open(int rank, int nranks, size_t arena_nbytes, Device **
         if (p != MAP_FAILED) munmap(p, nbytes);
         free(impl);
         free(dev);
-        return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank, arena_nbytes);
+        return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank,
+                          arena_nbytes);
     }
     *impl = (struct DeviceImpl){.arena = p, .arena_nbytes = nbytes};
     *dev = (Device){.ordinal = -1, .rank = rank, .nsm = EMULATED_SMS, .error = &impl->error, .step = &impl->step,
