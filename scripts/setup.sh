@@ -3,10 +3,10 @@
 set -eu
 need=""
 have() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q "ok installed"; }
-for p in gcc libc6-dev cmake ninja-build pkg-config libjansson-dev zlib1g-dev libopenblas-dev libcmocka-dev python3; do
+for p in gcc g++ libc6-dev cmake ninja-build pkg-config libjansson-dev zlib1g-dev libopenblas-dev libcmocka-dev python3; do
     have "$p" || need="$need $p"
 done
-if command -v gcc >/dev/null && command -v cmake >/dev/null && command -v ninja >/dev/null && command -v python3 >/dev/null &&
+if command -v gcc >/dev/null && command -v g++ >/dev/null && command -v cmake >/dev/null && command -v ninja >/dev/null && command -v python3 >/dev/null &&
     pkg-config --exists jansson zlib openblas cmocka 2>/dev/null; then
     need=""  # all there, whoever installed it
 fi

@@ -5,9 +5,25 @@
 #include <math.h>
 #include "base/random.h"
 
+void (*op_device_gap)(void *p, size_t nbytes, bool forbid);
+
 // ---- cases ---------------------------------------------------------------------------------------------------------------
 
 static DType real_of(DType t, DType real) { return t == DT_F32 ? real : t; }
+
+static uint16_t bf16_of(double v) {  // to nearest, ties to even
+    float f = (float)v;
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static double bf16_value(uint16_t bits) {
+    uint32_t u = (uint32_t)bits << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
 
 static const Program *program_of(Arena *a, const Program *p, DType real) {
     Instr *instr = arena_copy(a, p->instr, sizeof(Instr) * (size_t)p->ninstr);
@@ -33,6 +49,7 @@ static double draw(const Sample *s, int i, double u) {
     switch (s->dtype[i]) {
     case DT_BOOL: return u < 0.5;
     case DT_I64: return range ? (double)s->lo[i] + floor(u * (double)(s->hi[i] - s->lo[i])) : floor(u * 3);
+    case DT_BF16: return bf16_value(bf16_of(range ? ((double)s->lo[i] + u * (double)(s->hi[i] - s->lo[i])) / 8 : 3 * u - 1.5));
     default: return (float)(range ? ((double)s->lo[i] + u * (double)(s->hi[i] - s->lo[i])) / 8 : 3 * u - 1.5);
     }
 }
@@ -308,6 +325,7 @@ static void element_store(void *data, DType t, int64_t at, double v) {
     switch (t) {
     case DT_F32: ((float *)data)[at] = (float)v; break;
     case DT_F64: ((double *)data)[at] = v; break;
+    case DT_BF16: ((uint16_t *)data)[at] = bf16_of(v); break;
     case DT_I64: ((int64_t *)data)[at] = (int64_t)v; break;
     default: ((uint8_t *)data)[at] = v != 0; break;
     }
@@ -317,6 +335,7 @@ static double element_load(const void *data, DType t, int64_t at) {
     switch (t) {
     case DT_F32: return ((const float *)data)[at];
     case DT_F64: return ((const double *)data)[at];
+    case DT_BF16: return bf16_value(((const uint16_t *)data)[at]);
     case DT_I64: return (double)((const int64_t *)data)[at];
     default: return ((const uint8_t *)data)[at];
     }
@@ -356,7 +375,7 @@ static void cut_operand(const OpCase *c, int slot, const Placement *p, int rank,
 // ---- running and comparing -----------------------------------------------------------------------------------------------
 
 typedef struct RankRun {
-    Operand in[OP_MAX_IN], out[OP_MAX_OUT];
+    Operand in[OP_MAX_IN], out[OP_MAX_OUT];  // on the host: what the kernel read (and overwrote), what it wrote
     void *scratch;
     size_t scratch_nbytes;
 } RankRun;
@@ -365,6 +384,85 @@ typedef struct RankRun {
 static int inplace_operand(OpKind op, int j) {
     static const int adamw[] = {0, 2, 3};
     return op_flags(op) & OPF_INPLACE && j < 3 ? adamw[j] : -1;
+}
+
+static size_t operand_bytes(const Operand *o) { return (size_t)local_numel(o) * (size_t)dtype_nbytes(o->dtype); }
+
+// Kernels know floats by f32 and f64: bf16 goes with f32, and so do ops on integers alone.
+static DType kernel_real(const OpCase *c) { return c->real == DT_F64 ? DT_F64 : DT_F32; }
+
+static KernelArgs kernel_args(const OpCase *c, const RankRun *r) {
+    return (KernelArgs){.node = op_case_node(c), .id = c->node, .nin = c->nin, .nout = c->nout, .in = r->in, .out = r->out,
+                        .scratch = r->scratch, .scratch_nbytes = r->scratch_nbytes, .run_seed = c->run_seed, .step = c->step};
+}
+
+// A device's copy of a rank's buffers, one after the other in its arena with room between.
+typedef struct DeviceRun {
+    const DeviceApi *api;
+    Device *dev;
+    char *arena;
+    size_t used;
+    RankRun r;  // device addresses
+} DeviceRun;
+
+enum { DEVICE_ALIGN = 256, DEVICE_GAP = 256 };
+
+static size_t device_room(size_t nbytes) { return (nbytes + DEVICE_GAP + DEVICE_ALIGN - 1) / DEVICE_ALIGN * DEVICE_ALIGN; }
+
+static void *device_place(DeviceRun *x, size_t nbytes) {
+    char *p = x->arena + x->used;
+    x->used += device_room(nbytes);
+    if (op_device_gap) op_device_gap(p + nbytes, x->used - (size_t)(p - x->arena) - nbytes, true);
+    return p;
+}
+
+static Status device_fill_in(OpCase *c, DeviceRun *x, const RankRun *host, Diag *d) {
+    x->r = *host;
+    for (int i = 0; i < c->nin; i++) {
+        size_t n = operand_bytes(&host->in[i]);
+        x->r.in[i].data = device_place(x, n);
+        TRY(x->api->write(x->dev, x->r.in[i].data, host->in[i].data, n, d));
+    }
+    for (int j = 0; j < c->nout; j++) {
+        int shared = inplace_operand(c->op, j);
+        size_t n = operand_bytes(&host->out[j]);
+        x->r.out[j].data = shared >= 0 ? x->r.in[shared].data : device_place(x, n);
+        if (shared < 0) TRY(x->api->write(x->dev, x->r.out[j].data, host->out[j].data, n, d));
+    }
+    x->r.scratch = device_place(x, host->scratch_nbytes);
+    return x->api->write(x->dev, x->r.scratch, host->scratch, host->scratch_nbytes, d);
+}
+
+static Status device_run(OpCase *c, const Backend *backend, DeviceRun *x, const RankRun *host, Diag *d) {
+    void *state;
+    NodeId failed;
+    TRY(device_fill_in(c, x, host, d));
+    KernelArgs k = kernel_args(c, &x->r);
+    k.device = x->dev;
+    TRY(x->api->prepare(x->dev, &k, &state, d));
+    size_t used = x->used;
+    x->used = 0;
+    TRY(device_fill_in(c, x, host, d));  // preparing may have written to the operands
+    CHECK(x->used == used, "operands moved");
+    k.state = state;
+    TRY(x->api->begin(x->dev, c->run_seed, c->step, d));
+    TRY(backend->kernel(c->op, kernel_real(c))(&k, d));
+    TRY(x->api->finish(x->dev, &failed, d));
+    for (int j = 0; j < c->nout; j++)
+        TRY(x->api->read(x->dev, host->out[j].data, x->r.out[j].data, operand_bytes(&host->out[j]), d));
+    return ST_OK;
+}
+
+static Status run_on_device(OpCase *c, const Backend *backend, int rank, const RankRun *host, Diag *d) {
+    DeviceRun x = {.api = backend->device};
+    size_t nbytes = device_room(host->scratch_nbytes);
+    for (int i = 0; i < c->nin; i++) nbytes += device_room(operand_bytes(&host->in[i]));
+    for (int j = 0; j < c->nout; j++) nbytes += device_room(operand_bytes(&host->out[j]));
+    TRY(x.api->open(rank, c->nranks, nbytes, &x.dev, (void **)&x.arena, d));
+    Status st = device_run(c, backend, &x, host, d);
+    if (op_device_gap) op_device_gap(x.arena, nbytes, false);
+    x.api->close(x.dev);
+    return st;
 }
 
 static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, const Row *row, int rank, RankRun *r, Diag *d) {
@@ -378,12 +476,13 @@ static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, const Row 
         Operand *o = &r->out[j];
         *o = local_operand(c, n->out[j], &row->out[j], rank);
         int shared = inplace_operand(c->op, j);
-        o->data = shared >= 0 ? r->in[shared].data : buffer_new((size_t)local_numel(o) * (size_t)dtype_nbytes(o->dtype));
+        o->data = shared >= 0 ? r->in[shared].data : buffer_new(operand_bytes(o));
     }
     r->scratch_nbytes = backend->scratch(n, r->in, r->out, 2);
     r->scratch = buffer_new(r->scratch_nbytes);
-    KernelArgs k = {.node = n, .nin = c->nin, .nout = c->nout, .in = r->in, .out = r->out, .scratch = r->scratch,
-                    .scratch_nbytes = r->scratch_nbytes, .pool = pool, .run_seed = c->run_seed, .step = c->step};
+    if (backend->device) return run_on_device(c, backend, rank, r, d);
+    KernelArgs k = kernel_args(c, r);
+    k.pool = pool;
     return backend->kernel(c->op, c->real)(&k, d);
 }
 
@@ -400,6 +499,7 @@ static double tolerance(DType t, const double *want, int64_t n) {
     double largest = 0;
     for (int64_t k = 0; k < n; k++)
         if (isfinite(want[k])) largest = fmax(largest, fabs(want[k]));
+    if (t == DT_BF16) return 0x1p-8 * (1 + largest);  // one rounding, of the result
     return 64 * (t == DT_F32 ? FLT_EPSILON : DBL_EPSILON) * (1 + largest);
 }
 
@@ -443,7 +543,7 @@ static bool compare_output(OpCase *c, const Row *row, const RankRun *run, int j,
 }
 
 bool op_check_row(OpCase *c, const Backend *backend, Pool *pool, const Row *row, bool *ran, Str *why) {
-    *ran = backend->kernel(c->op, c->real) != NULL;
+    *ran = backend->kernel(c->op, backend->device ? kernel_real(c) : c->real) != NULL;
     if (!*ran) return true;
     RankRun *run = calloc((size_t)c->nranks, sizeof *run);
     CHECK(run, "out of memory");

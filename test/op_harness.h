@@ -23,7 +23,7 @@ typedef struct OpCase {
     double *out[OP_MAX_OUT];  // whole results, by the reference (op_case_expect)
 } OpCase;
 
-// Builds the node of `sample` with floats of type `real` on random operands. Errors are those of the op's shape rule.
+// Builds the node of `sample` with floats of type `real` (any type: its f32 become that) on random operands. Errors are those of the op's shape rule.
 Status op_case_new(OpCase *c, OpKind op, const Sample *sample, DType real, int nranks, uint64_t seed, Diag *d);
 void op_case_free(OpCase *c);
 Status op_case_expect(OpCase *c, Diag *d);  // fills out[]
@@ -48,3 +48,5 @@ bool op_row_well_formed(OpCase *c, const Row *row, Str *why);
 // Runs the kernel once per rank under `row` on operands cut from the whole ones and compares what the ranks' results assemble to
 // with out[]. False: *why says what differs. A backend without the kernel: true, *why untouched, *ran false.
 bool op_check_row(OpCase *c, const Backend *backend, Pool *pool, const Row *row, bool *ran, Str *why);
+// For a device in host memory under the address sanitizer: forbids (and allows again) the bytes between operands. NULL: nothing.
+extern void (*op_device_gap)(void *p, size_t nbytes, bool forbid);

@@ -24,7 +24,8 @@ typedef struct GpuBox {
 void gpu_copy_box(void *stream, int nsm, const GpuBox *b);
 // n elements of `value` (a bool: value != 0).
 void gpu_fill(void *stream, int nsm, void *dst, GpuType t, long long n, double value);
-void gpu_fill_i64(void *stream, int nsm, void *dst, long long n, long long value);
+// The elements of dst's box; src and its strides do not matter.
+void gpu_fill_box(void *stream, int nsm, const GpuBox *b, double value);
 
 #ifdef __cplusplus
 }

@@ -17,29 +17,24 @@ struct alignas(16) HeadPack {
     T at[N];
 };
 
-// A logit as the softmax sees it: z = cap * tanh(x / cap) where CAP. It is computed again in the second pass rather than stored: a narrow
-// element type would round it once more.
-template <bool CAP>
-GPU_FN float head_z(const HeadRows &p, float x) {
-    return CAP ? p.cap * tanhf(x / p.cap) : x;
-}
-
-// A running maximum m and the sum of exp(z - m).
+// A running maximum m and the sum of exp(x - m).
 struct HeadSum {
     float m, s;
 };
-// What is subtracted from exponents: a row that is all -inf must not become NaN by -inf - -inf.
-GPU_FN float head_base(float m) { return m == -HEAD_INFINITY ? 0.0f : m; }
-template <class T, bool CAP>
-GPU_FN void head_add(const HeadRows &p, HeadSum &h, const HeadPack<T> &x) {
-    float v[HeadPack<T>::N], m = h.m;
-    GPU_UNROLL for (int i = 0; i < HeadPack<T>::N; i++) {
-        v[i] = head_z<CAP>(p, to_float(x.at[i]));
-        m = v[i] > m || v[i] != v[i] ? v[i] : m;  // NaN stays
-    }
+// What is subtracted from exponents: an infinite maximum must not give NaN by inf - inf.
+GPU_FN float head_base(float m) { return m == HEAD_INFINITY || m == -HEAD_INFINITY ? 0.0f : m; }
+GPU_FN float head_larger(float m, float v) { return v > m || v != v ? v : m; }  // NaN stays
+template <bool CAP>
+GPU_FN float head_logit(float x, float cap) { return CAP ? cap * tanhf(x / cap) : x; }
+
+// N values at once: one rescaling for all of them.
+template <int N>
+GPU_FN void head_add(HeadSum &h, const float (&v)[N]) {
+    float m = h.m;
+    GPU_UNROLL for (int i = 0; i < N; i++) m = head_larger(m, v[i]);
     float base = head_base(m);
     if (m != h.m) h.s *= expf(h.m - base), h.m = m;
-    GPU_UNROLL for (int i = 0; i < HeadPack<T>::N; i++) h.s += expf(v[i] - base);
+    GPU_UNROLL for (int i = 0; i < N; i++) h.s += expf(v[i] - base);
 }
 
 GPU_FN void head_record(const HeadRows &p, i64 value) {
@@ -47,96 +42,84 @@ GPU_FN void head_record(const HeadRows &p, i64 value) {
     p.error->node = p.node, p.error->value = value, p.error->limit = p.v;
 }
 
-// A row as it is walked: 16 bytes at a time, and singly the elements before the first such place and after the last (rows need not begin
-// at multiples of 16 bytes).
+// A row: whole packs, and the elements from `tail` on singly.
 template <class T>
 struct HeadRow {
     T *x;
-    i64 head, packs, singles;
+    HeadPack<T> *pack;
+    i64 npack, tail, v;
 };
 template <class T>
-GPU_FN HeadRow<T> head_row_of(const HeadRows &p, i64 row) {
-    HeadRow<T> r;
-    r.x = (T *)p.x + row * p.v;
-    r.head = (i64)((16 - (u64)r.x % 16) % 16 / sizeof(T));
-    if (r.head > p.v) r.head = p.v;
-    r.packs = (p.v - r.head) / HeadPack<T>::N;
-    r.singles = p.v - r.packs * HeadPack<T>::N;
-    return r;
-}
-template <class T>
-GPU_FN HeadPack<T> *head_pack(const HeadRow<T> &r, i64 i) {
-    return (HeadPack<T> *)(r.x + r.head) + i;
-}
-template <class T>
-GPU_FN i64 head_single(const HeadRow<T> &r, i64 i) {
-    return i < r.head ? i : r.packs * HeadPack<T>::N + i;
+GPU_FN HeadRow<T> head_row(T *x, i64 v) {
+    i64 npack = v / HeadPack<T>::N;
+    return {x, (HeadPack<T> *)x, npack, npack * HeadPack<T>::N, v};
 }
 
+// The row's log-sum-exp, in every thread.
 template <class T, bool CAP>
-GPU_FN float head_lse(const HeadRows &p, const HeadRow<T> &r) {
+GPU_FN float head_statistics(const HeadRow<T> &r, float cap) {
     HeadSum h = {-HEAD_INFINITY, 0};
-    for (i64 i = gpu_thread_x; i < r.packs; i += gpu_block_threads) head_add<T, CAP>(p, h, *head_pack(r, i));
-    for (i64 i = gpu_thread_x; i < r.singles; i += gpu_block_threads) {
-        float v = head_z<CAP>(p, to_float(r.x[head_single(r, i)])), m = v > h.m || v != v ? v : h.m, base = head_base(m);
-        h.s = h.s * expf(h.m - base) + expf(v - base);
-        h.m = m;
+    for (i64 i = gpu_thread_x; i < r.npack; i += gpu_block_threads) {
+        HeadPack<T> q = r.pack[i];
+        float v[HeadPack<T>::N];
+        GPU_UNROLL for (int j = 0; j < HeadPack<T>::N; j++) v[j] = head_logit<CAP>(to_float(q.at[j]), cap);
+        head_add(h, v);
     }
-    float m = gpu_block_max(h.m), base = head_base(m);
+    for (i64 i = r.tail + gpu_thread_x; i < r.v; i += gpu_block_threads) {
+        float v[1] = {head_logit<CAP>(to_float(r.x[i]), cap)};
+        head_add(h, v);
+    }
+    float base = head_base(gpu_block_max(h.m));
     return base + logf(gpu_block_sum(h.s * expf(h.m - base)));
 }
 
-// The gradient of the loss for one logit x; `pick`: what comes through the picked one, else 0.
+// What replaces a logit.
+typedef struct HeadGrad {
+    float lse, glse, gpick, cap, inv;
+    i64 at;
+} HeadGrad;
 template <bool CAP>
-GPU_FN float head_dx(const HeadRows &p, float x, float lse, float glse, float pick) {
-    float z = head_z<CAP>(p, x), g = expf(z - lse) * glse + pick;
-    return CAP ? g * (1 - z / p.cap * (z / p.cap)) : g;
+GPU_FN float head_grad(const HeadGrad &g, float x, i64 column) {
+    float z = head_logit<CAP>(x, g.cap), dz = expf(z - g.lse) * g.glse;
+    if (column == g.at) dz += g.gpick;
+    return CAP ? dz * (1 - z * g.inv * (z * g.inv)) : dz;
 }
 
 template <class T, bool CAP>
-GPU_FN void head_row(const HeadRows &p, i64 row) {
-    HeadRow<T> r = head_row_of<T>(p, row);
-    float lse = p.lse_in ? p.lse_in[row] : head_lse<T, CAP>(p, r);
+GPU_FN void head_one_row(const HeadRows &p, i64 row) {
+    HeadRow<T> r = head_row((T *)p.x + row * p.ld, p.v);
+    float lse = p.lse_in ? p.lse_in[row] : head_statistics<T, CAP>(r, p.cap);
     i64 at = p.idx[row];
     bool in = at >= 0 && at < p.v;
-    float picked = in && p.pick ? head_z<CAP>(p, to_float(r.x[at])) : 0.0f;
     if (gpu_thread_x == 0) {
-        if (p.lse) p.lse[row] = lse, p.pick[row] = picked;
+        if (!p.lse_in) p.lse[row] = lse, p.pick[row] = in ? head_logit<CAP>(to_float(r.x[at]), p.cap) : 0.0f;
         if (!in) head_record(p, at);
     }
     if (!p.glse) return;
-    gpu_sync();  // x[at] is read before anyone overwrites it
-    float glse = p.glse[row], gpick = p.gpick[row];
-    for (i64 i = gpu_thread_x; i < r.packs; i += gpu_block_threads) {
-        HeadPack<T> q = *head_pack(r, i);
-        i64 first = r.head + i * HeadPack<T>::N;
-        GPU_UNROLL for (int j = 0; j < HeadPack<T>::N; j++)
-            store_float(&q.at[j], head_dx<CAP>(p, to_float(q.at[j]), lse, glse, first + j == at ? gpick : 0.0f));
-        *head_pack(r, i) = q;
+    gpu_sync();  // x[at] is read before it is overwritten
+    HeadGrad g = {lse, p.glse[row], p.gpick[row], p.cap, CAP ? 1 / p.cap : 0.0f, at};
+    for (i64 i = gpu_thread_x; i < r.npack; i += gpu_block_threads) {
+        HeadPack<T> q = r.pack[i];
+        i64 first = i * HeadPack<T>::N;
+        GPU_UNROLL for (int j = 0; j < HeadPack<T>::N; j++) store_float(&q.at[j], head_grad<CAP>(g, to_float(q.at[j]), first + j));
+        r.pack[i] = q;
     }
-    for (i64 i = gpu_thread_x; i < r.singles; i += gpu_block_threads) {
-        i64 c = head_single(r, i);
-        store_float(&r.x[c], head_dx<CAP>(p, to_float(r.x[c]), lse, glse, c == at ? gpick : 0.0f));
-    }
+    for (i64 i = r.tail + gpu_thread_x; i < r.v; i += gpu_block_threads) store_float(&r.x[i], head_grad<CAP>(g, to_float(r.x[i]), i));
 }
 
-#define HEAD_KERNEL(name, T, CAP)                                                                    \
-    GPU_KERNEL(name, HeadRows, HEAD_THREADS) {                                                       \
-        for (i64 r = gpu_block_x; r < p.rows; r += gpu_grid_x) head_row<T, CAP>(p, r);               \
+template <class T>
+GPU_FN void head_all_rows(const HeadRows &p) {
+    for (i64 r = gpu_block_x; r < p.rows; r += gpu_grid_x) {
+        if (p.cap > 0) head_one_row<T, true>(p, r);
+        else head_one_row<T, false>(p, r);
     }
-HEAD_KERNEL(head_rows_f32, float, false)
-HEAD_KERNEL(head_rows_bf16, bf16, false)
-HEAD_KERNEL(head_rows_f32_cap, float, true)
-HEAD_KERNEL(head_rows_bf16_cap, bf16, true)
+}
+GPU_KERNEL(head_rows_f32, HeadRows, HEAD_THREADS) { head_all_rows<float>(p); }
+GPU_KERNEL(head_rows_bf16, HeadRows, HEAD_THREADS) { head_all_rows<bf16>(p); }
 
 extern "C" void head_rows_launch(void *stream, int bf16_elements, const HeadRows *p) {
     if (p->rows == 0) return;
     GpuDim grid = {(u32)(p->rows < (1 << 30) ? p->rows : 1 << 30), 1, 1}, block = {HEAD_THREADS, 1, 1};
-    if (p->cap > 0) {
-        if (bf16_elements) GPU_LAUNCH(head_rows_bf16_cap, stream, grid, block, 0, *p);
-        else GPU_LAUNCH(head_rows_f32_cap, stream, grid, block, 0, *p);
-    } else {
-        if (bf16_elements) GPU_LAUNCH(head_rows_bf16, stream, grid, block, 0, *p);
-        else GPU_LAUNCH(head_rows_f32, stream, grid, block, 0, *p);
-    }
+    if (bf16_elements) GPU_LAUNCH(head_rows_bf16, stream, grid, block, 0, *p);
+    else GPU_LAUNCH(head_rows_f32, stream, grid, block, 0, *p);
 }

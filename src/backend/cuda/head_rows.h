@@ -5,16 +5,17 @@
 extern "C" {
 #endif
 
-// For each row of logits x [rows, v], which are z = x, or cap * tanh(x / cap) where cap > 0: lse = log sum exp z, pick = z[idx]; then x becomes
-// the gradient (exp(z - lse) * glse + onehot(idx) * gpick) dz/dx. An idx outside [0, v) is recorded as an error of `node`.
+// Logits x [rows, v], rows ld elements apart, each at a multiple of 16 bytes, a row at a time; with a cap they stand for z = cap * tanh(x / cap), else z = x. Without lse_in: lse = log sum exp z
+// and pick = z[idx] are computed. With glse: x becomes dz = exp(z - lse) * glse + onehot(idx) * gpick, through the cap. An idx outside
+// [0, v) is recorded as an error of `node`.
 typedef struct HeadRows {
     void *x;
     const long long *idx;
-    const float *lse_in;        // [rows], as all vectors; NULL: computed
+    const float *lse_in;        // NULL: computed
     const float *glse, *gpick;  // NULL: x is left alone
-    float *lse, *pick;          // NULL where not wanted
-    float cap;
-    long long rows, v;
+    float *lse, *pick;          // NULL with lse_in
+    long long rows, v, ld;
+    float cap;                  // 0: none
     DeviceError *error;
     int node;
 } HeadRows;

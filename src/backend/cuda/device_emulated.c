@@ -1,0 +1,149 @@
+// The device on host memory: launches run at once, in order. With it the whole backend runs, and is sanitized, without a GPU.
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include "backend/cuda/box.h"
+#include "backend/cuda/device_api.h"
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/module.h"
+
+enum { EMULATED_SMS = 3, MARKS = 4096 };  // few multiprocessors: small grids, whose blocks take several turns
+
+struct DeviceImpl {
+    DeviceError error;
+    DeviceStep step;
+    void *arena;
+    size_t arena_nbytes;
+    double mark[MARKS];
+};
+
+// Parts of the backend that may not be linked into a small test.
+void gemm_close(Device *dev) __attribute__((weak));
+void module_close(Device *dev) __attribute__((weak));
+
+static int emulated_count(void) { return 1; }
+
+static void emulated_close(Device *dev) {
+    if (!dev) return;
+    if (&gemm_close) gemm_close(dev);
+    if (&module_close) module_close(dev);
+    if (dev->impl->arena) munmap(dev->impl->arena, dev->impl->arena_nbytes);
+    free(dev->impl);
+    free(dev);
+}
+
+static Status emulated_open(int rank, int nranks, size_t arena_nbytes, Device **out, void **arena, Diag *d) {
+    Device *dev = calloc(1, sizeof *dev);
+    struct DeviceImpl *impl = calloc(1, sizeof *impl);
+    size_t nbytes = arena_nbytes ? arena_nbytes : 1;
+    void *p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!dev || !impl || p == MAP_FAILED) {
+        if (p != MAP_FAILED) munmap(p, nbytes);
+        free(impl);
+        free(dev);
+        return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank, arena_nbytes);
+    }
+    *impl = (struct DeviceImpl){.arena = p, .arena_nbytes = nbytes};
+    *dev = (Device){.ordinal = -1, .rank = rank, .nsm = EMULATED_SMS, .error = &impl->error, .step = &impl->step,
+                    .name = "emulated", .key = "emulated", .impl = impl};
+    *arena = p;
+    *out = dev;
+    return ST_OK;
+}
+
+static Status emulated_available(int rank, size_t *free_nbytes, size_t *total_nbytes, Diag *d) {
+    *free_nbytes = *total_nbytes = (size_t)64 << 30;  // the host's memory is the limit, and mmap says when it is reached
+    return ST_OK;
+}
+
+static Status emulated_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
+    dev->impl->error = (DeviceError){0};
+    dev->impl->step = (DeviceStep){.run_seed = run_seed, .step = step};
+    return ST_OK;
+}
+
+static Status emulated_finish(Device *dev, NodeId *failed, Diag *d) {
+    DeviceError e = dev->impl->error;
+    *failed = NO_NODE;
+    if (e.code == DEVICE_OK) return ST_OK;
+    *failed = e.node;
+    dev->impl->error = (DeviceError){0};
+    return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", e.value, e.limit);
+}
+
+static Status emulated_copy(Device *dev, void *dst, const void *src, size_t nbytes, Diag *d) {
+    if (nbytes) memmove(dst, src, nbytes);
+    return ST_OK;
+}
+
+static Status emulated_fill(Device *dev, void *dst, DType t, int64_t n, double value, Diag *d) {
+    GpuType type;
+    TRY(gpu_type_of(t, "fill", &type, d));
+    gpu_fill(dev->stream, dev->nsm, dst, type, n, value);
+    return ST_OK;
+}
+
+static Status emulated_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
+    GpuBox box;
+    TRY(gpu_box_of(b, &box, d));
+    gpu_copy_box(dev->stream, dev->nsm, &box);
+    return ST_OK;
+}
+
+// Launches run at once, so nothing can be recorded: the graph is NULL, and whoever asked for it launches again.
+static Status emulated_capture_begin(Device *dev, Diag *d) { return ST_OK; }
+
+static Status emulated_capture_end(Device *dev, void **graph, Diag *d) {
+    *graph = NULL;
+    return ST_OK;
+}
+
+static Status emulated_replay(Device *dev, void *graph, Diag *d) {
+    return diag_error(d, ST_UNSUPPORTED, "the emulated device records no graphs");
+}
+
+static Status emulated_mark(Device *dev, int i, Diag *d) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (i < 0 || i >= MARKS) return diag_error(d, ST_UNSUPPORTED, "mark %d: the emulated device has %d", i, MARKS);
+    dev->impl->mark[i] = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return ST_OK;
+}
+
+static Status emulated_elapsed(Device *dev, int from, int to, double *seconds, Diag *d) {
+    if (from < 0 || from >= MARKS || to < 0 || to >= MARKS)
+        return diag_error(d, ST_UNSUPPORTED, "marks %d and %d: the emulated device has %d", from, to, MARKS);
+    *seconds = dev->impl->mark[to] - dev->impl->mark[from];
+    return ST_OK;
+}
+
+static Status emulated_export(Device *dev, void *handle64, Diag *d) {
+    return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
+}
+
+static Status emulated_open_peer(Device *dev, const void *handle64, void **arena, Diag *d) {
+    return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
+}
+
+const DeviceApi device_api = {
+    .count = emulated_count,
+    .open = emulated_open,
+    .close = emulated_close,
+    .available = emulated_available,
+    .prepare = cuda_prepare,
+    .begin = emulated_begin,
+    .finish = emulated_finish,
+    .read = emulated_copy,
+    .write = emulated_copy,
+    .copy = emulated_copy,
+    .fill = emulated_fill,
+    .copy_box = emulated_copy_box,
+    .capture_begin = emulated_capture_begin,
+    .capture_end = emulated_capture_end,
+    .replay = emulated_replay,
+    .mark = emulated_mark,
+    .elapsed = emulated_elapsed,
+    .export_arena = emulated_export,
+    .open_peer = emulated_open_peer,
+};
