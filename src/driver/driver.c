@@ -44,6 +44,7 @@ static const PassEntry passes[] = {
     {"head_join",    pass_head_join,    NULL},        // ... with their gradients
     {"update",       pass_update,       if_update},   // clipping and AdamW
     {"shard",        pass_shard,        NULL},        // placements and reshards
+    {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
     {"schedule",     run_schedule,      NULL},        // an order

@@ -7,7 +7,7 @@ extern "C" {
 #include <stdint.h>
 
 // The first error that a kernel met, in memory that host and device see. code 0: none.
-typedef enum DeviceErrorCode { DEVICE_OK, DEVICE_INDEX_RANGE } DeviceErrorCode;
+typedef enum DeviceErrorCode { DEVICE_OK, DEVICE_INDEX_RANGE, DEVICE_ZERO_DIVISOR } DeviceErrorCode;
 typedef struct DeviceError {
     int code;
     int node;

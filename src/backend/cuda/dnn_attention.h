@@ -23,12 +23,24 @@ typedef struct DnnAttention {
 } DnnAttention;
 
 typedef enum DnnUid {
-    DNN_Q = 1, DNN_K, DNN_V, DNN_O, DNN_LSE, DNN_DO, DNN_DQ, DNN_DK, DNN_DV,
+    DNN_Q = 1,
+    DNN_K,
+    DNN_V,
+    DNN_O,
+    DNN_LSE,
+    DNN_DO,
+    DNN_DQ,
+    DNN_DK,
+    DNN_DV,
     DNN_SUM,     // backward's scratch, f32 [batch, heads, nq]: sum of do * o
     DNN_DQ_ACC,  // backward's scratch, f32 [batch, heads, nq, dim]
-    DNN_NQ, DNN_NK,                                // cut: int32 [batch]
-    DNN_SCALE, DNN_MINUS_INF, DNN_ONE,             // on the host: f32
-    DNN_SHIFT, DNN_LEFT,                           // on the host: int32 shift; f32 window - shift
+    DNN_NQ,
+    DNN_NK,  // cut: int32 [batch]
+    DNN_SCALE,
+    DNN_MINUS_INF,
+    DNN_ONE,  // on the host: f32
+    DNN_SHIFT,
+    DNN_LEFT,  // on the host: int32 shift; f32 window - shift
     DNN_UID_END
 } DnnUid;
 
