@@ -126,8 +126,11 @@ static Status emulated_open_peer(Device *dev, const void *handle64, void **arena
     return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
 }
 
+static void emulated_about(char *text, size_t nbytes) { snprintf(text, nbytes, "emulated on the host, for tests"); }
+
 const DeviceApi device_api = {
     .count = emulated_count,
+    .about = emulated_about,
     .open = emulated_open,
     .close = emulated_close,
     .available = emulated_available,
