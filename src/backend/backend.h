@@ -52,7 +52,8 @@ typedef struct DeviceApi {
     Status (*copy)(Device *dev, void *dst, const void *src, size_t nbytes, Diag *d);       // device to device, peers included
     Status (*fill)(Device *dev, void *dst, DType t, int64_t n, double value, Diag *d);
     Status (*copy_box)(Device *dev, const BoxCopy *b, Diag *d);
-    // The launches between capture_begin and capture_end are recorded instead of run; replay runs them again.
+    // The launches between capture_begin and capture_end are recorded instead of run; replay runs them again. NULL: it
+    // cannot record.
     Status (*capture_begin)(Device *dev, Diag *d);
     Status (*capture_end)(Device *dev, void **graph, Diag *d);
     Status (*replay)(Device *dev, void *graph, Diag *d);
