@@ -11,7 +11,7 @@ enum {
     FUSE_OUTPUTS = 12,
     FUSE_INSTRS = 96,
     FUSE_JOIN = 8,          // groups that one node may join
-    FUSE_LONG_ROW = 65536,  // elements: a row as long as this, with few of them, is only reduced (it is spread over many blocks)
+    FUSE_LONG_ROW = 16384,  // elements: a row as long as this, with few of them, is only reduced (it is spread over many blocks)
     FUSE_FEW_ROWS = 64,
 };
 

@@ -3,7 +3,7 @@
 set(CUDA_EMBED_DIR ${CMAKE_CURRENT_LIST_DIR})
 function(cuda_embed var)
   set(made "")
-  foreach(name gpu flash_params flash_interval flash_common flash_kernel flash_backward flash_mma flash_mma_backward)
+  foreach(name gpu flash_params flash_interval flash_common flash_kernel flash_backward flash_mma flash_mma_forward flash_mma_backward)
     set(in ${CUDA_EMBED_DIR}/${name}.h)
     set(out ${CMAKE_CURRENT_BINARY_DIR}/${name}_h.c)
     add_custom_command(OUTPUT ${out}
