@@ -56,21 +56,14 @@ static Shape space_of(const Graph *g, const Node *n) {
     return n->op == OP_FUSED && node_attr(n, ATTR_SHAPE) ? shape_of(ndim, dims) : *graph_shape(g, n->out[0]);
 }
 
-// Whether operand `slot` of a fused node is read where it lies, and not through a view that moves it.
-static bool reads_in_place(const Graph *g, const Node *n, int slot) {
-    if (!node_attr(n, ATTR_VIEWS)) return true;
-    Arena *a = arena_new();
-    View *v = ARENA_ARRAY(a, View, n->nin);
+// Whether a fused node reads operand `slot` as it lies in memory.
+static bool is_read_flat(const Graph *g, const Node *n, int slot) {
+    View view[64];
     Diag d = {0};
+    if (n->nin > 64 || views_decode(n, view, &d) != ST_OK) return false;
     Shape space = space_of(g, n);
-    const Shape *in = graph_shape(g, n->in[slot]);
-    bool flat = views_decode(n, v, &d) == ST_OK;
-    if (flat) {
-        View x = view_resolve(&v[slot], in, &space);
-        flat = view_is_flat(&x, in, &space);
-    }
-    arena_free(a);
-    return flat;
+    View v = view_resolve(&view[slot], graph_shape(g, n->in[slot]), &space);
+    return view_is_flat(&v, graph_shape(g, n->in[slot]), &space);
 }
 
 // The operand of which output j is the value itself in another float type; NO_VALUE if it is none.
@@ -81,7 +74,7 @@ static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
         const Program *p = node_prog(n, ATTR_PROG);
         const Instr *x = &p->instr[p->out[j]];
         if (x->code == PROG_OP + OP_CAST && p->instr[x->a].code == PROG_INPUT) slot = p->instr[x->a].a;
-        if (slot >= 0 && !reads_in_place(g, n, slot)) slot = -1;
+        if (slot >= 0 && !is_read_flat(g, n, slot)) slot = -1;
     }
     if (slot < 0) return NO_VALUE;
     const Value *v = graph_value(g, n->in[slot]), *out = graph_value(g, n->out[j]);
@@ -133,7 +126,7 @@ static bool is_activation(const Narrow *w, ValueId v) {
     int64_t ntokens = max_i64(1, g->batch) * max_i64(1, g->seq);
     Shape space = space_of(g, n);
     const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
-    if (p && program_is_reduction(p->instr[p->out[x->index]].code)) return false;  // of rows; and nothing may read a col_sum
+    if (p && p->instr[p->out[x->index]].code == PROG_COL_SUM) return false;
     return shape_equal(&space, &x->shape) && shape_numel(&x->shape) / ROW >= ntokens;
 }
 
