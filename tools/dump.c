@@ -29,11 +29,13 @@ static Status parse_and_run(Arena *a, const char *path, const char *after, Compi
 int command_dump(int argc, char **argv) {
     CommonArgs c = COMMON_DEFAULTS;
     const char *after = NULL, *parse = NULL;
+    double clip = 0;
     bool no_update = false, fuse_rows = false;
     const Opt opts[] = {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
-        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, fuse, narrow, schedule"},
+        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, epilogue, recompute, fuse, narrow, schedule"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
+        {"--clip", OPT_FLOAT, &clip, "N", "clip the gradient's norm, as train does (default 0: off)"},
         {"--fuse-rows", OPT_FLAG, &fuse_rows, NULL, "fuse as for a backend that takes views, rows and column sums (CUDA)"},
         {"--parse", OPT_TEXT, &parse, "FILE",
          "instead of an archive: read a dump back, verify it and print it again; with --after: a forward graph, run the passes on it"},
@@ -56,6 +58,7 @@ int command_dump(int argc, char **argv) {
     c.stop_after = after ? after : "import";
     Status st = options_compile(a, &c, n ? path[0] : NULL, &o, &d);
     o.update = !no_update;
+    o.adamw.clip_norm = clip;
     if (fuse_rows) o.features |= BACKEND_FUSE_ROWS;
     if (st == ST_OK && parse) {
         st = parse_and_run(graph_arena, parse, after, &o, &out, &d);

@@ -130,6 +130,17 @@ bool view_is_flat(const View *v, const Shape *in, const Shape *space) {
     return at == space->ndim;
 }
 
+bool view_is_broadcast(const View *v, const Shape *in, const Shape *space) {
+    int skip = space->ndim - in->ndim;
+    if (v->nwin || skip < 0) return false;
+    for (int k = 0; k < in->ndim; k++) {
+        const ViewDim *x = &v->d[k];
+        bool one = in->dim[k] == 1 && x->dim < 0 && x->start == 0;
+        if (!one && (x->dim != k + skip || x->start != 0 || x->step != 1 || in->dim[k] != space->dim[k + skip])) return false;
+    }
+    return true;
+}
+
 // ---- rows ------------------------------------------------------------------------------------------------------------------
 
 static bool input_row_constant(const View *v, int ndim, int row) {

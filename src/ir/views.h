@@ -37,6 +37,9 @@ bool view_inside(const View *v, const Shape *in, const Shape *space);
 // Dense, in order, whole: the input is read at its own flat index of the iteration space (fast paths). `v` is resolved.
 bool view_is_flat(const View *v, const Shape *in, const Shape *space);
 
+// What `views` without the view would mean: NumPy's broadcasting. `v` is resolved.
+bool view_is_broadcast(const View *v, const Shape *in, const Shape *space);
+
 static inline bool view_runs_along(const View *v, int dim) {  // resolved: the value read varies with iteration dim `dim`
     for (int k = 0; k < v->ndim; k++)
         if (v->d[k].dim == dim) return true;

@@ -209,6 +209,7 @@ static Status emit_group(const Fuse *f, int32_t k, Rewrite *r, Diag *d) {
 }
 
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d) {
+    if (c->features & BACKEND_FUSE_ROWS) return pass_fuse_rows(c, in, out, d);
     Fuse f = {.g = in, .a = c->scratch};
     f.group = ARENA_ARRAY(c->scratch, int32_t, in->nodes.len);
     for (int64_t i = 0; i < in->nodes.len; i++) f.group[i] = -1;

@@ -51,8 +51,9 @@ static void mark_weights(GradState *s, bool *data) {
 
 // A parameter's cotangent in f32: a product that was just made for it accumulates in f32 anyway and need not round its result.
 static ValueId widen(GradState *s, ValueId g) {
-    if (s->b.status != ST_OK || build_dtype(&s->b, g) != DT_BF16) return g;
+    if (build_dtype(&s->b, g) != DT_BF16) return g;
     Node n = *graph_def(s->g, g);
+    if (n.op == OP_CAST && build_dtype(&s->b, n.in[0]) == DT_F32) return n.in[0];
     bool product = n.op == OP_DOT || n.op == OP_EXPERT_MATMUL_GRAD || n.op == OP_EMBEDDING_GRAD;
     if (!product || node_attr(&n, ATTR_DTYPE)) return build_cast(&s->b, g, DT_F32);
     Attr attr[16];
@@ -62,20 +63,25 @@ static ValueId widen(GradState *s, ValueId g) {
     return build(&s->b, n.op, n.nin, n.in, n.nattr + 1, attr);
 }
 
+static ValueId unrounded(Builder *b, ValueId g) { return build_dtype(b, g) == DT_BF16 ? build_cast(b, g, DT_F32) : g; }
+
 // Sums are taken in f32, those of bf16 cotangents too; whoever reads the sum rounds it, once.
 static void accumulate(GradState *s, ValueId v, ValueId g) {
     Shape shape = *graph_shape(s->g, v);
     ValueId *slot = &s->cot[v];
-    if (s->weight[v] || (s->b.status == ST_OK && *slot != NO_VALUE) || !shape_equal(graph_shape(s->g, g), &shape)) g = widen(s, g);
-    g = build_sum_to(&s->b, g, shape);
-    if (*slot != NO_VALUE) g = build_binary(&s->b, OP_ADD, build_dtype(&s->b, *slot) == DT_BF16 ? build_cast(&s->b, *slot, DT_F32) : *slot, g);
-    *slot = g;
+    Builder *b = &s->b;
+    if (b->status != ST_OK) return;
+    if (s->weight[v]) g = widen(s, g);
+    else if (*slot != NO_VALUE || !shape_equal(graph_shape(s->g, g), &shape)) g = unrounded(b, g);
+    g = build_sum_to(b, g, shape);
+    *slot = *slot == NO_VALUE ? g : build_binary(b, OP_ADD, unrounded(b, *slot), g);
 }
 
 // The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight passes it on.
 static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
     ValueId g = s->cot[v];
-    if (g == NO_VALUE || n->op == OP_CAST || s->weight[v]) return g;
+    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT || n->op == OP_BROADCAST;
+    if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && moves)) return g;
     return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
 

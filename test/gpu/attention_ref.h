@@ -5,7 +5,7 @@
 
 typedef struct RefCall {
     int64_t batch, heads, kv_heads, nq, nk, dim;
-    int mask;               // DnnMaskKind
+    int mask;  // DnnMaskKind
     int64_t shift, window;
     double scale;
     const uint16_t *q, *k, *v, *dout;  // dense, as the call's

@@ -1,5 +1,5 @@
-// cuDNN attention on a GPU: against float64 on the host, then speeds. Stands alone (no cmocka): one line per case, PASS or FAIL, and cuDNN's own
-// words wherever it refuses; a case that fails does not stop the others.
+// cuDNN attention on a GPU: against float64 on the host, then speeds. Stands alone (no cmocka): one line per case, PASS or FAIL,
+// and cuDNN's own words wherever it refuses; a case that fails does not stop the others.
 //   gpu_attention           all of it (about a minute)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
 #include <cuda_runtime_api.h>
@@ -24,8 +24,10 @@ static double now(void) {
 static void verdict(bool ok) {
     printf("  %s\n", ok ? "PASS" : "FAIL");
     fflush(stdout);
-    if (ok) npass++;
-    else nfail++;
+    if (ok)
+        npass++;
+    else
+        nfail++;
 }
 
 static bool cuda_ok(cudaError_t e, const char *what) {
@@ -35,9 +37,10 @@ static bool cuda_ok(cudaError_t e, const char *what) {
     return false;
 }
 
-// ---- operands ---------------------------------------------------------------------------------------------------------------------
+// ---- operands
+// ---------------------------------------------------------------------------------------------------------------------
 typedef struct Operands {
-    int64_t nq, nk, nrow;  // elements of q and of k; rows of q
+    int64_t nq, nk, nrow;                           // elements of q and of k; rows of q
     uint16_t *q, *k, *v, *dout, *o, *dq, *dk, *dv;  // host
     float *lse;
     void *gq, *gk, *gv, *gdout, *go, *gdq, *gdk, *gdv, *glse, *scratch;  // device
@@ -79,15 +82,17 @@ static bool make_operands(Operands *x, const DnnCall *c, bool negative) {
     *x = (Operands){.nrow = c->batch * c->heads * c->nq};
     x->nq = x->nrow * c->dim, x->nk = c->batch * c->kv_heads * c->nk * c->dim;
     double mean = negative ? sqrt(150 / (c->scale * (double)c->dim)) : 0;
-    x->q = random_bf16(x->nq, mean, 1), x->k = random_bf16(x->nk, -mean, 1), x->v = random_bf16(x->nk, 0, 1), x->dout = random_bf16(x->nq, 0, 1);
+    x->q = random_bf16(x->nq, mean, 1), x->k = random_bf16(x->nk, -mean, 1), x->v = random_bf16(x->nk, 0, 1),
+    x->dout = random_bf16(x->nq, 0, 1);
     size_t q = (size_t)x->nq * 2, k = (size_t)x->nk * 2;
     x->o = malloc(q), x->dq = malloc(q), x->dk = malloc(k), x->dv = malloc(k), x->lse = malloc((size_t)x->nrow * 4);
     DnnCall f = *c, b = *c;
     f.backward = false, b.backward = true;
     x->scratch_nbytes = dnn_scratch(&f) > dnn_scratch(&b) ? dnn_scratch(&f) : dnn_scratch(&b);
-    return to_device(&x->gq, x->q, q) && to_device(&x->gk, x->k, k) && to_device(&x->gv, x->v, k) && to_device(&x->gdout, x->dout, q) &&
-           to_device(&x->go, NULL, q) && to_device(&x->gdq, NULL, q) && to_device(&x->gdk, NULL, k) && to_device(&x->gdv, NULL, k) &&
-           to_device(&x->glse, NULL, (size_t)x->nrow * 4) && to_device(&x->scratch, NULL, x->scratch_nbytes);
+    return to_device(&x->gq, x->q, q) && to_device(&x->gk, x->k, k) && to_device(&x->gv, x->v, k) &&
+           to_device(&x->gdout, x->dout, q) && to_device(&x->go, NULL, q) && to_device(&x->gdq, NULL, q) &&
+           to_device(&x->gdk, NULL, k) && to_device(&x->gdv, NULL, k) && to_device(&x->glse, NULL, (size_t)x->nrow * 4) &&
+           to_device(&x->scratch, NULL, x->scratch_nbytes);
 }
 
 static DnnData data_of(const Operands *x) {
@@ -112,15 +117,18 @@ static Status run(const DnnPlan *p, const DnnData *data, void *scratch) {
     return st;
 }
 
-static bool to_host(void *dst, const void *src, size_t nbytes) { return cuda_ok(cudaMemcpy(dst, src, nbytes, cudaMemcpyDeviceToHost), "copy"); }
+static bool to_host(void *dst, const void *src, size_t nbytes) {
+    return cuda_ok(cudaMemcpy(dst, src, nbytes, cudaMemcpyDeviceToHost), "copy");
+}
 static bool fetch_results(Operands *x) {
     size_t q = (size_t)x->nq * 2, k = (size_t)x->nk * 2;
     return cuda_ok(cudaStreamSynchronize(device.stream), "run") && to_host(x->o, x->go, q) && to_host(x->dq, x->gdq, q) &&
            to_host(x->dk, x->gdk, k) && to_host(x->dv, x->gdv, k) && to_host(x->lse, x->glse, (size_t)x->nrow * 4);
 }
 
-// ---- comparison -------------------------------------------------------------------------------------------------------------------
-// Sums over what was checked: of one operand. `worst`: the largest error of one row over the rms of all rows.
+// ---- comparison
+// ------------------------------------------------------------------------------------------------------------------- Sums over
+// what was checked: of one operand. `worst`: the largest error of one row over the rms of all rows.
 typedef struct Error {
     double err2, ref2, n, worst2;
     int64_t nan;
@@ -177,8 +185,11 @@ typedef struct Errors {
 static void check_all(const DnnCall *c, const Operands *x, int64_t row_step, int64_t key_step, Errors *e) {
     *e = (Errors){0};
     int64_t keys = x->nk / c->dim, n = c->dim, nr = (x->nrow + row_step - 1) / row_step, nkr = (keys + key_step - 1) / key_step;
-    Check k = {.ref = {c->batch, c->heads, c->kv_heads, c->nq, c->nk, c->dim, (int)c->mask, c->shift, c->window, c->scale, x->q, x->k, x->v, x->dout},
-               .x = x, .row_step = row_step, .key_step = key_step};
+    Check k = {.ref = {c->batch, c->heads, c->kv_heads, c->nq, c->nk, c->dim, (int)c->mask, c->shift, c->window, c->scale, x->q,
+                       x->k, x->v, x->dout},
+               .x = x,
+               .row_step = row_step,
+               .key_step = key_step};
     k.o = malloc((size_t)(nr * n) * 8), k.dq = malloc((size_t)(nr * n) * 8);
     k.dk = malloc((size_t)(nkr * n) * 8), k.dv = malloc((size_t)(nkr * n) * 8);
     k.lse = malloc((size_t)x->nrow * 8), k.delta = malloc((size_t)x->nrow * 8);
@@ -188,8 +199,10 @@ static void check_all(const DnnCall *c, const Operands *x, int64_t row_step, int
         compare_row(&e->o, x->o + r * n, k.o + i * n, n);
         compare_row(&e->dq, x->dq + r * n, k.dq + i * n, n);
         double l = fabs((double)x->lse[r] - k.lse[r]);
-        if (!isfinite(x->lse[r])) e->lse_nan++;
-        else if (l > e->lse) e->lse = l;
+        if (!isfinite(x->lse[r]))
+            e->lse_nan++;
+        else if (l > e->lse)
+            e->lse = l;
     }
     if (row_step > 1) parallel(x->nrow, row_statistics, &k);
     parallel(nkr, check_key, &k);
@@ -215,7 +228,8 @@ static bool report(const Errors *e, double lse_size) {
     return ok;
 }
 
-// ---- cases ------------------------------------------------------------------------------------------------------------------------
+// ---- cases
+// ------------------------------------------------------------------------------------------------------------------------
 typedef struct Case {
     const char *name;
     int64_t b, h, hkv, nq, nk, d;
@@ -267,13 +281,17 @@ static DnnCall call_of(const Case *k) {
 
 static void run_case(const Case *k) {
     DnnCall c = call_of(k);
-    printf("%-24s b%lld h%lld/%lld q%lld k%lld d%lld%s:", k->name, (long long)k->b, (long long)k->h, (long long)k->hkv, (long long)k->nq,
-           (long long)k->nk, (long long)k->d, k->cut == 0 ? " uncut" : k->cut > 0 ? " cut" : "");
+    printf("%-24s b%lld h%lld/%lld q%lld k%lld d%lld%s:", k->name, (long long)k->b, (long long)k->h, (long long)k->hkv,
+           (long long)k->nq, (long long)k->nk, (long long)k->d,
+           k->cut == 0  ? " uncut"
+           : k->cut > 0 ? " cut"
+                        : "");
     Operands x;
     DnnPlan *f, *b;
     bool ok = make_operands(&x, &c, k->negative) && prepare(&c, false, &f) == ST_OK;
     DnnData data = data_of(&x);
-    ok = ok && run(f, &data, x.scratch) == ST_OK && prepare(&c, true, &b) == ST_OK && run(b, &data, x.scratch) == ST_OK && fetch_results(&x);
+    ok = ok && run(f, &data, x.scratch) == ST_OK && prepare(&c, true, &b) == ST_OK && run(b, &data, x.scratch) == ST_OK &&
+         fetch_results(&x);
     if (ok) {
         Errors e;
         check_all(&c, &x, 1, 1, &e);
@@ -283,8 +301,8 @@ static void run_case(const Case *k) {
     free_operands(&x);
 }
 
-// Lengths that do not fill tiles, with and without lengths given to the kernel, scores as usual and far below zero. Which of the uncut ones
-// are right decides dnn_needs_cut; they are counted apart.
+// Lengths that do not fill tiles, with and without lengths given to the kernel, scores as usual and far below zero. Which of the
+// uncut ones are right decides dnn_needs_cut; they are counted apart.
 static void run_length(DnnMaskKind mask, int64_t nq, int64_t nk, int cut) {
     static const char *const word[] = {"full", "causal", "window"};
     for (int negative = 0; negative < 2; negative++) {
@@ -302,7 +320,8 @@ static void run_lengths(void) {
         printf("-- lengths off the tile, %s\n", cut ? "cut (what is used)" : "uncut (for information: not counted)");
         for (size_t i = 0; i < sizeof n / sizeof *n; i++) {
             run_length(DNN_FULL, n[i], n[i], cut), run_length(DNN_FULL, 256, n[i], cut), run_length(DNN_FULL, n[i], 256, cut);
-            run_length(DNN_CAUSAL, n[i], n[i], cut), run_length(DNN_CAUSAL, n[i], 256, cut), run_length(DNN_WINDOW, n[i], n[i], cut);
+            run_length(DNN_CAUSAL, n[i], n[i], cut), run_length(DNN_CAUSAL, n[i], 256, cut),
+                run_length(DNN_WINDOW, n[i], n[i], cut);
         }
         if (!cut) {
             printf("-- uncut: %d pass, %d fail (not counted)\n", npass - pass, nfail - fail);
@@ -311,8 +330,8 @@ static void run_lengths(void) {
     }
 }
 
-// Queries of the second half of a sequence against its two halves of keys, merged by log-sum-exp on the host; the backward of each half gets the
-// merged o and lse (what ring attention does). Against the whole.
+// Queries of the second half of a sequence against its two halves of keys, merged by log-sum-exp on the host; the backward of
+// each half gets the merged o and lse (what ring attention does). Against the whole.
 static void run_merged(int64_t d) {
     int64_t s = 512, h = 8, hkv = 2;
     DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1};
@@ -339,7 +358,8 @@ static void run_merged(int64_t d) {
     for (int64_t r = 0; r < x.nrow && ok; r++) {
         double a = y[0].lse[r], b = y[1].lse[r], m = a > b ? a : b, l = m + log(exp(a - m) + exp(b - m));
         x.lse[r] = (float)l;
-        for (int64_t e = r * d; e < (r + 1) * d; e++) x.o[e] = bf16_round(exp(a - l) * bf16_value(y[0].o[e]) + exp(b - l) * bf16_value(y[1].o[e]));
+        for (int64_t e = r * d; e < (r + 1) * d; e++)
+            x.o[e] = bf16_round(exp(a - l) * bf16_value(y[0].o[e]) + exp(b - l) * bf16_value(y[1].o[e]));
     }
     ok = ok && cuda_ok(cudaMemcpy(x.go, x.o, (size_t)x.nq * 2, cudaMemcpyHostToDevice), "copy") &&
          cuda_ok(cudaMemcpy(x.glse, x.lse, (size_t)x.nrow * 4, cudaMemcpyHostToDevice), "copy");
@@ -399,7 +419,8 @@ static void run_captured(void) {
     free(direct), free_operands(&x);
 }
 
-// ---- speed ------------------------------------------------------------------------------------------------------------------------
+// ---- speed
+// ------------------------------------------------------------------------------------------------------------------------
 static double seconds_of(const DnnPlan *p, const DnnData *data, void *scratch, int repeat) {
     cudaEvent_t a, b;
     float ms = 0;
@@ -427,8 +448,9 @@ static double visible_pairs(const DnnCall *c) {
 static void print_facts(const char *what, const DnnCall *c, const DnnPlan *p) {
     DnnPlanFacts f = dnn_plan_facts(p);
     DnnGroups g = dnn_groups(c);
-    printf("\n    %s: engine %lld (%d of %d), plan %.2f s%s, workspace %lld of %lld planned, scratch %.1f MiB, %lld groups of %lld KV heads", what,
-           (long long)f.engine, f.chosen, f.proposals, f.seconds, f.from_disk ? " from text" : "", (long long)f.workspace,
+    printf("\n    %s: engine %lld (%d of %d), plan %.2f s%s, workspace %lld of %lld planned, scratch %.1f MiB, %lld groups of "
+           "%lld KV heads",
+           what, (long long)f.engine, f.chosen, f.proposals, f.seconds, f.from_disk ? " from text" : "", (long long)f.workspace,
            (long long)f.planned_workspace, (double)dnn_scratch(c) / 1048576, (long long)g.n, (long long)g.kv_heads);
 }
 
@@ -437,7 +459,8 @@ static void run_speed(const Case *k) {
     cb.backward = true;
     double flops = 4 * visible_pairs(&c) * (double)(c.dim * c.heads * c.batch);
     int repeat = flops > 2e13 ? 3 : 10;
-    printf("%-16s h%lld/%lld q%lld k%lld d%lld:", k->name, (long long)k->h, (long long)k->hkv, (long long)k->nq, (long long)k->nk, (long long)k->d);
+    printf("%-16s h%lld/%lld q%lld k%lld d%lld:", k->name, (long long)k->h, (long long)k->hkv, (long long)k->nq, (long long)k->nk,
+           (long long)k->d);
     Operands x;
     DnnPlan *f, *b;
     bool ok = make_operands(&x, &c, false) && prepare(&c, false, &f) == ST_OK;
@@ -494,8 +517,10 @@ static void run_plan_times(void) {
         double t = now();
         Status st = dnn_prepare(&other, &c, &p, &d);
         printf("%-24s %s: %.4f s", k.name, backward ? "backward" : "forward", now() - t);
-        if (st != ST_OK) printf(" %s", d.text);
-        else print_facts("plan", &c, p);
+        if (st != ST_OK)
+            printf(" %s", d.text);
+        else
+            print_facts("plan", &c, p);
         verdict(st == ST_OK && dnn_plan_facts(p).from_disk);
     }
     Operands x;
@@ -504,9 +529,11 @@ static void run_plan_times(void) {
     c.backward = false;
     Diag d = {0};
     printf("%-24s:", "and it runs");
-    bool ok = make_operands(&x, &c, false) && dnn_prepare(&other, &c, &f, &d) == ST_OK && dnn_prepare(&other, &cb, &b, &d) == ST_OK;
+    bool ok =
+        make_operands(&x, &c, false) && dnn_prepare(&other, &c, &f, &d) == ST_OK && dnn_prepare(&other, &cb, &b, &d) == ST_OK;
     DnnData data = data_of(&x);
-    ok = ok && dnn_run(&other, f, &data, x.scratch, &d) == ST_OK && dnn_run(&other, b, &data, x.scratch, &d) == ST_OK && fetch_results(&x);
+    ok = ok && dnn_run(&other, f, &data, x.scratch, &d) == ST_OK && dnn_run(&other, b, &data, x.scratch, &d) == ST_OK &&
+         fetch_results(&x);
     if (d.status != ST_OK) printf(" %s", d.text);
     if (ok) {
         Errors e;
@@ -515,10 +542,11 @@ static void run_plan_times(void) {
     }
     verdict(ok);
     free_operands(&x);
-    dnn_device_close(&other);
+    dnn_close(&other);
 }
 
-// ---- a cache of this process, where the real one is not linked in ----------------------------------------------------------------
+// ---- a cache of this process, where the real one is not linked in
+// ----------------------------------------------------------------
 typedef struct Entry {
     struct Entry *next;
     char *key;
@@ -571,6 +599,6 @@ int main(int argc, char **argv) {
     if (check) printf("check: %.1f s\n", now() - begin);
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
     printf("%d pass, %d FAIL; %.1f s\n", npass, nfail, now() - begin);
-    dnn_device_close(&device);
+    dnn_close(&device);
     return nfail > 0;
 }

@@ -1,5 +1,5 @@
-// Copies, fills and reductions of boxes (box.h). A box is simplified first: dims of one element dropped, neighbours that lie alike on
-// both sides merged, elements that go along together taken as one of up to 16 bytes. Then it is one of
+// Copies, fills and reductions of boxes (box.h). A box is simplified first: dims of one element dropped, neighbours that lie
+// alike on both sides merged, elements that go along together taken as one of up to 16 bytes. Then it is one of
 //   plain      dims in the order of dst; neighbouring threads write neighbouring elements
 //   splat      the innermost dim is a broadcast: one load, 16-byte stores
 //   transpose  another dim is the dense one of src: square tiles through shared memory
@@ -86,7 +86,7 @@ GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, MaxFlo
 GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, MaxInt()); }
 GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, OrBool()); }
 
-// ---- transposition ----------------------------------------------------------------------------------------------------------------
+// ---- transposition ------------------------------------------------------------------------------------------------------------
 
 struct TransposeParams {
     void *dst;
@@ -128,7 +128,7 @@ GPU_KERNEL(transpose_2, TransposeParams, UTIL_BLOCK) { transpose<u16, 64>(p); }
 GPU_KERNEL(transpose_4, TransposeParams, UTIL_BLOCK) { transpose<u32, 64>(p); }
 GPU_KERNEL(transpose_8, TransposeParams, UTIL_BLOCK) { transpose<u64, 32>(p); }
 
-// ---- simplification ---------------------------------------------------------------------------------------------------------------
+// ---- simplification -----------------------------------------------------------------------------------------------------------
 
 static i64 type_nbytes(GpuType t) { return t == GPU_F32 ? 4 : t == GPU_BF16 ? 2 : t == GPU_I64 ? 8 : 1; }
 
@@ -173,11 +173,12 @@ static void box_widen(GpuBox &b, i64 w) {
 
 static BoxParams box_params(const GpuBox &b) {
     BoxParams p = {b.dst, b.src, {0, 0}, (u32)box_count(b), b.ndim, {}, {}, {}};
-    for (int d = 0; d < b.ndim; d++) p.div[d] = fast_div_of((u32)b.size[d]), p.to[d] = b.dst_stride[d], p.from[d] = b.src_stride[d];
+    for (int d = 0; d < b.ndim; d++)
+        p.div[d] = fast_div_of((u32)b.size[d]), p.to[d] = b.dst_stride[d], p.from[d] = b.src_stride[d];
     return p;
 }
 
-// ---- launches ---------------------------------------------------------------------------------------------------------------------
+// ---- launches -----------------------------------------------------------------------------------------------------------------
 
 static bool box_transpose(void *stream, int nsm, const GpuBox &b, i64 elem) {
     int last = b.ndim - 1, fast = -1;
@@ -288,10 +289,10 @@ extern "C" void gpu_copy_box(void *stream, int nsm, const GpuBox *b) {
     box_copy_simple(stream, nsm, s);
 }
 
-// ---- fill -------------------------------------------------------------------------------------------------------------------------
+// ---- fill ---------------------------------------------------------------------------------------------------------------------
 
 template <class T> GPU_FN void fill(const BoxParams &p) {
-    T value = *(const T *)p.value;
+    T value = (T)p.value[0];  // the pattern repeats it
     for (u32 i = (u32)gpu_thread(); i < p.n; i += (u32)gpu_nthreads()) {
         i64 to, from;
         box_offsets(p, i, &to, &from);

@@ -124,9 +124,9 @@ static void device_close(Device *dev) {
     cudaSetDevice(dev->ordinal);
     struct DeviceImpl *m = dev->impl;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
-    if (gemm_close && dev->blas) gemm_close(dev);
+    if (dev->blas) gemm_close(dev);
     if (dnn_close && dev->dnn) dnn_close(dev);
-    if (module_close && dev->modules) module_close(dev);
+    if (dev->modules) module_close(dev);
     for (int64_t i = 0; i < m->graph.len; i++) cudaGraphExecDestroy(m->graph.data[i]);
     for (int64_t i = 0; i < m->mark.len; i++) cudaEventDestroy(m->mark.data[i]);
     for (int64_t i = 0; i < m->peer.len; i++) cudaIpcCloseMemHandle(m->peer.data[i]);
@@ -164,6 +164,7 @@ static Status device_open(int rank, int nranks, size_t arena_nbytes, Device **ou
 static Status device_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
     Mirror *m = dev->impl->mirror;
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
+    TRY(module_wait(dev, d));
     m->step = (DeviceStep){run_seed, step};
     CUDA_TRY(dev, cudaMemsetAsync(dev->error, 0, sizeof *dev->error, dev->stream));
     CUDA_TRY(dev, cudaMemcpyAsync(dev->step, &m->step, sizeof m->step, cudaMemcpyHostToDevice, dev->stream));
@@ -202,8 +203,7 @@ static Status device_copy(Device *dev, void *dst, const void *src, size_t nbytes
 static Status device_fill(Device *dev, void *dst, DType t, int64_t n, double value, Diag *d) {
     GpuType type;
     TRY(gpu_type_of(t, "a fill", &type, d));
-    if (t == DT_I64) gpu_fill_i64(dev->stream, dev->nsm, dst, n, value < -9e18 ? INT64_MIN : (int64_t)value);
-    else gpu_fill(dev->stream, dev->nsm, dst, type, n, value);
+    gpu_fill(dev->stream, dev->nsm, dst, type, n, value);
     CUDA_TRY(dev, cudaPeekAtLastError());
     return ST_OK;
 }
@@ -275,8 +275,26 @@ static Status device_open_peer(Device *dev, const void *handle64, void **arena, 
     return ST_OK;
 }
 
+static void device_about(char *text, size_t nbytes) {
+#if __has_include(<cudnn.h>)
+    const char *dnn = "";
+#else
+    const char *dnn = ", without cuDNN's headers: attention by our own kernels only";
+#endif
+    int n = device_count(), driver = 0;
+    int at = snprintf(text, nbytes, "toolkit %d.%d%s; ", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, dnn);
+    struct cudaDeviceProp p;
+    if (n > 0 && cudaGetDeviceProperties(&p, 0) == cudaSuccess)
+        snprintf(text + at, nbytes - (size_t)at, "%d GPU%s to use: %s", n, n == 1 ? "" : "s", p.name);
+    else if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+        snprintf(text + at, nbytes - (size_t)at, "no GPU to use here: there is no driver");
+    else
+        snprintf(text + at, nbytes - (size_t)at, "no GPU to use here; driver for CUDA %d.%d", driver / 1000, driver % 1000 / 10);
+}
+
 const DeviceApi device_api = {
     .count = device_count,
+    .about = device_about,
     .open = device_open,
     .close = device_close,
     .available = device_available,

@@ -1,5 +1,6 @@
 // See dnn.h.
 #include "backend/cuda/dnn.h"
+#include "backend/cuda/dnn_attention.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,72 +8,17 @@
 #include "backend/cuda/cache.h"
 #include "base/containers.h"
 
-// ---- which, and how much ----------------------------------------------------------------------------------------------------------
-enum { TILE = 128, SLACK = 4096, FORWARD_WORKSPACE = 1 << 20 };
-static const int64_t GROUP_NBYTES = (int64_t)512 << 20;  // scratch that a group may have, if one KV head's needs no more
-
-const char *dnn_refuses(const DnnCall *c) {
-    if (c->dim % 8 || c->dim > 256) return "head dim is not a multiple of 8, at most 256";
-    if (c->batch < 1 || c->heads < 1 || c->nq < 1 || c->nk < 1) return "nothing to attend to";
-    if (c->nq >= 1 << 30 || c->nk >= 1 << 30) return "positions do not fit 32 bits";
-    if (c->mask == DNN_FULL) return NULL;
-    // Every query must see a key: what a row without any gets is ours to define, not cuDNN's.
-    if (c->shift < 0) return "the first queries see no key";
-    if (c->shift >= 1 << 30) return "shift does not fit 32 bits";
-    if (c->mask == DNN_CAUSAL) return NULL;
-    if (c->window < 1) return "empty window";
-    if (c->nq - 1 + c->shift - c->window >= c->nk - 1) return "the last queries see no key";
-    // The engine compares positions with the window's end in f32.
-    if (c->nk + llabs((long long)(c->window - c->shift)) >= 1 << 24 || c->nq >= 1 << 24) return "window's end is not exact in f32";
-    return NULL;
-}
-
-// Where lengths are not whole tiles, the backward kernel multiplies what lies beyond them by exp(0 - lse), which is infinite for lse below -88
-// and made dQ NaN (seen at S mod 128 = 64, cuDNN 9.19). With lengths given, scores beyond them are -inf.
-bool dnn_needs_cut(const DnnCall *c) { return c->backward && (c->nq % TILE || c->nk % TILE); }
-
-static int64_t align_up(int64_t n) { return (n + 255) & ~(int64_t)255; }
-
-// Parts of the scratch of one group.
-typedef struct Parts {
-    int64_t acc, sum, workspace, total;  // offsets; bytes in all
-    int64_t workspace_nbytes;
-} Parts;
-
-static Parts parts_of(const DnnCall *c, int64_t batch, int64_t kv_heads) {
-    int64_t heads = kv_heads * (c->heads / c->kv_heads), rows = batch * heads * c->nq;
-    if (!c->backward) return (Parts){.total = FORWARD_WORKSPACE, .workspace_nbytes = FORWARD_WORKSPACE};
-    Parts p = {0};
-    p.sum = align_up(rows * c->dim * 4 + TILE * c->dim * 4);
-    p.workspace = p.sum + align_up(rows * 4 + TILE * 4);
-    // dk and dv of every query head, before those of one KV head are summed; measured: these bytes and 256
-    p.workspace_nbytes = (c->heads == c->kv_heads ? 0 : 2 * batch * heads * c->nk * c->dim * 2) + SLACK;
-    p.total = p.workspace + align_up(p.workspace_nbytes);
-    return p;
-}
-
-DnnGroups dnn_groups(const DnnCall *c) {
-    if (parts_of(c, c->batch, c->kv_heads).total <= GROUP_NBYTES) return (DnnGroups){c->batch, c->kv_heads, 1};
-    for (int64_t g = c->kv_heads; g > 1; g--)
-        if (c->kv_heads % g == 0 && parts_of(c, 1, g).total <= GROUP_NBYTES) return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
-    return (DnnGroups){1, 1, c->batch * c->kv_heads};
-}
-
-size_t dnn_scratch(const DnnCall *c) {
-    DnnGroups g = dnn_groups(c);
-    return (size_t)parts_of(c, g.batch, g.kv_heads).total;
-}
-
 #if LIBS_HAVE_CUDNN
 #include <cuda_runtime_api.h>
 
-// ---- plans ------------------------------------------------------------------------------------------------------------------------
+// ---- plans
+// ------------------------------------------------------------------------------------------------------------------------
 struct DnnPlan {
     DnnPlan *next;
     char key[256];
     DnnCall call;
     DnnGroups groups;
-    Parts parts;
+    DnnParts parts;
     DnnPlanFacts facts;
     cudnnBackendDescriptor_t plan;
     int32_t *lengths;  // on the device: batch times nq, batch times nk; NULL without cut
@@ -113,7 +59,7 @@ static void free_plan(const Dnn *dnn, DnnPlan *p) {
     free(p);
 }
 
-void dnn_device_close(Device *dev) {
+void dnn_close(Device *dev) {
     DnnDevice *x = dev->dnn;
     if (!x) return;
     while (x->plans) {
@@ -121,7 +67,7 @@ void dnn_device_close(Device *dev) {
         x->plans = p->next;
         free_plan(&x->dnn, p);
     }
-    dnn_close(&x->dnn);
+    dnn_disconnect(&x->dnn);
     free(x);
     dev->dnn = NULL;
 }
@@ -132,19 +78,33 @@ static bool plan_cut(const DnnCall *c) { return c->cut < 0 ? dnn_needs_cut(c) : 
 static DnnAttention group_of(const DnnPlan *p) {
     const DnnCall *c = &p->call;
     int64_t group = c->heads / c->kv_heads;
-    struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim}, k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
-    return (DnnAttention){.batch = p->groups.batch, .heads = p->groups.kv_heads * group, .kv_heads = p->groups.kv_heads, .nq = c->nq, .nk = c->nk,
-                          .dim = c->dim, .mask = c->mask, .shifted = c->mask != DNN_FULL && c->shift != 0, .cut = p->cut,
-                          .q = q, .k = k, .v = k, .o = q, .lse_batch = c->heads * c->nq, .lse_head = c->nq};
+    struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
+                     k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
+    return (DnnAttention){.batch = p->groups.batch,
+                          .heads = p->groups.kv_heads * group,
+                          .kv_heads = p->groups.kv_heads,
+                          .nq = c->nq,
+                          .nk = c->nk,
+                          .dim = c->dim,
+                          .mask = c->mask,
+                          .shifted = c->mask != DNN_FULL && c->shift != 0,
+                          .cut = p->cut,
+                          .q = q,
+                          .k = k,
+                          .v = k,
+                          .o = q,
+                          .lse_batch = c->heads * c->nq,
+                          .lse_head = c->nq};
 }
 
 // What the compiled kernel depends on, and nothing more: scale, shift and window are given to each run.
 static void disk_key(const DnnPlan *p, const Device *dev, const Dnn *dnn, char *key, size_t n) {
     DnnAttention a = group_of(p);
-    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s|%lld %lld %lld|%lld", dev->key, dnn->lib->version,
-             p->call.backward ? "backward" : "forward", (long long)a.batch, (long long)a.heads, (long long)a.kv_heads, (long long)a.nq,
-             (long long)a.nk, (long long)a.dim, (int)a.mask, a.shifted ? " shifted" : "", a.cut ? " cut" : "", (long long)a.q.batch,
-             (long long)a.k.batch, (long long)a.lse_batch, (long long)p->parts.workspace_nbytes);
+    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s|%lld %lld %lld|%lld", dev->key,
+             dnn->lib->version, p->call.backward ? "backward" : "forward", (long long)a.batch, (long long)a.heads,
+             (long long)a.kv_heads, (long long)a.nq, (long long)a.nk, (long long)a.dim, (int)a.mask, a.shifted ? " shifted" : "",
+             a.cut ? " cut" : "", (long long)a.q.batch, (long long)a.k.batch, (long long)a.lse_batch,
+             (long long)p->parts.workspace_nbytes);
 }
 
 static bool plan_from_disk(const Dnn *dnn, DnnPlan *p, const char *key) {
@@ -177,8 +137,10 @@ static Status build_plan(const Dnn *dnn, DnnPlan *p, Diag *d) {
     DnnGraph *g = malloc(sizeof *g);
     if (!g) return diag_error(d, ST_MEMORY, "no memory for a cuDNN graph");
     dnn_graph_begin(g, dnn);
-    if (p->call.backward) dnn_build_backward(g, &a);
-    else dnn_build_forward(g, &a);
+    if (p->call.backward)
+        dnn_build_backward(g, &a);
+    else
+        dnn_build_forward(g, &a);
     DnnEngine e = {0};
     Status st = dnn_graph_plan(g, p->parts.workspace_nbytes, &p->plan, &e, d);
     p->facts.engine = e.index, p->facts.workspace = e.workspace, p->facts.proposals = e.nconfig, p->facts.chosen = e.chosen;
@@ -218,12 +180,16 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
     TRY(device_of(dev, &x, d));
     DnnPlan *p = calloc(1, sizeof *p);
     if (!p) return diag_error(d, ST_MEMORY, "no memory for a cuDNN plan");
-    *p = (DnnPlan){.call = *c, .groups = dnn_groups(c), .scale = (float)c->scale, .shift = (int32_t)c->shift,
-                   .left = (float)(c->window - c->shift), .cut = plan_cut(c)};
-    p->parts = parts_of(c, p->groups.batch, p->groups.kv_heads);
-    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d", (int)c->backward, (long long)c->batch,
-             (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk, (long long)c->dim, (int)c->mask, (long long)c->shift,
-             (long long)c->window, c->scale, (int)p->cut);
+    *p = (DnnPlan){.call = *c,
+                   .groups = dnn_groups(c),
+                   .scale = (float)c->scale,
+                   .shift = (int32_t)c->shift,
+                   .left = (float)(c->window - c->shift),
+                   .cut = plan_cut(c)};
+    p->parts = dnn_parts(c, p->groups.batch, p->groups.kv_heads);
+    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d", (int)c->backward,
+             (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk,
+             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut);
     for (DnnPlan *q = x->plans; q; q = q->next)
         if (!strcmp(q->key, p->key)) {
             free(p);
@@ -243,7 +209,8 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
 
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p) { return p->facts; }
 
-// ---- runs -------------------------------------------------------------------------------------------------------------------------
+// ---- runs
+// -------------------------------------------------------------------------------------------------------------------------
 typedef struct Pack {
     int n;
     int64_t uid[DNN_UID_END];
@@ -287,7 +254,9 @@ Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch
 }
 
 #else  // built without cuDNN's headers: libs_cudnn says what to do
-struct DnnPlan { int unused; };
+struct DnnPlan {
+    int unused;
+};
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
     const CudnnLib *lib;
     (void)dev, (void)c, *out = NULL;
@@ -298,5 +267,5 @@ Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch
     return diag_error(d, ST_UNSUPPORTED, "built without cuDNN");
 }
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p) { return (void)p, (DnnPlanFacts){0}; }
-void dnn_device_close(Device *dev) { (void)dev; }
+void dnn_close(Device *dev) { (void)dev; }
 #endif

@@ -1,14 +1,15 @@
 // Attention by cuDNN: which calls it takes, how much scratch they need, their plans and runs.
 //
-// Nothing here reads a graph: attention.c translates nodes. Sizes of scratch are formulas, so that a machine without a GPU plans the same
-// bytes; preparing asks cuDNN and refuses a plan that needs more.
+// Nothing here reads a graph: attention.c translates nodes. Sizes of scratch are formulas, so that a machine without a GPU plans
+// the same bytes; preparing asks cuDNN and refuses a plan that needs more.
 #pragma once
 #include "backend/cuda/device.h"
-#include "backend/cuda/dnn_attention.h"
+#include "backend/cuda/dnn_mask.h"
 #include "base/diag.h"
 
 typedef struct DnnCall {
-    int64_t batch, heads, kv_heads, nq, nk, dim;  // q, o, do, dq [batch, heads, nq, dim]; k, v, dk, dv [batch, kv_heads, nk, dim]; all dense
+    int64_t batch, heads, kv_heads, nq, nk,
+        dim;  // q, o, do, dq [batch, heads, nq, dim]; k, v, dk, dv [batch, kv_heads, nk, dim]; all dense
     DnnMaskKind mask;
     int64_t shift, window;  // see DnnMaskKind
     double scale;
@@ -27,6 +28,12 @@ typedef struct DnnGroups {
     int64_t n;                // groups
 } DnnGroups;
 DnnGroups dnn_groups(const DnnCall *c);
+// Parts of the scratch of one group.
+typedef struct DnnParts {
+    int64_t acc, sum, workspace, total;  // offsets; bytes in all
+    int64_t workspace_nbytes;
+} DnnParts;
+DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads);
 size_t dnn_scratch(const DnnCall *c);
 
 // Operands' addresses; those that a call's direction has not are NULL.
@@ -46,4 +53,4 @@ typedef struct DnnPlanFacts {
     double seconds;  // to build it
 } DnnPlanFacts;
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p);
-void dnn_device_close(Device *dev);
+void dnn_close(Device *dev);

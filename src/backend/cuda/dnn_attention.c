@@ -1,5 +1,6 @@
-// See dnn_attention.h. cuDNN's engines match these graphs as a whole: the order of operations, which tensors are virtual and the type of each
-// are what they expect (docs of the graph API, "Fused flash attention fprop / bprop"); scores are [B,H,Sq,Sk] only in name.
+// See dnn_attention.h. cuDNN's engines match these graphs as a whole: the order of operations, which tensors are virtual and the
+// type of each are what they expect (docs of the graph API, "Fused flash attention fprop / bprop"); scores are [B,H,Sq,Sk] only
+// in name.
 #include "backend/cuda/dnn_attention.h"
 #if LIBS_HAVE_CUDNN
 
@@ -30,7 +31,8 @@ static DnnTensor lse(DnnGraph *g, const DnnAttention *a) {
     return dnn_tensor(g, "lse", F32, row_dims(a), DIMS(a->lse_batch, a->lse_head, 1, 1), DNN_LSE);
 }
 
-// ---- masks ------------------------------------------------------------------------------------------------------------------------
+// ---- masks
+// ------------------------------------------------------------------------------------------------------------------------
 typedef struct Lengths {
     DnnTensor nq, nk;  // NO_TENSOR: not cut
 } Lengths;
@@ -41,7 +43,9 @@ static Lengths lengths(DnnGraph *g, const DnnAttention *a) {
     return (Lengths){dnn_tensor(g, "nq", I32, n, s, DNN_NQ), dnn_tensor(g, "nk", I32, n, s, DNN_NK)};
 }
 
-static DnnTensor scores(DnnGraph *g, const DnnAttention *a, const char *name, cudnnDataType_t t) { return dnn_virtual(g, name, t, score_dims(a)); }
+static DnnTensor scores(DnnGraph *g, const DnnAttention *a, const char *name, cudnnDataType_t t) {
+    return dnn_virtual(g, name, t, score_dims(a));
+}
 
 static DnnTensor position(DnnGraph *g, const DnnAttention *a, const char *name, int64_t axis, DnnTensor like) {
     DnnTensor y = scores(g, a, name, I32);
@@ -50,8 +54,8 @@ static DnnTensor position(DnnGraph *g, const DnnAttention *a, const char *name, 
 }
 
 // s where mode(x, y), -inf elsewhere
-static DnnTensor keep(DnnGraph *g, const DnnAttention *a, const char *name, DnnTensor s, cudnnPointwiseMode_t mode, DnnTensor x, DnnTensor y,
-                      DnnTensor minus_inf) {
+static DnnTensor keep(DnnGraph *g, const DnnAttention *a, const char *name, DnnTensor s, cudnnPointwiseMode_t mode, DnnTensor x,
+                      DnnTensor y, DnnTensor minus_inf) {
     DnnTensor visible = scores(g, a, name, CUDNN_DATA_BOOLEAN), out = scores(g, a, name, F32);
     dnn_pointwise(g, name, mode, CUDNN_DATA_BOOLEAN, x, y, visible);
     dnn_select(g, name, s, minus_inf, visible, out);
@@ -86,13 +90,15 @@ static DnnTensor mask_band(DnnGraph *g, const DnnAttention *a, DnnTensor s, DnnT
     return keep(g, a, "window", s, CUDNN_POINTWISE_CMP_GT, end, row, minus_inf);
 }
 
-static DnnTensor apply(DnnGraph *g, const DnnAttention *a, const char *name, cudnnPointwiseMode_t mode, DnnTensor x, DnnTensor b) {
+static DnnTensor apply(DnnGraph *g, const DnnAttention *a, const char *name, cudnnPointwiseMode_t mode, DnnTensor x,
+                       DnnTensor b) {
     DnnTensor y = scores(g, a, name, F32);
     dnn_pointwise(g, name, mode, F32, x, b, y);
     return y;
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------------------------
+// ---- forward
+// ----------------------------------------------------------------------------------------------------------------------
 void dnn_build_forward(DnnGraph *g, const DnnAttention *a) {
     DnnTensor q = queries(g, a, "q", a->q, DNN_Q), kt = keys_transposed(g, a, "k", a->k, DNN_K), v = keys(g, a, "v", a->v, DNN_V);
     DnnTensor scale = dnn_scalar(g, "scale", F32, DNN_SCALE), o = queries(g, a, "o", a->o, DNN_O);
@@ -114,8 +120,9 @@ void dnn_build_forward(DnnGraph *g, const DnnAttention *a) {
     dnn_matmul(g, "p v", p, v, o, (DnnCut){n.nq, NO_TENSOR, n.nk});
 }
 
-// ---- backward ---------------------------------------------------------------------------------------------------------------------
-// sum(do * o) over channels, into memory: rows of dP are lowered by it.
+// ---- backward
+// --------------------------------------------------------------------------------------------------------------------- sum(do *
+// o) over channels, into memory: rows of dP are lowered by it.
 static DnnTensor row_sums(DnnGraph *g, const DnnAttention *a, DnnTensor dout) {
     DnnTensor o = queries(g, a, "o", a->o, DNN_O), prod = dnn_virtual(g, "do * o", F32, query_dims(a));
     DnnTensor red = dnn_virtual(g, "sum do * o", F32, row_dims(a)), one = dnn_scalar(g, "one", F32, DNN_ONE);
@@ -127,7 +134,8 @@ static DnnTensor row_sums(DnnGraph *g, const DnnAttention *a, DnnTensor dout) {
 }
 
 // out = x^T by, summed over the query heads of a KV head: dv from p and do, dk from ds and q. x [B,H,Sq,Sk] f32, by [B,H,Sq,D].
-static void sum_over_queries(DnnGraph *g, const DnnAttention *a, const char *name, DnnTensor x, DnnTensor by, DnnTensor out, Lengths n) {
+static void sum_over_queries(DnnGraph *g, const DnnAttention *a, const char *name, DnnTensor x, DnnTensor by, DnnTensor out,
+                             Lengths n) {
     DnnDims t = swapped(score_dims(a));
     DnnTensor xt = dnn_virtual_strided(g, name, BF16, t, swapped(dnn_dense(score_dims(a))));
     dnn_reshape(g, name, x, xt);
@@ -142,7 +150,8 @@ static void sum_over_queries(DnnGraph *g, const DnnAttention *a, const char *nam
 }
 
 void dnn_build_backward(DnnGraph *g, const DnnAttention *a) {
-    DnnTensor q = queries(g, a, "q", a->q, DNN_Q), kt = keys_transposed(g, a, "k", a->k, DNN_K), vt = keys_transposed(g, a, "v", a->v, DNN_V);
+    DnnTensor q = queries(g, a, "q", a->q, DNN_Q), kt = keys_transposed(g, a, "k", a->k, DNN_K),
+              vt = keys_transposed(g, a, "v", a->v, DNN_V);
     DnnTensor dout = queries(g, a, "do", a->o, DNN_DO), scale = dnn_scalar(g, "scale", F32, DNN_SCALE);
     DnnTensor minus_inf = a->mask != DNN_FULL || a->cut ? dnn_scalar(g, "-inf", F32, DNN_MINUS_INF) : NO_TENSOR;
     Lengths n = lengths(g, a);

@@ -1,14 +1,6 @@
 // Attention as graphs of cuDNN operations: what its engines recognise and run as one flash attention kernel.
 #pragma once
-#include <stdbool.h>
-#include <stdint.h>
-
-// Which keys query i (of this call's nq) sees, of keys 0 .. nk - 1.
-typedef enum DnnMaskKind {
-    DNN_FULL,
-    DNN_CAUSAL,  // k <= i + shift
-    DNN_WINDOW,  // k <= i + shift and k > i + shift - window
-} DnnMaskKind;
+#include "backend/cuda/dnn_mask.h"
 
 typedef struct DnnAttention {
     int64_t batch, heads, kv_heads, nq, nk, dim;
@@ -23,12 +15,24 @@ typedef struct DnnAttention {
 } DnnAttention;
 
 typedef enum DnnUid {
-    DNN_Q = 1, DNN_K, DNN_V, DNN_O, DNN_LSE, DNN_DO, DNN_DQ, DNN_DK, DNN_DV,
+    DNN_Q = 1,
+    DNN_K,
+    DNN_V,
+    DNN_O,
+    DNN_LSE,
+    DNN_DO,
+    DNN_DQ,
+    DNN_DK,
+    DNN_DV,
     DNN_SUM,     // backward's scratch, f32 [batch, heads, nq]: sum of do * o
     DNN_DQ_ACC,  // backward's scratch, f32 [batch, heads, nq, dim]
-    DNN_NQ, DNN_NK,                                // cut: int32 [batch]
-    DNN_SCALE, DNN_MINUS_INF, DNN_ONE,             // on the host: f32
-    DNN_SHIFT, DNN_LEFT,                           // on the host: int32 shift; f32 window - shift
+    DNN_NQ,
+    DNN_NK,  // cut: int32 [batch]
+    DNN_SCALE,
+    DNN_MINUS_INF,
+    DNN_ONE,  // on the host: f32
+    DNN_SHIFT,
+    DNN_LEFT,  // on the host: int32 shift; f32 window - shift
     DNN_UID_END
 } DnnUid;
 

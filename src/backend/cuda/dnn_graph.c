@@ -11,16 +11,19 @@ Status dnn_error(const Dnn *dnn, cudnnStatus_t st, const char *what, Diag *d) {
     dnn->lib->cudnnGetLastErrorString(text, sizeof text);
     for (char *c = text; *c; c++)
         if (*c == '\n') *c = ' ';
-    return diag_error(d, ST_UNSUPPORTED, "cuDNN %zu: %s: %s: %s", dnn->lib->version, what, dnn->lib->cudnnGetErrorString(st), text);
+    return diag_error(d, ST_UNSUPPORTED, "cuDNN %zu: %s: %s: %s", dnn->lib->version, what, dnn->lib->cudnnGetErrorString(st),
+                      text);
 }
 
 static Status open_lib(Dnn *dnn, Diag *d) {
     *dnn = (Dnn){0};
     TRY(libs_cudnn(&dnn->lib, d));
     if (dnn->lib->version < OLDEST)
-        return diag_error(d, ST_UNSUPPORTED,
-                          "cuDNN %zu is too old: attention needs 9.18 or newer (91800); put the folder of a newer libcudnn.so.9 (pip install "
-                          "nvidia-cudnn-cu13: .../nvidia/cudnn/lib) in front of LD_LIBRARY_PATH", dnn->lib->version);
+        return diag_error(
+            d, ST_UNSUPPORTED,
+            "cuDNN %zu is too old: attention needs 9.18 or newer (91800); put the folder of a newer libcudnn.so.9 (pip install "
+            "nvidia-cudnn-cu13: .../nvidia/cudnn/lib) in front of LD_LIBRARY_PATH",
+            dnn->lib->version);
     return ST_OK;
 }
 
@@ -31,7 +34,7 @@ Status dnn_open(Dnn *dnn, void *stream, Diag *d) {
     st = dnn->lib->cudnnSetStream(dnn->handle, stream);
     if (st == CUDNN_STATUS_SUCCESS) return ST_OK;
     dnn_error(dnn, st, "cudnnSetStream", d);
-    dnn_close(dnn);
+    dnn_disconnect(dnn);
     return d->status;
 }
 
@@ -40,21 +43,23 @@ Status dnn_open_described(Dnn *dnn, const char *json, Diag *d) {
     const CudnnLib *lib = dnn->lib;
     cudnnStatus_t st = lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &dnn->props);
     if (st == CUDNN_STATUS_SUCCESS)
-        st = lib->cudnnBackendSetAttribute(dnn->props, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)strlen(json) + 1, json);
+        st = lib->cudnnBackendSetAttribute(dnn->props, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+                                           (int64_t)strlen(json) + 1, json);
     if (st == CUDNN_STATUS_SUCCESS) st = lib->cudnnBackendFinalize(dnn->props);
     if (st == CUDNN_STATUS_SUCCESS) return ST_OK;
     dnn_error(dnn, st, "description of the device", d);
-    dnn_close(dnn);
+    dnn_disconnect(dnn);
     return d->status;
 }
 
-void dnn_close(Dnn *dnn) {
+void dnn_disconnect(Dnn *dnn) {
     if (dnn->props) dnn->lib->cudnnBackendDestroyDescriptor(dnn->props);
     if (dnn->handle) dnn->lib->cudnnDestroy(dnn->handle);
     *dnn = (Dnn){.lib = dnn->lib};
 }
 
-// ---- descriptors ------------------------------------------------------------------------------------------------------------------
+// ---- descriptors
+// ------------------------------------------------------------------------------------------------------------------
 static bool failed(const DnnGraph *g) { return g->error.status != ST_OK; }
 
 static void check(DnnGraph *g, cudnnStatus_t st, const char *name, const char *what) {
@@ -73,8 +78,8 @@ static cudnnBackendDescriptor_t create(DnnGraph *g, cudnnBackendDescriptorType_t
     return x;
 }
 
-static void set(DnnGraph *g, cudnnBackendDescriptor_t x, const char *name, cudnnBackendAttributeName_t attr, cudnnBackendAttributeType_t type,
-                int64_t n, const void *value) {
+static void set(DnnGraph *g, cudnnBackendDescriptor_t x, const char *name, cudnnBackendAttributeName_t attr,
+                cudnnBackendAttributeType_t type, int64_t n, const void *value) {
     if (failed(g)) return;
     char what[48];
     snprintf(what, sizeof what, "attribute %d", (int)attr);
@@ -106,10 +111,12 @@ void dnn_graph_end(DnnGraph *g) {
     g->ntensor = g->nop = 0;
 }
 
-// ---- tensors ----------------------------------------------------------------------------------------------------------------------
+// ---- tensors
+// ----------------------------------------------------------------------------------------------------------------------
 typedef enum Where { IN_MEMORY, BY_VALUE, VIRTUAL } Where;
 
-static DnnTensor add_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid, Where where) {
+static DnnTensor add_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid,
+                            Where where) {
     cudnnBackendDescriptor_t x = create(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR, name);
     CHECK(g->ntensor < DNN_MAX_TENSORS, "too many cuDNN tensors");
     int64_t alignment = 16;
@@ -143,7 +150,8 @@ DnnTensor dnn_virtual(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims 
     return dnn_virtual_strided(g, name, t, dims, dnn_dense(dims));
 }
 
-// ---- operations -------------------------------------------------------------------------------------------------------------------
+// ---- operations
+// -------------------------------------------------------------------------------------------------------------------
 void dnn_matmul(DnnGraph *g, const char *name, DnnTensor a, DnnTensor b, DnnTensor c, DnnCut cut) {
     cudnnDataType_t compute = CUDNN_DATA_FLOAT;
     cudnnBackendDescriptor_t m = create(g, CUDNN_BACKEND_MATMUL_DESCRIPTOR, name);
@@ -161,8 +169,8 @@ void dnn_matmul(DnnGraph *g, const char *name, DnnTensor a, DnnTensor b, DnnTens
 }
 
 // axis < 0: the mode takes none. t: the third operand (a select's condition).
-static void pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, int64_t axis, DnnTensor x, DnnTensor b,
-                      DnnTensor t, DnnTensor y) {
+static void pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, int64_t axis,
+                      DnnTensor x, DnnTensor b, DnnTensor t, DnnTensor y) {
     cudnnBackendDescriptor_t m = create(g, CUDNN_BACKEND_POINTWISE_DESCRIPTOR, name);
     set(g, m, name, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
     set(g, m, name, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &compute);
@@ -177,7 +185,8 @@ static void pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, 
     add_op(g, op, name);
 }
 
-void dnn_pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, DnnTensor x, DnnTensor b, DnnTensor y) {
+void dnn_pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, DnnTensor x, DnnTensor b,
+                   DnnTensor y) {
     pointwise(g, name, mode, compute, -1, x, b, NO_TENSOR, y);
 }
 

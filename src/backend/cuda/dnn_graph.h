@@ -1,4 +1,5 @@
-// Graphs of cuDNN's backend API, without its C++ front end: tensors, the handful of operations that attention is made of, and plans.
+// Graphs of cuDNN's backend API, without its C++ front end: tensors, the handful of operations that attention is made of, and
+// plans.
 //
 //   DnnGraph g;
 //   dnn_graph_begin(&g, dnn);
@@ -7,7 +8,8 @@
 //   status = dnn_graph_plan(&g, max_workspace, &plan, d);
 //   dnn_graph_end(&g);
 //
-// The first failure sticks: later calls do nothing, and dnn_graph_plan reports it with the descriptor's name and cuDNN's own words.
+// The first failure sticks: later calls do nothing, and dnn_graph_plan reports it with the descriptor's name and cuDNN's own
+// words.
 #pragma once
 #include "backend/cuda/libs.h"
 #if LIBS_HAVE_CUDNN
@@ -22,7 +24,7 @@ typedef struct Dnn {
 Status dnn_open(Dnn *dnn, void *stream, Diag *d);
 // Without a GPU: `json` is what CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION gives on the device that is meant.
 Status dnn_open_described(Dnn *dnn, const char *json, Diag *d);
-void dnn_close(Dnn *dnn);
+void dnn_disconnect(Dnn *dnn);
 // "what: CUDNN_STATUS_...: cuDNN's last error text".
 Status dnn_error(const Dnn *dnn, cudnnStatus_t st, const char *what, Diag *d);
 
@@ -60,7 +62,8 @@ typedef struct DnnCut {
 #define DNN_WHOLE ((DnnCut){NO_TENSOR, NO_TENSOR, NO_TENSOR})
 void dnn_matmul(DnnGraph *g, const char *name, DnnTensor a, DnnTensor b, DnnTensor c, DnnCut cut);
 // y = mode(x, b); b NO_TENSOR: unary.
-void dnn_pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, DnnTensor x, DnnTensor b, DnnTensor y);
+void dnn_pointwise(DnnGraph *g, const char *name, cudnnPointwiseMode_t mode, cudnnDataType_t compute, DnnTensor x, DnnTensor b,
+                   DnnTensor y);
 void dnn_index(DnnGraph *g, const char *name, int64_t axis, DnnTensor like, DnnTensor y);
 void dnn_select(DnnGraph *g, const char *name, DnnTensor if_true, DnnTensor if_false, DnnTensor condition, DnnTensor y);
 void dnn_reduce(DnnGraph *g, const char *name, cudnnReduceTensorOp_t op, DnnTensor x, DnnTensor y);
@@ -76,7 +79,9 @@ Status dnn_graph_plan(DnnGraph *g, int64_t max_workspace, cudnnBackendDescriptor
 
 // A plan as text and back: what is kept on disk. The text is malloc'ed.
 Status dnn_plan_text(const Dnn *dnn, cudnnBackendDescriptor_t plan, char **text, size_t *nbytes, Diag *d);
-Status dnn_plan_from_text(const Dnn *dnn, const char *text, size_t nbytes, cudnnBackendDescriptor_t *plan, int64_t *workspace, Diag *d);
+Status dnn_plan_from_text(const Dnn *dnn, const char *text, size_t nbytes, cudnnBackendDescriptor_t *plan, int64_t *workspace,
+                          Diag *d);
 void dnn_plan_free(const Dnn *dnn, cudnnBackendDescriptor_t plan);
-Status dnn_plan_run(const Dnn *dnn, cudnnBackendDescriptor_t plan, int n, const int64_t *uid, void **data, void *workspace, Diag *d);
+Status dnn_plan_run(const Dnn *dnn, cudnnBackendDescriptor_t plan, int n, const int64_t *uid, void **data, void *workspace,
+                    Diag *d);
 #endif

@@ -6,18 +6,19 @@
 
 enum { MAX_CONFIGS = 32 };
 
-static cudnnStatus_t get(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t attr, cudnnBackendAttributeType_t type, int64_t n,
-                         int64_t *count, void *value) {
+static cudnnStatus_t get(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t attr,
+                         cudnnBackendAttributeType_t type, int64_t n, int64_t *count, void *value) {
     return dnn->lib->cudnnBackendGetAttribute(x, attr, type, n, count, value);
 }
 
-static cudnnStatus_t set(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t attr, cudnnBackendAttributeType_t type, int64_t n,
-                         const void *value) {
+static cudnnStatus_t set(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t attr,
+                         cudnnBackendAttributeType_t type, int64_t n, const void *value) {
     return dnn->lib->cudnnBackendSetAttribute(x, attr, type, n, value);
 }
 
 // Where a descriptor learns for which device it is: the handle's, or the one described.
-static cudnnStatus_t set_device(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t handle, cudnnBackendAttributeName_t props) {
+static cudnnStatus_t set_device(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t handle,
+                                cudnnBackendAttributeName_t props) {
     if (dnn->handle) return handle ? set(dnn, x, handle, CUDNN_TYPE_HANDLE, 1, &dnn->handle) : CUDNN_STATUS_SUCCESS;
     return props ? set(dnn, x, props, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &dnn->props) : CUDNN_STATUS_SUCCESS;
 }
@@ -32,8 +33,8 @@ static cudnnStatus_t operation_graph(DnnGraph *g, cudnnBackendDescriptor_t *out)
 }
 
 // The proposals of one heuristic, best first.
-static cudnnStatus_t proposals(const Dnn *dnn, cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode, cudnnBackendDescriptor_t *heuristic,
-                               cudnnBackendDescriptor_t *config, int64_t *n) {
+static cudnnStatus_t proposals(const Dnn *dnn, cudnnBackendDescriptor_t graph, cudnnBackendHeurMode_t mode,
+                               cudnnBackendDescriptor_t *heuristic, cudnnBackendDescriptor_t *config, int64_t *n) {
     const CudnnLib *lib = dnn->lib;
     *n = 0;
     cudnnStatus_t st = lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, heuristic);
@@ -80,8 +81,8 @@ static cudnnStatus_t build(const Dnn *dnn, cudnnBackendDescriptor_t config, cudn
 }
 
 // Tries the proposals in order. What stood in the way of each goes into the error.
-static Status choose(const Dnn *dnn, cudnnBackendDescriptor_t *config, int64_t n, int64_t max_workspace, cudnnBackendDescriptor_t *plan,
-                     DnnEngine *engine, Diag *d) {
+static Status choose(const Dnn *dnn, cudnnBackendDescriptor_t *config, int64_t n, int64_t max_workspace,
+                     cudnnBackendDescriptor_t *plan, DnnEngine *engine, Diag *d) {
     Diag why = {0};
     int64_t least = INT64_MAX;
     for (int i = 0; i < n; i++) {
@@ -100,8 +101,8 @@ static Status choose(const Dnn *dnn, cudnnBackendDescriptor_t *config, int64_t n
         *plan = NULL;
     }
     if (least < INT64_MAX)
-        return diag_error(d, ST_UNSUPPORTED, "cuDNN's engines for this attention need %lld bytes of workspace, %lld were planned", (long long)least,
-                          (long long)max_workspace);
+        return diag_error(d, ST_UNSUPPORTED, "cuDNN's engines for this attention need %lld bytes of workspace, %lld were planned",
+                          (long long)least, (long long)max_workspace);
     return diag_error(d, ST_UNSUPPORTED, "none of cuDNN's %lld engines takes this attention: %s", (long long)n, why.text);
 }
 
@@ -126,7 +127,8 @@ Status dnn_graph_plan(DnnGraph *g, int64_t max_workspace, cudnnBackendDescriptor
     return result;
 }
 
-// ---- text -------------------------------------------------------------------------------------------------------------------------
+// ---- text
+// -------------------------------------------------------------------------------------------------------------------------
 Status dnn_plan_text(const Dnn *dnn, cudnnBackendDescriptor_t plan, char **text, size_t *nbytes, Diag *d) {
     int64_t n = 0;
     cudnnStatus_t st = get(dnn, plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, 0, &n, NULL);
@@ -143,9 +145,11 @@ Status dnn_plan_text(const Dnn *dnn, cudnnBackendDescriptor_t plan, char **text,
     return ST_OK;
 }
 
-Status dnn_plan_from_text(const Dnn *dnn, const char *text, size_t nbytes, cudnnBackendDescriptor_t *plan, int64_t *workspace, Diag *d) {
+Status dnn_plan_from_text(const Dnn *dnn, const char *text, size_t nbytes, cudnnBackendDescriptor_t *plan, int64_t *workspace,
+                          Diag *d) {
     cudnnStatus_t st = dnn->lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, plan);
-    if (st == CUDNN_STATUS_SUCCESS) st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
+    if (st == CUDNN_STATUS_SUCCESS)
+        st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
     if (st == CUDNN_STATUS_SUCCESS)
         st = set(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)nbytes, text);
     if (st == CUDNN_STATUS_SUCCESS) st = dnn->lib->cudnnBackendFinalize(*plan);
@@ -161,7 +165,8 @@ void dnn_plan_free(const Dnn *dnn, cudnnBackendDescriptor_t plan) {
     if (plan) dnn->lib->cudnnBackendDestroyDescriptor(plan);
 }
 
-Status dnn_plan_run(const Dnn *dnn, cudnnBackendDescriptor_t plan, int n, const int64_t *uid, void **data, void *workspace, Diag *d) {
+Status dnn_plan_run(const Dnn *dnn, cudnnBackendDescriptor_t plan, int n, const int64_t *uid, void **data, void *workspace,
+                    Diag *d) {
     cudnnBackendDescriptor_t pack = NULL;
     cudnnStatus_t st = dnn->lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
     if (st == CUDNN_STATUS_SUCCESS) st = set(dnn, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, uid);

@@ -175,6 +175,8 @@ static const char *name_of(const Flash *f, FlashKernel i, bool tensor) {
     return kernel_name[i];
 }
 
+bool flash_portable;
+
 // The tensor-core kernels read 16 bytes at a time.
 static bool aligned(const KernelArgs *k) {
     for (int i = 0; i < k->nin; i++)
@@ -186,9 +188,9 @@ static Status prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
     TRY(flash_check(k->node, k->in, k->out, d));
     Flash f = flash_of(k->node, k->in, k->out);
     FlashState *s = ARENA_NEW(module_arena(dev), FlashState);
-    s->tensor = f.form.tensor && dev->ordinal >= 0 && dev->capability >= 80 && aligned(k);
+    s->tensor = f.form.tensor && !flash_portable && dev->ordinal >= 0 && dev->capability >= 80 && aligned(k);
     Str source = {0};
-    Status st = flash_source(k->node, k->in, k->out, &source, d);
+    Status st = flash_source(k->node, k->in, k->out, s->tensor, &source, d);
     for (int i = 0; i < FK_COUNT && st == ST_OK; i++) {
         if (!wanted(&f, (FlashKernel)i)) continue;
         st = module_function(dev, str_text(&source), name_of(&f, (FlashKernel)i, s->tensor), op_name(k->node->op), &s->fn[i], d);
@@ -259,7 +261,7 @@ Status flash_attention_grad(const KernelArgs *k, Diag *d) {
     TRY(launch(&l, FK_RESUM, bh * f.ntile, 1, 1, 0, d));
     if (l.s->tensor) {
         TRY(launch(&l, FK_MAIN, bh * f.ntile, 1, 1, flash_mma_shared(&f.form, k->in, FLASH_MMA_DQ), d));
-        return launch(&l, FK_KEYS, kv * ceil_div(f.nk, 64), 1, 1, flash_mma_shared(&f.form, k->in, FLASH_MMA_DKDV), d);
+        return launch(&l, FK_KEYS, kv * ceil_div(f.nk, 64), 1, flash_mma_together(k->in) ? 1 : 2, flash_mma_shared(&f.form, k->in, FLASH_MMA_DKDV), d);
     }
     TRY(launch(&l, FK_MAIN, bh * f.ntile, 1, chunks(f.q->dim[3]), 0, d));
     return launch(&l, FK_KEYS, kv * ceil_div(f.nk, FLASH_TILE), 1, chunks(f.v->dim[3]) + chunks(f.q->dim[3]), 0, d);

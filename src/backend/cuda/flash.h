@@ -10,3 +10,5 @@ Status flash_attention_prepare(Device *dev, const KernelArgs *k, void **state, D
 Status flash_attention_grad(const KernelArgs *k, Diag *d);
 size_t flash_attention_grad_scratch(const Node *n, const Operand *in, const Operand *out);
 Status flash_attention_grad_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d);
+// Tests set it to compare: nodes prepared from then on use the portable kernels though the tensor cores could take them.
+extern bool flash_portable;

@@ -70,6 +70,7 @@ GPU_KERNEL(flash_resum, FlashParams, FLASH_THREADS) {
     }
 }
 
+#if !FLASH_TENSOR
 // Products s, dp of a tile -> what dV wants (GRAD false) or the gradients of the products (GRAD true), into shared memory.
 template <bool GRAD>
 GPU_FN void flash_grads(const FlashParams &p, const FlashHead &at, const FlashTile *s, const FlashTile *dp, int verdict, i64 q0,
@@ -156,7 +157,8 @@ GPU_KERNEL(flash_dkdv, FlashParams, FLASH_THREADS) {
     GPU_SHARED float buf[2 * FLASH_TILE * FLASH_LD], sp[FLASH_TILE * FLASH_LDP];
     GPU_SHARED i64 pos[FLASH_TILE];
     i64 ntile = flash_blocks(p.nk, FLASH_TILE), kv = gpu_block_x / ntile, k0 = gpu_block_x % ntile * FLASH_TILE;
-    int chunk = (int)gpu_block_z, nv = flash_nchunk(FLASH_DV);
+    int chunk = (int)gpu_block_z, nv = FLASH_NCHUNK(FLASH_DV);
     if (chunk < nv) flash_key_grads<FLASH_DV, false>(p, kv, k0, chunk * FLASH_CHUNK(FLASH_DV), (TG *)p.out2, buf, sp, pos);
     else flash_key_grads<FLASH_D, true>(p, kv, k0, (chunk - nv) * FLASH_CHUNK(FLASH_D), (TG *)p.out1, buf, sp, pos);
 }
+#endif

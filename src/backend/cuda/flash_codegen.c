@@ -6,7 +6,7 @@
 
 // By scripts/embed.cmake.
 extern const char flash_params_h_text[], flash_interval_h_text[], flash_common_h_text[], flash_kernel_h_text[], flash_backward_h_text[],
-    flash_mma_h_text[], flash_mma_backward_h_text[];
+    flash_mma_h_text[], flash_mma_forward_h_text[], flash_mma_backward_h_text[];
 
 // ---- what can be done ---------------------------------------------------------------------------------------------------------------
 static Status refuse(const Node *n, Diag *d, const char *why, const char *advice) {
@@ -49,9 +49,12 @@ FlashForm flash_form(const Node *n, const Operand *in, const Operand *out) {
     return f;
 }
 
+bool flash_mma_together(const Operand *in) { return round_up(in[0].dim[3], 16) + round_up(in[2].dim[3], 16) <= 256; }
+
 size_t flash_mma_shared(const FlashForm *f, const Operand *in, FlashMma kernel) {
-    (void)f, (void)in, (void)kernel;
-    return 0;
+    int64_t row = round_up(in[0].dim[3], 16) + 8 + round_up(in[2].dim[3], 16) + 8;  // of both kinds of operands, padded
+    int64_t own = kernel == FLASH_MMA_FORWARD ? 64 * f->mt * (round_up(in[0].dim[3], 16) + 8) : 64 * row;
+    return (size_t)(own + 2 * 64 * row) * 2;
 }
 
 // ---- the program --------------------------------------------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ static void vector_code(const Operand *vec, int nvec, Str *s) {
 }
 
 // ---- all of it ----------------------------------------------------------------------------------------------------------------------
-Status flash_source(const Node *n, const Operand *in, const Operand *out, Str *s, Diag *d) {
+Status flash_source(const Node *n, const Operand *in, const Operand *out, bool tensor, Str *s, Diag *d) {
     const Program *p = node_prog(n, ATTR_PROG);
     bool grad = n->op == OP_ATTENTION_GRAD;
     FlashForm f = flash_form(n, in, out);
@@ -184,8 +187,9 @@ Status flash_source(const Node *n, const Operand *in, const Operand *out, Str *s
                expr_memory_type(grad ? in[4].dtype : out[1].dtype), expr_memory_type(out[0].dtype));
     str_printf(s, "#define FLASH_D %lld\n#define FLASH_DV %lld\n#define FLASH_VISIBLE %d\n#define FLASH_BIAS %d\n#define FLASH_RAW %d\n",
                (long long)in[0].dim[3], (long long)in[2].dim[3], f.visible, f.bias, f.raw);
-    str_printf(s, "#define FLASH_SOFTCAP %d\n#define FLASH_DROPOUT %d\n#define FLASH_MASKED_ROW %d\n#define FLASH_MT %d\n",
-               node_float_or(n, ATTR_SOFTCAP, 0) != 0, node_float_or(n, ATTR_DROPOUT, 0) > 0, (int)node_int_or(n, ATTR_MASKED_ROW, 0), f.mt);
+    str_printf(s, "#define FLASH_SOFTCAP %d\n#define FLASH_DROPOUT %d\n#define FLASH_MASKED_ROW %d\n#define FLASH_MT %d\n#define FLASH_TENSOR %d\n",
+               node_float_or(n, ATTR_SOFTCAP, 0) != 0, node_float_or(n, ATTR_DROPOUT, 0) > 0, (int)node_int_or(n, ATTR_MASKED_ROW, 0), f.mt,
+               tensor);
     str_add(s, flash_params_h_text);
     if (f.visible || f.bias) {
         str_add(s, expr_prelude_text);
@@ -197,9 +201,7 @@ Status flash_source(const Node *n, const Operand *in, const Operand *out, Str *s
     str_add(s, flash_common_h_text);
     str_add(s, flash_kernel_h_text);
     if (grad) str_add(s, flash_backward_h_text);
-    if (f.tensor) str_add(s, "#if !defined(GPU_EMULATE)\n");
-    if (f.tensor) str_add(s, flash_mma_h_text);
-    if (f.tensor && grad) str_add(s, flash_mma_backward_h_text);
-    if (f.tensor) str_add(s, "#endif\n");
+    if (tensor) str_add(s, flash_mma_h_text);
+    if (tensor) str_add(s, grad ? flash_mma_backward_h_text : flash_mma_forward_h_text);
     return ST_OK;
 }

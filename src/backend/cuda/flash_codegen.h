@@ -11,10 +11,12 @@ static inline int flash_first_vec(const Node *n) { return n->op == OP_ATTENTION_
 // What the kernels are compiled for beside types and the program.
 typedef struct FlashForm {
     bool visible, bias, raw;  // the program says which keys are seen; what is added; scores are products but for masking
-    bool tensor;              // the tensor-core kernels take it
+    bool tensor;              // the tensor-core kernels can take it
     int mt;                   // theirs: tiles of 16 rows a warp
 } FlashForm;
 typedef enum FlashMma { FLASH_MMA_FORWARD, FLASH_MMA_DQ, FLASH_MMA_DKDV } FlashMma;
 size_t flash_mma_shared(const FlashForm *f, const Operand *in, FlashMma kernel);  // dynamic shared memory of a block
+bool flash_mma_together(const Operand *in);  // dk and dv by one block: as MMA_TOGETHER
 FlashForm flash_form(const Node *n, const Operand *in, const Operand *out);
-Status flash_source(const Node *n, const Operand *in, const Operand *out, Str *source, Diag *d);
+// tensor: with the tensor-core kernels (form.tensor must be set) instead of the portable ones.
+Status flash_source(const Node *n, const Operand *in, const Operand *out, bool tensor, Str *source, Diag *d);

@@ -3,7 +3,7 @@
 // In the emulation, where a block is one thread, that thread plays all of them (FLASH_EACH).
 // Output channels beyond 128 are dealt to further blocks (gpu_block_z), which compute the scores again: registers stay bounded.
 
-#if defined(GPU_EMULATE)
+#if defined(GPU_EMULATE) && !defined(GPU_FIBERS)
 #define FLASH_VT FLASH_THREADS
 #else
 #define FLASH_VT 1
@@ -12,8 +12,8 @@
 #define FLASH_STEP 32                            // channels, or rows, that a product takes at a time
 #define FLASH_LD (FLASH_STEP + 1)                // not a power of two: shared memory's banks
 #define FLASH_LDP (FLASH_TILE + 1)
-#define FLASH_CHUNK(dim) ((((dim) + flash_nchunk(dim) - 1) / flash_nchunk(dim) + 7) / 8 * 8)  // channels of a block
-static constexpr int flash_nchunk(int dim) { return dim <= 128 ? 1 : (dim + 127) / 128; }
+#define FLASH_NCHUNK(dim) ((dim) <= 128 ? 1 : ((dim) + 127) / 128)
+#define FLASH_CHUNK(dim) ((((dim) + FLASH_NCHUNK(dim) - 1) / FLASH_NCHUNK(dim) + 7) / 8 * 8)  // channels of a block
 
 struct FlashTile { float x[4][8]; };
 
@@ -141,6 +141,7 @@ GPU_FN void flash_rows_begin(FlashRows rows) {
     gpu_sync();
 }
 
+#if !FLASH_TENSOR
 // ---- forward ----------------------------------------------------------------------------------------------------------------------
 // Rows that saw no key, when such rows attend to all keys alike: their sums of v into acc.
 GPU_FN void flash_uniform(const FlashParams &p, const FlashHead &at, float (*acc)[4][FLASH_CHUNK(FLASH_DV) / 8], FlashRows rows,
@@ -205,3 +206,4 @@ GPU_KERNEL(flash_forward, FlashParams, FLASH_THREADS) {
         if (r < n && c < FLASH_DV && rows.sum[r] == 0.0f) store_float(&o[(i64)r * FLASH_DV + c], acc[e][i][j]);
     }
 }
+#endif

@@ -1,4 +1,5 @@
-// The kernels of reduce.c. Sums of floats are kept in double: it costs nothing beside the memory traffic, and length does not matter.
+// The kernels of reduce.c. Sums of floats are kept in double: it costs nothing beside the memory traffic, and length does not
+// matter.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 
@@ -80,7 +81,8 @@ template <class R, int W> GPU_FN void reduce_rows(const GpuReduction &p) {
         i64 unit = base + slot, result = unit % p.units, piece = unit / p.units;
         typename R::Acc acc = R::start();
         if (unit < total) {
-            const typename R::Elem *x = (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, result);
+            const typename R::Elem *x =
+                (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, result);
             // a piece is a range of steps; neighbouring chunks of a row are taken in one go
             i64 last = p.steps * (piece + 1) / p.pieces;
             for (i64 s = p.steps * piece / p.pieces; s < last;) {
@@ -104,7 +106,8 @@ static __host__ __device__ __forceinline__
 #endif
 i64 column_groups(const GpuReduction &p, i64 width) { return (p.columns + width - 1) / width; }
 
-// A block for each (piece, kept index, group * W columns): lanes of W columns each, the other threads beside them take further steps.
+// A block for each (piece, kept index, group * W columns): lanes of W columns each, the other threads beside them take further
+// steps.
 template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
     GPU_SHARED typename R::Acc part[UTIL_THREADS * W];
     int lanes = p.group < UTIL_THREADS ? p.group : UTIL_THREADS, beside = UTIL_THREADS / lanes;
@@ -112,7 +115,8 @@ template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
     i64 across = column_groups(p, lanes * W), kept = p.results / p.columns, total = kept * across * p.pieces;
     for (i64 u = gpu_block_x; u < total; u += gpu_grid_x) {
         i64 group = u % across, row = u / across % kept, piece = u / across / kept, column = (group * lanes + lane) * W;
-        const typename R::Elem *x = (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, row) + column;
+        const typename R::Elem *x =
+            (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, row) + column;
         typename R::Acc acc[W];
         GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::start();
         i64 last = p.steps * (piece + 1) / p.pieces;

@@ -1,0 +1,267 @@
+// Our own attention on a GPU: the cases of the emulated test in f32 and bf16 (portable and tensor-core kernels) against float64 on the host;
+// both kinds of kernels against each other at larger sizes; speeds. One line per case, PASS or FAIL; the exit status counts failures.
+//   gpu_flash [check] [agree] [speed]      (nothing named: all)
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../flash_run.h"
+#include "backend/cuda/device_api.h"
+#include "backend/cuda/flash.h"
+#include "backend/cuda/module.h"
+
+static Device *device;
+static int nfail;
+
+static void must(cudaError_t e, const char *what) {
+    if (e == cudaSuccess) return;
+    printf("FAIL %s: %s\n", what, cudaGetErrorString(e));
+    exit(1);
+}
+static void *device_alloc(size_t n) {
+    void *p;
+    must(cudaMalloc(&p, n), "allocation");
+    must(cudaMemset(p, 0xff, n), "fill");  // NaN: what is not written shows
+    must(cudaDeviceSynchronize(), "fill");
+    return p;
+}
+static void device_release(void *p) { must(cudaFree(p), "free"); }
+static void device_put(void *to, const void *from, size_t n) { must(cudaMemcpy(to, from, n, cudaMemcpyHostToDevice), "copy"); }
+static void device_get(void *to, const void *from, size_t n) {
+    must(cudaStreamSynchronize(device->stream), "kernels");
+    must(cudaMemcpy(to, from, n, cudaMemcpyDeviceToHost), "copy");
+}
+
+static void check(void) {
+    FlashHost host = {device, device_alloc, device_release, device_put, device_get};
+    for (int i = 0; i < flash_ncase; i++)
+        for (int kind = 0; kind < 3; kind++)
+            for (int backward = 0; backward < 2; backward++) {
+                static const char *const name[] = {"f32", "bf16, portable", "bf16"};
+                if (flash_cases[i].like) continue;  // float64 does not round as its like does
+                Str why = {0};
+                FlashError e;
+                flash_portable = kind == 1;
+                bool ok = flash_run(&host, &flash_cases[i], backward, kind ? DT_BF16 : DT_F32, &e, &why);
+                printf("%s %s, %s, %s: rms %.2e, most %.2e %s\n", ok ? "PASS" : "FAIL", flash_cases[i].label, name[kind], backward ? "backward" : "forward",
+                       e.rms, e.most, str_text(&why));
+                fflush(stdout);
+                nfail += !ok;
+                str_free(&why);
+            }
+    flash_portable = false;
+}
+
+// ---- large ones -------------------------------------------------------------------------------------------------------------------------
+#define LEAF(code_, slot) {.code = (code_), .dtype = DT_I64, .a = (slot), .b = -1, .c = -1}
+#define OP2(op, dtype_, x, y) {.code = PROG_OP + OP_##op, .dtype = (dtype_), .a = (x), .b = (y), .c = -1}
+#define NUM(t, v) {.code = PROG_CONST, .dtype = (t), .a = -1, .b = -1, .c = -1, .imm = (v)}
+#define INDICES LEAF(PROG_INDEX_Q, -1), LEAF(PROG_INDEX_K, -1), OP2(LE, DT_BOOL, 1, 0)
+static const Instr causal[] = {INDICES};
+static const Instr documents[] = {INDICES, LEAF(PROG_VEC_Q, 0), LEAF(PROG_VEC_K, 1), OP2(EQ, DT_BOOL, 3, 4), OP2(AND, DT_BOOL, 2, 5)};
+static const Instr window[] = {INDICES, OP2(SUB, DT_I64, 0, 1), NUM(DT_I64, 4096), OP2(LT, DT_BOOL, 3, 4), OP2(AND, DT_BOOL, 2, 5)};
+static const Instr alibi[] = {INDICES, OP2(SUB, DT_I64, 1, 0), LEAF(PROG_INDEX_H, -1), NUM(DT_I64, 1), OP2(ADD, DT_I64, 4, 5), OP2(MUL, DT_I64, 3, 6),
+    {.code = PROG_OP + OP_CAST, .dtype = DT_F32, .a = 7, .b = -1, .c = -1}, NUM(DT_F32, 0.001), OP2(MUL, DT_F32, 8, 9)};
+#define PROGRAM(code, visible, bias) \
+    (Program){.ninstr = (int)(sizeof(code) / sizeof((code)[0])), .instr = (code), .nout = 2, .out = (const int32_t[]){(visible), (bias)}}
+
+typedef struct Large {
+    const char *label;
+    int64_t H, Hkv, S, D, ndoc, window;  // ndoc > 0: vectors of document ids
+    Program prog;
+    double softcap;
+} Large;
+
+typedef struct Setup {
+    Node node[2];
+    ValueId ids[8];
+    Attr attr[4];
+    int nattr;
+    Operand in[2][8], out[2][4];
+    KernelArgs k[2];
+    size_t nbytes[4];  // o, dq, dk, dv
+} Setup;
+
+static Operand make(int ndim, const int64_t *dim, DType t) {
+    Operand o = {.dtype = t, .ndim = ndim, .sdim = -1};
+    size_t n = (size_t)dtype_nbytes(t);
+    for (int i = 0; i < ndim; i++) o.dim[i] = o.global[i] = dim[i], n *= (size_t)dim[i];
+    o.data = device_alloc(n);
+    return o;
+}
+
+static void fill(const Operand *o, uint64_t seed) {
+    enum { PERIOD = 1000003 };
+    int64_t n = 1;
+    for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
+    uint16_t *x = malloc((size_t)n * 2);
+    CHECK(x, "out of memory");
+    for (int64_t i = 0; i < n && i < PERIOD; i++) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        float f = ((float)(seed >> 40) * 0x1p-24f - 0.5f) * 3.4f;  // unit variance
+        uint32_t u;
+        memcpy(&u, &f, sizeof u);
+        x[i] = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
+    for (int64_t i = PERIOD; i < n; i += PERIOD) memcpy(x + i, x, (size_t)(n - i < PERIOD ? n - i : PERIOD) * 2);
+    device_put(o->data, x, (size_t)n * 2);
+    free(x);
+}
+
+static void setup(Setup *s, const Large *l) {
+    *s = (Setup){0};
+    int64_t q[] = {1, l->H, l->S, l->D}, k[] = {1, l->Hkv, l->S, l->D}, one[] = {1, 1, l->S};
+    s->attr[s->nattr++] = attr_f(ATTR_SCALE, 1 / sqrt((double)l->D));
+    s->attr[s->nattr++] = attr_prog(ATTR_PROG, &l->prog);
+    if (l->softcap != 0) s->attr[s->nattr++] = attr_f(ATTR_SOFTCAP, l->softcap);
+    Operand x[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16), make(4, q, DT_BF16), make(3, q, DT_F32), make(4, q, DT_BF16)};
+    Operand g[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16)}, doc = {0};
+    for (int i = 0; i < 6; i++)
+        if (i < 3 || i == 5) fill(&x[i], (uint64_t)i + 1);
+    int nvec = l->ndoc ? 2 : 0;
+    if (nvec) {
+        doc = make(3, one, DT_I64);
+        int64_t *id = malloc((size_t)l->S * 8);
+        CHECK(id, "out of memory");
+        for (int64_t i = 0; i < l->S; i++) id[i] = i * l->ndoc / l->S;
+        device_put(doc.data, id, (size_t)l->S * 8);
+        free(id);
+    }
+    Operand forward[] = {x[0], x[1], x[2], doc, doc}, backward[] = {x[0], x[1], x[2], x[3], x[4], x[5], doc, doc}, o[] = {x[3], x[4]};
+    memcpy(s->in[0], forward, sizeof forward), memcpy(s->in[1], backward, sizeof backward);
+    memcpy(s->out[0], o, sizeof o), memcpy(s->out[1], g, sizeof g);
+    for (int b = 0; b < 2; b++) {
+        s->node[b] = (Node){.op = b ? OP_ATTENTION_GRAD : OP_ATTENTION, .nin = (int16_t)((b ? 6 : 3) + nvec), .nout = b ? 3 : 2, .nattr = (int16_t)s->nattr,
+                            .in = s->ids, .out = s->ids, .attr = s->attr};
+        size_t n = (b ? flash_attention_grad_scratch : flash_attention_scratch)(&s->node[b], s->in[b], s->out[b]);
+        s->k[b] = (KernelArgs){.node = &s->node[b], .nin = s->node[b].nin, .nout = s->node[b].nout, .in = s->in[b], .out = s->out[b],
+                               .scratch = device_alloc(n + 1), .scratch_nbytes = n, .device = device};
+    }
+    size_t nq = (size_t)(l->H * l->S * l->D) * 2, nk = (size_t)(l->Hkv * l->S * l->D) * 2;
+    memcpy(s->nbytes, (size_t[]){nq, nq, nk, nk}, sizeof s->nbytes);
+}
+
+static void teardown(Setup *s) {
+    for (int i = 0; i < s->node[1].nin && i < 7; i++) device_release(s->in[1][i].data);  // both vectors are one
+    for (int i = 0; i < 3; i++) device_release(s->out[1][i].data);
+    device_release(s->k[0].scratch), device_release(s->k[1].scratch);
+}
+
+static Status launch(Setup *s, int backward, Diag *d) { return (backward ? flash_attention_grad : flash_attention)(&s->k[backward], d); }
+
+static Status prepare(Setup *s, Diag *d) {
+    TRY(flash_attention_prepare(device, &s->k[0], &s->k[0].state, d));
+    TRY(flash_attention_grad_prepare(device, &s->k[1], &s->k[1].state, d));
+    return module_wait(device, d);
+}
+
+static float *results(Setup *s, int i) {
+    void *from[] = {s->out[0][0].data, s->out[1][0].data, s->out[1][1].data, s->out[1][2].data};
+    size_t n = s->nbytes[i] / 2;
+    uint16_t *x = malloc(n * 2);
+    float *f = malloc(n * 4);
+    CHECK(x && f, "out of memory");
+    device_get(x, from[i], n * 2);
+    for (size_t j = 0; j < n; j++) {
+        uint32_t u = (uint32_t)x[j] << 16;
+        memcpy(&f[j], &u, 4);
+    }
+    free(x);
+    return f;
+}
+
+// The tensor-core kernels against the portable ones.
+static void agree(const Large *l) {
+    Setup s;
+    setup(&s, l);
+    float *r[2][4];
+    Diag d = {0};
+    for (int kind = 0; kind < 2; kind++) {
+        flash_portable = kind == 0;
+        if (prepare(&s, &d) != ST_OK || launch(&s, 0, &d) != ST_OK || launch(&s, 1, &d) != ST_OK) {
+            printf("FAIL %s: %s\n", l->label, d.text);
+            exit(1);
+        }
+        for (int i = 0; i < 4; i++) r[kind][i] = results(&s, i);
+    }
+    bool ok = true;
+    printf("%s, S %lld, D %lld, tensor cores and portable differ by", l->label, (long long)l->S, (long long)l->D);
+    for (int i = 0; i < 4; i++) {
+        double off = 0, square = 0;
+        for (size_t j = 0; j < s.nbytes[i] / 2; j++) {
+            double x = (double)r[0][i][j] - r[1][i][j];
+            off += x * x, square += (double)r[0][i][j] * r[0][i][j];
+        }
+        double rms = sqrt(off / square);
+        ok &= rms < 1e-2;
+        printf(" %.2e", rms);
+        free(r[0][i]), free(r[1][i]);
+    }
+    printf(" %s\n", ok ? "PASS" : "FAIL");
+    fflush(stdout);
+    nfail += !ok;
+    teardown(&s);
+}
+
+static double seconds(Setup *s, int backward) {
+    cudaEvent_t at[2];
+    float ms = 0, best = INFINITY;
+    Diag d = {0};
+    must(cudaEventCreate(&at[0]), "event"), must(cudaEventCreate(&at[1]), "event");
+    for (int i = 0; i < 4; i++) {
+        must(cudaEventRecord(at[0], device->stream), "event");
+        CHECK(launch(s, backward, &d) == ST_OK, "%s", d.text);
+        must(cudaEventRecord(at[1], device->stream), "event");
+        must(cudaEventSynchronize(at[1]), "kernels");
+        must(cudaEventElapsedTime(&ms, at[0], at[1]), "event");
+        if (i > 0 && ms < best) best = ms;
+    }
+    cudaEventDestroy(at[0]), cudaEventDestroy(at[1]);
+    return best * 1e-3;
+}
+
+static void speed(const Large *l, bool portable) {
+    Setup s;
+    Diag d = {0};
+    flash_portable = portable;
+    setup(&s, l);
+    CHECK(prepare(&s, &d) == ST_OK, "%s", d.text);
+    double n = (double)l->S / (l->ndoc ? (double)l->ndoc : 1), docs = l->ndoc ? (double)l->ndoc : 1;
+    double pairs = l->window ? (double)l->S * (double)l->window - 0.5 * (double)l->window * (double)l->window : docs * n * n / 2;
+    double flops = 4 * pairs * (double)l->D * (double)l->H, f = seconds(&s, 0), b = seconds(&s, 1);
+    printf("%s%s, S %lld, D %lld, heads %lld/%lld: forward %.2f ms %.0f TFLOP/s, backward %.2f ms %.0f TFLOP/s\n", l->label, portable ? ", portable" : "",
+           (long long)l->S, (long long)l->D, (long long)l->H, (long long)l->Hkv, f * 1e3, flops / f * 1e-12, b * 1e3, 2.5 * flops / b * 1e-12);
+    fflush(stdout);
+    teardown(&s);
+    flash_portable = false;
+}
+
+int main(int argc, char **argv) {
+    bool want[3] = {argc < 2, argc < 2, argc < 2};
+    static const char *const name[] = {"check", "agree", "speed"};
+    for (int i = 1; i < argc; i++)
+        for (int j = 0; j < 3; j++) want[j] |= !strcmp(argv[i], name[j]);
+    Diag d = {0};
+    void *arena;
+    if (device_api.open(0, 1, 1 << 20, &device, &arena, &d) != ST_OK) return printf("FAIL no device: %s\n", d.text), 1;
+    void *step = device->step;
+    if (want[0]) check();
+    device->step = step;
+    for (int64_t dim = 64; dim <= 256 && want[1]; dim *= 2) {
+        agree(&(Large){"causal", 4, 2, 1999, dim, .prog = PROGRAM(causal, 2, -1)});
+        agree(&(Large){"documents", 4, 2, 4096, dim, .ndoc = 5, .prog = PROGRAM(documents, 6, -1)});
+        agree(&(Large){"alibi, soft-cap", 2, 1, 1500, dim, .prog = PROGRAM(alibi, 2, 10), .softcap = 30});
+    }
+    for (int64_t dim = 64; dim <= 128 && want[2]; dim *= 2) {
+        speed(&(Large){"causal", 32, 8, 8192, dim, .prog = PROGRAM(causal, 2, -1)}, false);
+        speed(&(Large){"causal", 32, 8, 32768, dim, .prog = PROGRAM(causal, 2, -1)}, false);
+        speed(&(Large){"16 documents", 32, 8, 32768, dim, .ndoc = 16, .prog = PROGRAM(documents, 6, -1)}, false);
+        speed(&(Large){"window 4096", 32, 8, 32768, dim, .window = 4096, .prog = PROGRAM(window, 6, -1)}, false);
+        speed(&(Large){"alibi", 32, 8, 8192, dim, .prog = PROGRAM(alibi, 2, 10)}, false);
+        speed(&(Large){"causal", 32, 8, 8192, dim, .prog = PROGRAM(causal, 2, -1)}, true);
+    }
+    if (want[2]) speed(&(Large){"causal", 8, 8, 8192, 256, .prog = PROGRAM(causal, 2, -1)}, false);
+    device_api.close(device);
+    printf("%d failures\n", nfail);
+    return nfail != 0;
+}
