@@ -48,7 +48,6 @@ static const CudaKernel kernels[OP_COUNT] = {
     [OP_ADAMW] = ANY(adamw),
     [OP_RESHARD] = ANY(reshard),
     [OP_FUSED] = FULL(fused),
-    [OP_HEAD] = FULL(head),
 };
 static const CudaKernel pointwise = FULL(pointwise);
 
