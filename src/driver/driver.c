@@ -128,7 +128,7 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
-    *out = (Compiled){.arena = a, .graph = g, .import = out->import};
+    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
     g->layouts = layouts_new(a, o->nranks);  // nothing is placed before the shard pass

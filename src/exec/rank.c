@@ -138,7 +138,7 @@ static bool can_capture(const Rank *r) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     for (int i = 0; i < p->nstep; i++)
         if (p->step[i].kind == STEP_EXCHANGE && p->step[i].exchange->collective) return false;
-    return r->runtime->options.capture;
+    return r->runtime->options.capture && runtime_device(r->runtime)->capture_begin;
 }
 
 // The first step runs launch by launch (libraries load what they need lazily), the second is captured, all later ones replay it.
@@ -153,7 +153,6 @@ static Status launch_step(Rank *r, Diag *d) {
         Status end = api->capture_end(r->device, &r->graph, st == ST_OK ? d : &later);
         TRY(st);
         TRY(end);
-        if (!r->graph) return run_all(r, false, d);  // a device that cannot capture
     }
     return api->replay(r->device, r->graph, d);
 }

@@ -292,7 +292,7 @@ extern "C" void gpu_copy_box(void *stream, int nsm, const GpuBox *b) {
 // ---- fill ---------------------------------------------------------------------------------------------------------------------
 
 template <class T> GPU_FN void fill(const BoxParams &p) {
-    T value = *(const T *)p.value;
+    T value = (T)p.value[0];  // the pattern repeats it
     for (u32 i = (u32)gpu_thread(); i < p.n; i += (u32)gpu_nthreads()) {
         i64 to, from;
         box_offsets(p, i, &to, &from);
