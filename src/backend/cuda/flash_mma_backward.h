@@ -59,13 +59,18 @@ GPU_KERNEL(flash_mma_dq, FlashParams, FLASH_THREADS) {
         mma_dot<FLASH_D, 1>(s, sq + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_D), sk);
         mma_dot<FLASH_DV, 1>(dp, sg + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_DV), sv);
         bool plain = !FLASH_SOFTCAP && !FLASH_DROPOUT && !(verdict & FLASH_ELEMENT) && !all && k0 + MMA_OTHER <= p.nk;
-        GPU_UNROLL for (int e = 0; e < 2; e++) GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 2; i++) {
-            float *x = &s[0][j][2 * e + i], y = dp[0][j][2 * e + i];
-            i64 key = k0 + mma_col() + 8 * j + i;
-            if (plain) *x = mma_grad_plain(p, *x, y, stats[e].max, stats[e].unsum, stats[e].delta).ds;
-            else if (key >= p.nk) *x = 0.0f;
-            else *x = flash_grad(p, at, *x, y, verdict, flash_min(q0 + mma_row<1>(0, e), p.nq - 1), pos[e], key, stats[e].max, stats[e].unsum,
-                                 stats[e].delta, stats[e].uniform != 0).ds;
+        if (plain) {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[i / 2];
+                s[0][j][i] = mma_grad_plain(p, s[0][j][i], dp[0][j][i], r.max, r.unsum, r.delta).ds;
+            }
+        } else {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[i / 2];
+                i64 key = k0 + mma_col() + 8 * j + i % 2, lq = flash_min(q0 + mma_row<1>(0, i / 2), p.nq - 1);
+                FlashGrad g = flash_grad(p, at, s[0][j][i], dp[0][j][i], verdict, lq, pos[i / 2], flash_min(key, p.nk - 1), r.max, r.unsum, r.delta, r.uniform != 0);
+                s[0][j][i] = key < p.nk ? g.ds : 0.0f;
+            }
         }
         mma_apply<FLASH_D, 1>(acc, s, sk);
     }
@@ -145,16 +150,19 @@ template <bool VALUES, bool KEYS> GPU_FN void mma_key_grads(const FlashParams &p
         if constexpr (KEYS) mma_dot<FLASH_DV, 1>(dp, sv + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_DV), sg);
         bool uniform = p.flags && (p.flags[(b * p.heads + at.h) * flash_blocks(p.nq, FLASH_TILE) + at.q0 / FLASH_TILE] & FLASH_UNIFORM);
         bool plain = !FLASH_SOFTCAP && !FLASH_DROPOUT && !(at.verdict & FLASH_ELEMENT) && !uniform;
-        GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 2; i++) {
-            int c = mma_col() + 8 * j + i;
-            MmaRow r = stats[c];
-            i64 q = plain ? 0 : pos[buffer][c], lq = flash_min(at.q0 + c, p.nq - 1);
-            GPU_UNROLL for (int e = 0; e < 2; e++) {
-                float *x = &s[0][j][2 * e + i], *y = &dp[0][j][2 * e + i];
-                i64 key = flash_min(k0 + mma_row<1>(0, e), p.nk - 1);
-                FlashGrad g = plain ? mma_grad_plain(p, *x, KEYS ? *y : 0.0f, r.max, r.unsum, r.delta)
-                                    : flash_grad(p, at.head, *x, KEYS ? *y : 0.0f, at.verdict, lq, q, key, r.max, r.unsum, r.delta, r.uniform != 0);
-                *x = g.p, *y = g.ds;
+        if (plain) {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[mma_col() + 8 * j + i % 2];
+                FlashGrad g = mma_grad_plain(p, s[0][j][i], KEYS ? dp[0][j][i] : 0.0f, r.max, r.unsum, r.delta);
+                s[0][j][i] = g.p, dp[0][j][i] = g.ds;
+            }
+        } else {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                int c = mma_col() + 8 * j + i % 2;
+                const MmaRow &r = stats[c];
+                i64 key = flash_min(k0 + mma_row<1>(0, i / 2), p.nk - 1), lq = flash_min(at.q0 + c, p.nq - 1);
+                FlashGrad g = flash_grad(p, at.head, s[0][j][i], KEYS ? dp[0][j][i] : 0.0f, at.verdict, lq, pos[buffer][c], key, r.max, r.unsum, r.delta, r.uniform != 0);
+                s[0][j][i] = g.p, dp[0][j][i] = g.ds;
             }
         }
         if constexpr (VALUES) mma_apply<FLASH_DV, 1>(dv, s, sg);
