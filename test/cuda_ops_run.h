@@ -2,6 +2,6 @@
 #pragma once
 #include <stdio.h>
 
-// Every op whose name contains `only` (NULL: all), in every element type, on one rank and under every sharding row. Writes a line for each
-// failure and a summary for each op; returns how many failures there were.
+// Every op whose name contains `only` (NULL: all), in every element type, on one rank and under every sharding row. Writes a line
+// for each failure and a summary for each op; returns how many failures there were.
 int cuda_ops_run(const char *only, FILE *report);

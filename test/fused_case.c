@@ -184,17 +184,12 @@ static Shape random_input(Dice *d, const Shape *space, int64_t *list, int *n) {
 static ValueId add_source(FusedCase *c, const Shape *s, DType t, int i) {
     Diag d = {0};
     NodeId n;
-    Attr attr[2] = {attr_i(ATTR_INDEX, i), attr_i(ATTR_KIND, 0)};
+    Attr attr = attr_i(ATTR_INDEX, c->g->inputs.len);
     const char *name = arena_printf(c->arena, "x%d", i);
-    if (dtype_is_float(t)) {
-        attr[0].u.i = c->g->params.len;
-        vec_push(&c->g->params, ((Param){.name = name, .shape = *s, .dtype = t, .trainable = true}));
-    } else {
-        attr[0].u.i = c->g->inputs.len;
-        vec_push(&c->g->inputs, ((Input){.name = name, .shape = *s, .dtype = t, .seq_dim = -1, .batch_dim = -1}));
-    }
-    Status st = graph_add(c->g, dtype_is_float(t) ? OP_PARAM : OP_INPUT, 0, NULL, dtype_is_float(t) ? 2 : 1, attr, NULL, PHASE_FORWARD, &n, &d);
+    vec_push(&c->g->inputs, ((Input){.name = name, .shape = *s, .dtype = t, .seq_dim = -1, .batch_dim = -1}));
+    Status st = graph_add(c->g, OP_INPUT, 0, NULL, 1, &attr, NULL, PHASE_FORWARD, &n, &d);
     CHECK(st == ST_OK, "%s", d.text);
+    graph_value(c->g, graph_node(c->g, n)->out[0])->dtype = t;  // programs take no inputs in bf16, but nodes do
     return graph_node(c->g, n)->out[0];
 }
 
@@ -229,7 +224,7 @@ static void choose_overlay(FusedCase *c, Dice *d) {
 }
 
 static bool make(FusedCase *c, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type, int nview,
-                 const int64_t *views, Dice *dice, bool specials, Diag *d) {
+                 const int64_t *views, Diag *d) {
     ValueId ids[CASE_MAX_IN];
     c->g = graph_new(c->arena, "fused", 1);
     c->nin = nin;
@@ -243,43 +238,72 @@ static bool make(FusedCase *c, const Program *p, Shape space, int row, int nin, 
     c->nout = n->nout;
     CHECK(c->nout <= CASE_MAX_OUT, "too many outputs");
     for (int j = 0; j < c->nout; j++) {
-        int64_t numel = shape_numel(graph_shape(c->g, n->out[j]));
         c->out_dtype[j] = graph_value(c->g, n->out[j])->dtype, c->over[j] = -1;
+    }
+    return true;
+}
+
+static void fill(FusedCase *c, const Shape *in, Dice *dice, bool specials) {
+    const Node *n = graph_node(c->g, c->node);
+    for (int j = 0; j < c->nout; j++) {
+        int64_t numel = shape_numel(graph_shape(c->g, n->out[j]));
         c->want[j] = ARENA_ARRAY(c->arena, double, numel + 1), c->error[j] = ARENA_ARRAY(c->arena, double, numel + 1);
     }
     draw_inputs(c, in, dice, specials);
-    return true;
+}
+
+void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
+                      int nview, const int64_t *views) {
+    *c = (FusedCase){.arena = arena_new()};
+    snprintf(c->name, sizeof c->name, "%s", name);
+    Diag d = {0};
+    bool ok = make(c, p, space, row, nin, in, type, nview, views, &d);
+    CHECK(ok, "%s: %s", name, d.text);
 }
 
 void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
                      int nview, const int64_t *views, uint64_t seed) {
-    *c = (FusedCase){.arena = arena_new()};
-    snprintf(c->name, sizeof c->name, "%s", name);
-    Diag d = {0};
     Dice dice = {.key = random_key(seed, 0, 1)};
-    bool ok = make(c, p, space, row, nin, in, type, nview, views, &dice, false, &d);
-    CHECK(ok, "%s: %s", name, d.text);
+    fused_case_shape(c, name, p, space, row, nin, in, type, nview, views);
+    fill(c, in, &dice, false);
+}
+
+static bool draw_case(FusedCase *c, Dice *dice, Shape space, int row, Diag *d) {
+    static const DType types[] = {DT_F32, DT_BF16, DT_F32, DT_BF16, DT_I64, DT_BOOL};
+    Shape in[CASE_MAX_IN];
+    DType type[CASE_MAX_IN];
+    int nin = 1 + pick(dice, 4), n = 0;
+    int64_t *views = ARENA_ARRAY(c->arena, int64_t, CASE_MAX_IN * MAX_VIEW_INTS);
+    for (int i = 0; i < nin; i++) type[i] = types[pick(dice, 6)], in[i] = random_input(dice, &space, views, &n);
+    const Program *p = random_program(c->arena, dice, nin, type, space.ndim, row);
+    *d = (Diag){0};
+    if (c->g) graph_free_vecs(c->g);
+    if (!make(c, p, space, row, nin, in, type, n, views, d)) return false;
+    fill(c, in, dice, chance(dice, 0.2));
+    choose_overlay(c, dice);
+    return true;
 }
 
 void fused_case_random(FusedCase *c, uint64_t number, int64_t elements) {
-    static const DType types[] = {DT_F32, DT_BF16, DT_F32, DT_BF16, DT_I64, DT_BOOL};
     *c = (FusedCase){.arena = arena_new()};
+    snprintf(c->name, sizeof c->name, "random %llu", (unsigned long long)number);
     Dice dice = {.key = random_key(number, 0, 0)};
     Diag d = {0};
     for (int tries = 0; tries < 100; tries++) {
-        Shape space = random_space(&dice, elements), in[CASE_MAX_IN];
-        int row = chance(&dice, 0.6) ? 1 + pick(&dice, (int)min_i64(2, space.ndim)) : 0, nin = 1 + pick(&dice, 4), n = 0;
-        DType type[CASE_MAX_IN];
-        int64_t *views = ARENA_ARRAY(c->arena, int64_t, CASE_MAX_IN * MAX_VIEW_INTS);
-        for (int i = 0; i < nin; i++) type[i] = types[pick(&dice, 6)], in[i] = random_input(&dice, &space, views, &n);
-        const Program *p = random_program(c->arena, &dice, nin, type, space.ndim, row);
-        d = (Diag){0};
-        if (c->g) graph_free_vecs(c->g);
-        if (!make(c, p, space, row, nin, in, type, n, views, &dice, chance(&dice, 0.2), &d)) continue;
-        choose_overlay(c, &dice);
-        snprintf(c->name, sizeof c->name, "random %llu", (unsigned long long)number);
-        return;
+        Shape space = random_space(&dice, elements);
+        int row = chance(&dice, 0.6) ? 1 + pick(&dice, (int)min_i64(2, space.ndim)) : 0;
+        if (draw_case(c, &dice, space, row, &d)) return;
     }
+    CHECK(false, "no case %llu: %s", (unsigned long long)number, d.text);
+}
+
+void fused_case_random_on(FusedCase *c, uint64_t number, Shape space, int row) {
+    *c = (FusedCase){.arena = arena_new()};
+    snprintf(c->name, sizeof c->name, "random %llu on a given space", (unsigned long long)number);
+    Dice dice = {.key = random_key(number, 0, 2)};
+    Diag d = {0};
+    for (int tries = 0; tries < 100; tries++)
+        if (draw_case(c, &dice, space, row, &d)) return;
     CHECK(false, "no case %llu: %s", (unsigned long long)number, d.text);
 }
 

@@ -382,8 +382,8 @@ typedef struct RankRun {
 
 // Which operand's buffer output j overwrites; -1: it has its own.
 static int inplace_operand(OpKind op, int j) {
-    static const int adamw[] = {0, 2, 3};
-    return op_flags(op) & OPF_INPLACE && j < 3 ? adamw[j] : -1;
+    static const int adamw[] = {0, 2, 3, 6};
+    return op_flags(op) & OPF_INPLACE && j < 4 ? adamw[j] : -1;
 }
 
 static size_t operand_bytes(const Operand *o) { return (size_t)local_numel(o) * (size_t)dtype_nbytes(o->dtype); }

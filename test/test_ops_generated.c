@@ -35,8 +35,16 @@ static void report_end(Report *r) {
 
 // ---- shapes --------------------------------------------------------------------------------------------------------------
 
-static bool takes_any_arity(OpKind op) {
+static bool takes_arity(OpKind op, int nin) {
+    if (op == OP_DOT) return nin == 2 || nin == 3;
     return op == OP_CONCAT || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA;
+}
+
+// The plan refuses bf16 on the CPU; kernels are not asked for it.
+static bool has_bf16(const OpCase *c) {
+    for (int64_t v = 0; v < c->g->values.len; v++)
+        if (graph_value(c->g, (ValueId)v)->dtype == DT_BF16) return true;
+    return false;
 }
 
 static bool small_enough(const OpCase *c) {
@@ -59,7 +67,7 @@ static void try_sample(Report *r, OpKind op, const Sample *s, bool must_fail, Po
     Status st = op_case_new(&c, op, s, DT_F64, 1, SEED, &d);
     if (st != ST_OK && (!d.text[0] || d.status == ST_OK)) report_fail(r, op, s, what, "refused without a text");
     if (st == ST_OK && must_fail) report_fail(r, op, s, what, "accepted");
-    if (st == ST_OK && small_enough(&c) && op_case_expect(&c, &d) == ST_OK) {
+    if (st == ST_OK && small_enough(&c) && !has_bf16(&c) && op_case_expect(&c, &d) == ST_OK) {
         Row row = op_row_new(&c);
         Str why = {0};
         bool ran;
@@ -151,13 +159,13 @@ static void test_shapes(void **state) {
     for (int i = 0; i < info->nsample; i++) {
         const Sample *s = &info->samples[i];
         Sample m = *s;
-        if (m.nin > 0) m.nin--, try_sample(&r, op, &m, !takes_any_arity(op), pool, "an operand less");
+        if (m.nin > 0) m.nin--, try_sample(&r, op, &m, !takes_arity(op, m.nin), pool, "an operand less");
         m = *s;
         if (m.nin > 0 && m.nin < OP_MAX_IN) {
             m.shape[m.nin] = m.shape[m.nin - 1], m.dtype[m.nin] = m.dtype[m.nin - 1];
             m.lo[m.nin] = m.lo[m.nin - 1], m.hi[m.nin] = m.hi[m.nin - 1];
             m.nin++;
-            try_sample(&r, op, &m, !takes_any_arity(op), pool, "an operand more");
+            try_sample(&r, op, &m, !takes_arity(op, m.nin), pool, "an operand more");
         }
         m = *s;
         m.nin = 0;

@@ -32,8 +32,10 @@ int command_check(int argc, char **argv) {
         COMMON_OPTIONS(c),
     };
     const Usage u = {"autosp check", "M.pt2 (--golden F.safetensors | --seq S) --ranks P [options]",
-                     "Runs the program on P ranks (threads of this process) and compares its loss, every gradient and the losses of AdamW\n"
-                     "steps with a golden, or with one rank. The last line is the verdict: PASS (exit 0), FAIL (1) or REFUSED (2).",
+                     "Runs the program on P ranks (threads, or with --processes processes) and compares its loss, every gradient and the losses\n"
+                     "of AdamW steps with a golden, or with one rank of the same precision. Limits (relative errors of the loss, of gradients,\n"
+                     "of AdamW losses): 1e-5, 1e-4, 1e-4 in fp32; 2e-3, 3e-2, 5e-3 with --dtype bf16. The last line is the verdict: PASS\n"
+                     "(exit 0), FAIL (1) or REFUSED (2).",
                      opts, sizeof opts / sizeof *opts};
     const char *path[1];
     int n = args_parse(&u, argc, argv, path, 1);

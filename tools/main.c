@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "autosp.h"
+#include "backend/registry.h"
 #include "commands.h"
 
 static const struct {
@@ -25,6 +26,21 @@ static void help(FILE *f) {
                "sequence-parallel on any number of ranks, and proves it equal to the original. See README.md and docs/.\n");
 }
 
+// What this executable was built with, and the devices it could use now.
+static void version(void) {
+    printf("autosp %s\nbackends: cpu (fp32)\n", autosp_version());
+    const Backend *cuda;
+    Diag d = {0};
+    if (backend_built("cuda") && backend_find("cuda", &cuda, &d) == ST_OK) {
+        char about[256];
+        cuda->device->about(about, sizeof about);
+        printf("          cuda (fp32, bf16): %s\n", about);
+    } else {
+        printf("          cuda is not in this build: nvcc was not found (or AUTOSP_CUDA=OFF)\n");
+    }
+    printf("ranks: threads of one process; with cuda also processes of one machine\nnot in this version: hip, mpi, nccl\n");
+}
+
 int main(int argc, char **argv) {
     signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write, as a full disk is
     if (argc < 2) {
@@ -36,8 +52,7 @@ int main(int argc, char **argv) {
         return EXIT_DONE;
     }
     if (!strcmp(argv[1], "--version")) {
-        // The build options that this version knows; others (cuda, hip, mpi, nccl) are not part of it yet.
-        printf("autosp %s\nbackends: cpu (float32)\nranks: threads of one process\nnot in this version: cuda, hip, mpi, nccl\n", autosp_version());
+        version();
         return EXIT_DONE;
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)

@@ -35,6 +35,8 @@ typedef struct BoxCopy {
 // A device with memory of its own. All calls for one Device come from one thread at a time; launches are asynchronous and in order.
 typedef struct DeviceApi {
     int (*count)(void);    // devices that can be used now; 0 where there is no driver
+    // For `autosp --version`, one line: what it was built with and the devices that can be used now. Makes no connection.
+    void (*about)(char *text, size_t nbytes);
     // Connects rank `rank` to device rank % count and allocates its arena there, zeroed. *arena is a device address.
     Status (*open)(int rank, int nranks, size_t arena_nbytes, Device **out, void **arena, Diag *d);
     void (*close)(Device *dev);  // NULL is fine
@@ -50,7 +52,8 @@ typedef struct DeviceApi {
     Status (*copy)(Device *dev, void *dst, const void *src, size_t nbytes, Diag *d);       // device to device, peers included
     Status (*fill)(Device *dev, void *dst, DType t, int64_t n, double value, Diag *d);
     Status (*copy_box)(Device *dev, const BoxCopy *b, Diag *d);
-    // The launches between capture_begin and capture_end are recorded instead of run; replay runs them again.
+    // The launches between capture_begin and capture_end are recorded instead of run; replay runs them again. NULL: it
+    // cannot record.
     Status (*capture_begin)(Device *dev, Diag *d);
     Status (*capture_end)(Device *dev, void **graph, Diag *d);
     Status (*replay)(Device *dev, void *graph, Diag *d);

@@ -44,6 +44,7 @@ static const PassEntry passes[] = {
     {"head_join",    pass_head_join,    NULL},        // ... with their gradients
     {"update",       pass_update,       if_update},   // clipping and AdamW
     {"shard",        pass_shard,        NULL},        // placements and reshards
+    {"epilogue",     pass_epilogue,     NULL},        // sums into products
     {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
@@ -127,7 +128,7 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
-    *out = (Compiled){.arena = a, .graph = g, .import = out->import};
+    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
     g->layouts = layouts_new(a, o->nranks);  // nothing is placed before the shard pass

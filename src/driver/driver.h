@@ -31,6 +31,8 @@ typedef struct Compiled {
     Plan *plan;                // NULL with stop_after
     ImportReport import;
     ShardReport shard;
+    DType compute;             // as asked for
+    const DeviceModel *device;   // what seconds and memory are reckoned with
     double seconds;            // import + passes + plan
 } Compiled;
 const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with

@@ -88,6 +88,37 @@ static void print_bytes(FILE *f, double v, int width) {
         fprintf(f, "%*.2f kB", width, v / 1e3);
 }
 
+static double largest_arena(const Plan *p) {
+    int64_t most = 0;
+    for (int r = 0; r < p->nranks; r++) most = max_i64(most, p->rank[r].arena_nbytes);
+    return (double)most;
+}
+
+// A device with memory of its own: what it takes beside the arena, and whether all that fits where each rank has a device.
+static void print_device_memory(FILE *f, const Compiled *c) {
+    const DeviceModel *m = c->device;
+    if (!c->plan->backend->device) return;
+    double need = largest_arena(c->plan) + m->context_nbytes;
+    fprintf(f, "  and about ");
+    print_bytes(f, m->context_nbytes, 0);
+    fprintf(f, " for the device's context and libraries; ");
+    if (m->mem_nbytes > 0 && need <= m->mem_nbytes) {
+        fprintf(f, "fits in the ");
+        print_bytes(f, m->mem_nbytes, 0);
+        fprintf(f, " of one %s with ", m->name);
+        print_bytes(f, m->mem_nbytes - need, 0);
+        fprintf(f, " to spare\n");
+    } else if (m->mem_nbytes > 0) {
+        fprintf(f, "DOES NOT FIT in the ");
+        print_bytes(f, m->mem_nbytes, 0);
+        fprintf(f, " of one %s: ", m->name);
+        print_bytes(f, need - m->mem_nbytes, 0);
+        fprintf(f, " too much\n");
+    } else {
+        fprintf(f, "the device's memory is unknown\n");
+    }
+}
+
 static void print_ranks(FILE *f, const Compiled *c) {
     const Plan *p = c->plan;
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
@@ -106,7 +137,9 @@ static void print_ranks(FILE *f, const Compiled *c) {
     }
     fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
-    fprintf(f, " on rank 0)\n\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
+    fprintf(f, " on rank 0)\n");
+    print_device_memory(f, c);
+    fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
     for (int r = 0; r < p->nranks; r++) {
         fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);
         print_bytes(f, p->rank[r].comm_nbytes, 10);
@@ -167,6 +200,8 @@ static void print_collectives(FILE *f, const Compiled *c, bool every) {
     vec_free(&list.item);
 }
 
+static const char *compute_name(const Compiled *c) { return dtype_name(c->compute == DT_BF16 ? DT_BF16 : c->plan->real); }
+
 static void print_lines(FILE *f, int64_t n, const char *const *line, bool every) {
     enum { ENOUGH = 10 };
     for (int64_t i = 0; i < n && (every || i < ENOUGH); i++) fprintf(f, "  %s\n", line[i]);
@@ -181,7 +216,7 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
     fprintf(f, "program %s: batch %" PRId64 ", sequence %" PRId64 ", %.4g M parameters in %" PRId64 " tensors\n", g->name, g->batch, g->seq,
             (double)nparam / 1e6, g->params.len);
     fprintf(f, "plan for %d rank%s, %d thread%s each, %s on %s; %" PRId64 " nodes; compiled in %.2f s; hash %016" PRIx64 "\n", p->nranks,
-            p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", dtype_name(p->real), p->backend->name, g->nodes.len, c->seconds, p->hash);
+            p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name, g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
     print_attention(f, c);
     print_collectives(f, c, every);
@@ -231,9 +266,14 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     for (int64_t i = 0; i < c->shard.logits.len; i++) json_array_append_new(logits, json_string(c->shard.logits.data[i]));
     char hash[32];
     snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
+    bool own = p->backend->device != NULL;
+    double need = largest_arena(p) + c->device->context_nbytes;
+    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes, "memory_nbytes",
+                                     c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
+                         : json_null();
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
                             (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks", p->nranks, "threads", p->nthreads, "dtype",
-                            dtype_name(p->real), "backend", p->backend->name, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks,
+                            compute_name(c), "backend", p->backend->name, "device", device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks,
                             "attention", attention, "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits",
                             logits);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");

@@ -125,6 +125,7 @@ static Status run_all(Rank *r, bool marks, Diag *d) {
     for (int i = 0; i < p->nstep; i++) {
         if (marks) TRY(api->mark(r->device, i, d));
         Status st = run_one(r, i, d);
+        if (st == ST_OK && r->runtime->options.trace) st = rank_trace(r, i, d);
         if (st == ST_OK) continue;
         diag_error(d, st, "failed");  // in case the kernel gave no text
         if (st != ST_COMM) name_failure(r, p->step[i].node, d);
@@ -138,7 +139,7 @@ static bool can_capture(const Rank *r) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     for (int i = 0; i < p->nstep; i++)
         if (p->step[i].kind == STEP_EXCHANGE && p->step[i].exchange->collective) return false;
-    return r->runtime->options.capture;
+    return r->runtime->options.capture && !r->runtime->options.trace && runtime_device(r->runtime)->capture_begin;
 }
 
 // The first step runs launch by launch (libraries load what they need lazily), the second is captured, all later ones replay it.
@@ -153,7 +154,6 @@ static Status launch_step(Rank *r, Diag *d) {
         Status end = api->capture_end(r->device, &r->graph, st == ST_OK ? d : &later);
         TRY(st);
         TRY(end);
-        if (!r->graph) return run_all(r, false, d);  // a device that cannot capture
     }
     return api->replay(r->device, r->graph, d);
 }

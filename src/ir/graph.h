@@ -103,7 +103,7 @@ typedef enum OutputKind { OUT_LOSS, OUT_GRAD, OUT_STATE, OUT_AUX } OutputKind;
 typedef struct Output {
     OutputKind kind;
     int32_t param;       // OUT_GRAD, OUT_STATE: index into params; else -1
-    int32_t slot;        // OUT_STATE: 0 parameter, 1 first moment, 2 second moment, 3 the copy in bf16
+    int32_t slot;        // OUT_STATE: 0 parameter, 1 first moment, 2 second moment
     const char *name;
     ValueId value;
 } Output;

@@ -115,8 +115,10 @@ static bool shard_dot(Graph *g, const Node *n, int slot, Placement p, Row *row) 
     if (!dot_dims(n, graph_shape(g, n->in[0])->ndim, graph_shape(g, n->in[1])->ndim, &t)) return false;
     row_replicate(n, row);
     if (p.kind == PLACE_PARTIAL) {  // linear in each operand while the other is whole
-        if (slot < 0 || slot > 1 || p.reduce != RED_SUM || n->nin == 3) return false;  // what is added would be added by every rank
+        bool vector = node_int_or(n, ATTR_BIAS, 0) != 0;  // would be added by every rank, as anything whole
+        if (slot < 0 || slot > 1 || p.reduce != RED_SUM || vector) return false;
         row->in[slot] = row->out[0] = PARTIAL_SUM;
+        if (n->nin == 3) row->in[2] = PARTIAL_SUM;
         return true;
     }
     if (!placement_is_partition(g, &p)) return false;
@@ -128,7 +130,7 @@ static bool shard_dot(Graph *g, const Node *n, int slot, Placement p, Row *row) 
         if (t.start[operand][group] < 0 || i < 0 || i >= t.n[group]) continue;
         if (t.start[0][group] >= 0) row->in[0] = shard_on(t.start[0][group] + i, p.layout);
         if (t.start[1][group] >= 0) row->in[1] = shard_on(t.start[1][group] + i, p.layout);
-        if (group == DOT_CONTRACT && n->nin == 3) return false;
+        if (group == DOT_CONTRACT && bias) return false;
         row->out[0] = group == DOT_CONTRACT ? PARTIAL_SUM : shard_on(t.start[2][group] + i, p.layout);
         if (n->nin == 3 && !bias) row->in[2] = row->out[0];
         if (n->nin == 3 && bias && row->out[0].dim == last) row->in[2] = shard_on(0, p.layout);

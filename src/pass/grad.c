@@ -53,6 +53,7 @@ static void mark_weights(GradState *s, bool *data) {
 static ValueId widen(GradState *s, ValueId g) {
     if (build_dtype(&s->b, g) != DT_BF16) return g;
     Node n = *graph_def(s->g, g);
+    if (n.op == OP_CAST && build_dtype(&s->b, n.in[0]) == DT_F32) return n.in[0];
     bool product = n.op == OP_DOT || n.op == OP_EXPERT_MATMUL_GRAD || n.op == OP_EMBEDDING_GRAD;
     if (!product || node_attr(&n, ATTR_DTYPE)) return build_cast(&s->b, g, DT_F32);
     Attr attr[16];
@@ -79,7 +80,8 @@ static void accumulate(GradState *s, ValueId v, ValueId g) {
 // The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight passes it on.
 static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
     ValueId g = s->cot[v];
-    if (g == NO_VALUE || n->op == OP_CAST || s->weight[v]) return g;
+    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT || n->op == OP_BROADCAST;
+    if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && moves)) return g;
     return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
 

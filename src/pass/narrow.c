@@ -15,6 +15,7 @@
 // Requires: placements, and fuse ran if it runs. Establishes: the same graph with fewer bytes; programs of pointwise ops have bf16
 // operands and results.
 #include "ir/uses.h"
+#include "ir/views.h"
 #include "ops/op.h"
 #include "pass/pass.h"
 #include "pass/rewrite.h"
@@ -55,6 +56,16 @@ static Shape space_of(const Graph *g, const Node *n) {
     return n->op == OP_FUSED && node_attr(n, ATTR_SHAPE) ? shape_of(ndim, dims) : *graph_shape(g, n->out[0]);
 }
 
+// Whether a fused node reads operand `slot` as it lies in memory.
+static bool is_read_flat(const Graph *g, const Node *n, int slot) {
+    View view[64];
+    Diag d = {0};
+    if (n->nin > 64 || views_decode(n, view, &d) != ST_OK) return false;
+    Shape space = space_of(g, n);
+    View v = view_resolve(&view[slot], graph_shape(g, n->in[slot]), &space);
+    return view_is_flat(&v, graph_shape(g, n->in[slot]), &space);
+}
+
 // The operand of which output j is the value itself in another float type; NO_VALUE if it is none.
 static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
     int slot = -1;
@@ -63,6 +74,7 @@ static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
         const Program *p = node_prog(n, ATTR_PROG);
         const Instr *x = &p->instr[p->out[j]];
         if (x->code == PROG_OP + OP_CAST && p->instr[x->a].code == PROG_INPUT) slot = p->instr[x->a].a;
+        if (slot >= 0 && !is_read_flat(g, n, slot)) slot = -1;
     }
     if (slot < 0) return NO_VALUE;
     const Value *v = graph_value(g, n->in[slot]), *out = graph_value(g, n->out[j]);
@@ -113,6 +125,8 @@ static bool is_activation(const Narrow *w, ValueId v) {
     if (!is_program(g, n) || is_spread(x)) return false;
     int64_t ntokens = max_i64(1, g->batch) * max_i64(1, g->seq);
     Shape space = space_of(g, n);
+    const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
+    if (p && p->instr[p->out[x->index]].code == PROG_COL_SUM) return false;
     return shape_equal(&space, &x->shape) && shape_numel(&x->shape) / ROW >= ntokens;
 }
 
@@ -155,7 +169,7 @@ static void choose(Narrow *w) {
 // ---- rewriting programs ----------------------------------------------------------------------------------------------------------
 
 // Whether an instruction's operands are instructions; of the others they are slots.
-static bool program_reads(int32_t code) { return code >= PROG_OP; }
+static bool program_reads(int32_t code) { return code >= PROG_OP || program_is_reduction(code); }
 
 typedef struct Edit {  // a program being written
     Instr *instr;

@@ -55,6 +55,7 @@ Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // a
 Status pass_head_join(PassContext *c, Graph *in, Graph **out, Diag *d);     // head_fwd + head_grad -> head
 Status pass_update(PassContext *c, Graph *in, Graph **out, Diag *d);        // clipping + adamw; OUT_STATE outputs
 Status pass_shard(PassContext *c, Graph *in, Graph **out, Diag *d);         // placements, reshard nodes
+Status pass_epilogue(PassContext *c, Graph *in, Graph **out, Diag *d);      // sums into products
 Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // cheap forward values once more in the backward
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS

@@ -86,8 +86,10 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
 }
 
 // Kernels write a block of every output only after reading that block of every input, so several outputs may take over an input
-// each; but not where an output of the group is an input itself, read while the outputs are written.
+// each; but not where an output of the group is an input itself, read while the outputs are written. With a view a kernel reads
+// other elements than those that it writes, with a row it may go over its inputs again after it wrote.
 static bool writes_last(const Node *n) {
+    if (node_attr(n, ATTR_ROW) || node_attr(n, ATTR_VIEWS)) return false;
     const Program *p = n->op == OP_FUSED ? node_prog(n, ATTR_PROG) : NULL;
     for (int k = 0; p && k < p->nout; k++)
         if (p->instr[p->out[k]].code < PROG_OP) return false;
@@ -108,6 +110,14 @@ static void take_over(Lower *l, NodeId i, const Node *n) {
             join(l, n->out[j], n->in[k]);
             break;
         }
+}
+
+// A product may be written over what is added to it: each element is read before it is written, by the same kernel.
+static void take_over_addend(Lower *l, NodeId i, const Node *n) {
+    if (n->nin != 3 || node_int_or(n, ATTR_BIAS, 0)) return;
+    ValueId c = lower_group(l, n->in[2]);
+    if (lower_group(l, n->in[0]) == c || lower_group(l, n->in[1]) == c) return;
+    if (can_take_over(l, i, n, n->out[0], n->in[2])) join(l, n->out[0], n->in[2]);
 }
 
 static void name_kinds(Lower *l) {
@@ -150,6 +160,7 @@ Status lower_groups(Lower *l) {
         if (l->action[i] != ACT_KERNEL) continue;
         if (op_flags(n->op) & OPF_INPLACE) TRY(join_in_place(l, (NodeId)i, n));
         else if (op_is_pointwise(n->op) || n->op == OP_FUSED) take_over(l, (NodeId)i, n);
+        else if (n->op == OP_DOT) take_over_addend(l, (NodeId)i, n);
     }
     for (int64_t v = 0; v < g->values.len; v++) l->info[v].kind = BUF_KIND_COUNT;
     name_kinds(l);

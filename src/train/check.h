@@ -28,5 +28,9 @@ typedef struct CheckResult {
 
 // ST_OK with r->pass false is a FAIL; any error is a refusal.
 Status check_run(const CheckOptions *o, CheckResult *r, Diag *d);
-// Limits: 1e-5 for the loss, 1e-4 for gradients and AdamW losses (float32, sums of a few thousand terms).
-extern const double check_loss_limit, check_grad_limit, check_adamw_limit;
+// What a PASS may differ by. float32 (sums of a few thousand terms): 1e-5 for the loss, 1e-4 for gradients and AdamW losses. bf16, whose
+// operands have 8 significant bits: 2e-3, 3e-2, 5e-3.
+typedef struct CheckLimits {
+    double loss, grad, adamw;
+} CheckLimits;
+CheckLimits check_limits(DType compute);

@@ -54,7 +54,8 @@ GPU_KERNEL(adamw_narrow, AdamwParams, UTIL_BLOCK) {
 
 extern "C" void gpu_adamw(const Device *dev, const GpuAdamw *a) {
     AdamwParams p = {*a};
-    bool wide = util_aligned(a->p, 16) && util_aligned(a->g, 16) && util_aligned(a->m, 16) && util_aligned(a->v, 16) && util_aligned(a->half, 8);
+    bool wide = util_aligned(a->p, 16) && util_aligned(a->g, 16) && util_aligned(a->m, 16) && util_aligned(a->v, 16) &&
+                util_aligned(a->half, 8);
     GpuDim block = util_block();
     if (wide) GPU_LAUNCH(adamw_wide, dev->stream, util_grid(dev->nsm, a->n / 4 + 1, UTIL_BLOCK), block, 0, p);
     else GPU_LAUNCH(adamw_narrow, dev->stream, util_grid(dev->nsm, a->n, UTIL_BLOCK), block, 0, p);

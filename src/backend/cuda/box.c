@@ -7,7 +7,8 @@ Status gpu_type_of(DType t, const char *what, GpuType *out, Diag *d) {
     case DT_BF16: *out = GPU_BF16; return ST_OK;
     case DT_I64: *out = GPU_I64; return ST_OK;
     case DT_BOOL: *out = GPU_BOOL; return ST_OK;
-    default: return diag_error(d, ST_UNSUPPORTED, "%s: device cuda has no %s; it has f32, bf16, i64 and bool", what, dtype_name(t));
+    default:
+        return diag_error(d, ST_UNSUPPORTED, "%s: device cuda has no %s; it has f32, bf16, i64 and bool", what, dtype_name(t));
     }
 }
 

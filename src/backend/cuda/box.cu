@@ -1,5 +1,5 @@
-// Copies, fills and reductions of boxes (box.h). A box is simplified first: dims of one element dropped, neighbours that lie alike on
-// both sides merged, elements that go along together taken as one of up to 16 bytes. Then it is one of
+// Copies, fills and reductions of boxes (box.h). A box is simplified first: dims of one element dropped, neighbours that lie
+// alike on both sides merged, elements that go along together taken as one of up to 16 bytes. Then it is one of
 //   plain      dims in the order of dst; neighbouring threads write neighbouring elements
 //   splat      the innermost dim is a broadcast: one load, 16-byte stores
 //   transpose  another dim is the dense one of src: square tiles through shared memory
@@ -49,44 +49,44 @@ template <class S, class D, class F> GPU_FN void box_copy(const BoxParams &p, F 
             if (i + u * step < p.n) convert(((D *)p.dst) + to[u], v[u]);
     }
 }
-template <class T> struct Assign { GPU_CALL void operator()(T *d, T v) const { *d = v; } };
-template <class T> struct Splat {
+template <class T> struct BoxAssign { GPU_CALL void operator()(T *d, T v) const { *d = v; } };
+template <class T> struct BoxSplat {
     GPU_CALL void operator()(Pack<T> *d, T v) const {
         Pack<T> all;
         GPU_UNROLL for (int i = 0; i < (int)(16 / sizeof(T)); i++) all.v[i] = v;
         *d = all;
     }
 };
-struct AddFloat { template <class T> GPU_CALL void operator()(T *d, T v) const { store_float(d, to_float(*d) + to_float(v)); } };
-struct MaxFloat {
+struct BoxAddFloat { template <class T> GPU_CALL void operator()(T *d, T v) const { store_float(d, to_float(*d) + to_float(v)); } };
+struct BoxMaxFloat {
     template <class T> GPU_CALL void operator()(T *d, T v) const {
         float have = to_float(*d), x = to_float(v);
         if (x > have || x != x) *d = v;
     }
 };
-struct AddInt { GPU_CALL void operator()(u64 *d, u64 v) const { *d += v; } };
-struct MaxInt { GPU_CALL void operator()(i64 *d, i64 v) const { if (v > *d) *d = v; } };
-struct OrBool { GPU_CALL void operator()(u8 *d, u8 v) const { *d |= v; } };
+struct BoxAddInt { GPU_CALL void operator()(u64 *d, u64 v) const { *d += v; } };
+struct BoxMaxInt { GPU_CALL void operator()(i64 *d, i64 v) const { if (v > *d) *d = v; } };
+struct BoxOrBool { GPU_CALL void operator()(u8 *d, u8 v) const { *d |= v; } };
 
 typedef Pack<u64> Wide;
-GPU_KERNEL(box_copy_1, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, Assign<u8>()); }
-GPU_KERNEL(box_copy_2, BoxParams, UTIL_BLOCK) { box_copy<u16, u16>(p, Assign<u16>()); }
-GPU_KERNEL(box_copy_4, BoxParams, UTIL_BLOCK) { box_copy<u32, u32>(p, Assign<u32>()); }
-GPU_KERNEL(box_copy_8, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, Assign<u64>()); }
-GPU_KERNEL(box_copy_16, BoxParams, UTIL_BLOCK) { box_copy<Wide, Wide>(p, Assign<Wide>()); }
-GPU_KERNEL(box_splat_1, BoxParams, UTIL_BLOCK) { box_copy<u8, Pack<u8>>(p, Splat<u8>()); }
-GPU_KERNEL(box_splat_2, BoxParams, UTIL_BLOCK) { box_copy<u16, Pack<u16>>(p, Splat<u16>()); }
-GPU_KERNEL(box_splat_4, BoxParams, UTIL_BLOCK) { box_copy<u32, Pack<u32>>(p, Splat<u32>()); }
-GPU_KERNEL(box_splat_8, BoxParams, UTIL_BLOCK) { box_copy<u64, Pack<u64>>(p, Splat<u64>()); }
-GPU_KERNEL(box_sum_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, AddFloat()); }
-GPU_KERNEL(box_sum_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, AddFloat()); }
-GPU_KERNEL(box_sum_i64, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, AddInt()); }
-GPU_KERNEL(box_max_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, MaxFloat()); }
-GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, MaxFloat()); }
-GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, MaxInt()); }
-GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, OrBool()); }
+GPU_KERNEL(box_copy_1, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, BoxAssign<u8>()); }
+GPU_KERNEL(box_copy_2, BoxParams, UTIL_BLOCK) { box_copy<u16, u16>(p, BoxAssign<u16>()); }
+GPU_KERNEL(box_copy_4, BoxParams, UTIL_BLOCK) { box_copy<u32, u32>(p, BoxAssign<u32>()); }
+GPU_KERNEL(box_copy_8, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, BoxAssign<u64>()); }
+GPU_KERNEL(box_copy_16, BoxParams, UTIL_BLOCK) { box_copy<Wide, Wide>(p, BoxAssign<Wide>()); }
+GPU_KERNEL(box_splat_1, BoxParams, UTIL_BLOCK) { box_copy<u8, Pack<u8>>(p, BoxSplat<u8>()); }
+GPU_KERNEL(box_splat_2, BoxParams, UTIL_BLOCK) { box_copy<u16, Pack<u16>>(p, BoxSplat<u16>()); }
+GPU_KERNEL(box_splat_4, BoxParams, UTIL_BLOCK) { box_copy<u32, Pack<u32>>(p, BoxSplat<u32>()); }
+GPU_KERNEL(box_splat_8, BoxParams, UTIL_BLOCK) { box_copy<u64, Pack<u64>>(p, BoxSplat<u64>()); }
+GPU_KERNEL(box_sum_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, BoxAddFloat()); }
+GPU_KERNEL(box_sum_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, BoxAddFloat()); }
+GPU_KERNEL(box_sum_i64, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, BoxAddInt()); }
+GPU_KERNEL(box_max_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, BoxMaxFloat()); }
+GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, BoxMaxFloat()); }
+GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, BoxMaxInt()); }
+GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, BoxOrBool()); }
 
-// ---- transposition ----------------------------------------------------------------------------------------------------------------
+// ---- transposition ------------------------------------------------------------------------------------------------------------
 
 struct TransposeParams {
     void *dst;
@@ -128,7 +128,7 @@ GPU_KERNEL(transpose_2, TransposeParams, UTIL_BLOCK) { transpose<u16, 64>(p); }
 GPU_KERNEL(transpose_4, TransposeParams, UTIL_BLOCK) { transpose<u32, 64>(p); }
 GPU_KERNEL(transpose_8, TransposeParams, UTIL_BLOCK) { transpose<u64, 32>(p); }
 
-// ---- simplification ---------------------------------------------------------------------------------------------------------------
+// ---- simplification -----------------------------------------------------------------------------------------------------------
 
 static i64 type_nbytes(GpuType t) { return t == GPU_F32 ? 4 : t == GPU_BF16 ? 2 : t == GPU_I64 ? 8 : 1; }
 
@@ -173,11 +173,12 @@ static void box_widen(GpuBox &b, i64 w) {
 
 static BoxParams box_params(const GpuBox &b) {
     BoxParams p = {b.dst, b.src, {0, 0}, (u32)box_count(b), b.ndim, {}, {}, {}};
-    for (int d = 0; d < b.ndim; d++) p.div[d] = fast_div_of((u32)b.size[d]), p.to[d] = b.dst_stride[d], p.from[d] = b.src_stride[d];
+    for (int d = 0; d < b.ndim; d++)
+        p.div[d] = fast_div_of((u32)b.size[d]), p.to[d] = b.dst_stride[d], p.from[d] = b.src_stride[d];
     return p;
 }
 
-// ---- launches ---------------------------------------------------------------------------------------------------------------------
+// ---- launches -----------------------------------------------------------------------------------------------------------------
 
 static bool box_transpose(void *stream, int nsm, const GpuBox &b, i64 elem) {
     int last = b.ndim - 1, fast = -1;
@@ -288,10 +289,10 @@ extern "C" void gpu_copy_box(void *stream, int nsm, const GpuBox *b) {
     box_copy_simple(stream, nsm, s);
 }
 
-// ---- fill -------------------------------------------------------------------------------------------------------------------------
+// ---- fill ---------------------------------------------------------------------------------------------------------------------
 
 template <class T> GPU_FN void fill(const BoxParams &p) {
-    T value = *(const T *)p.value;
+    T value = (T)p.value[0];  // the pattern repeats it
     for (u32 i = (u32)gpu_thread(); i < p.n; i += (u32)gpu_nthreads()) {
         i64 to, from;
         box_offsets(p, i, &to, &from);

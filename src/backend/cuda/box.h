@@ -1,5 +1,5 @@
-// Copies and fills of boxes of memory, the workhorse of movement ops, exchanges and the device's own calls. The launchers are in box.cu and
-// the same for the GPU and the emulation. Plain C and C++.
+// Copies and fills of boxes of memory, the workhorse of movement ops, exchanges and the device's own calls. The launchers are in
+// box.cu and the same for the GPU and the emulation. Plain C and C++.
 #pragma once
 #ifdef __cplusplus
 extern "C" {
@@ -9,8 +9,9 @@ typedef enum GpuType { GPU_F32, GPU_BF16, GPU_I64, GPU_BOOL } GpuType;
 typedef enum GpuReduce { GPU_OVERWRITE, GPU_SUM, GPU_MAX } GpuReduce;  // of bools both are `or`; a maximum keeps NaN
 enum { GPU_BOX_DIMS = 8 };
 
-// dst[i . dst_stride] = src[i . src_stride] for every index i of `size`. Strides are in elements; a source stride may be 0 (broadcast).
-// No two elements of dst coincide. Any strides and sizes are right; dense inner dims, and transpositions of two dims, are fast.
+// dst[i . dst_stride] = src[i . src_stride] for every index i of `size`. Strides are in elements; a source stride may be 0
+// (broadcast). No two elements of dst coincide. Any strides and sizes are right; dense inner dims, and transpositions of two
+// dims, are fast.
 typedef struct GpuBox {
     void *dst;          // of the first element
     const void *src;

@@ -1,5 +1,5 @@
-// The kernels of conv.c: a thread for each element of the result, neighbouring threads at neighbouring positions; a block for each element
-// of the weights' gradient. Meant for the short depthwise convolutions of language models, right for all.
+// The kernels of conv.c: a thread for each element of the result, neighbouring threads at neighbouring positions; a block for
+// each element of the weights' gradient. Meant for the short depthwise convolutions of language models, right for all.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 
@@ -33,13 +33,15 @@ template <class T> GPU_FN void conv_forward(const ConvParams &p) {
     const GpuConv &c = p.c;
     i64 channels = c.groups * c.out_ch, n = c.batch * channels * c.y_n;
     for (i64 i = gpu_thread(); i < n; i += gpu_nthreads()) {
-        i64 row = i / c.y_n, o = row % channels, b = row / channels, g = o / c.out_ch, t = conv_global(p.y_spans, i - row * c.y_n);
+        i64 row = i / c.y_n, o = row % channels, b = row / channels, g = o / c.out_ch,
+            t = conv_global(p.y_spans, i - row * c.y_n);
         float sum = 0;
         for (i64 j = 0; j < c.taps; j++) {
             i64 at = t * c.stride + j * c.dilation - c.lo;
             if (at < 0 || at >= c.x_len) continue;
             i64 local = conv_local(p, c.x_spans, at, c.x_len);
-            const T *x = (const T *)c.x + (b * c.groups + g) * c.in_ch * c.x_n + local, *w = (const T *)c.w + o * c.in_ch * c.taps + j;
+            const T *x = (const T *)c.x + (b * c.groups + g) * c.in_ch * c.x_n + local,
+                    *w = (const T *)c.w + o * c.in_ch * c.taps + j;
             for (i64 k = 0; k < c.in_ch && local >= 0; k++) sum += to_float(w[k * c.taps]) * to_float(x[k * c.x_n]);
         }
         store_float((T *)c.out + i, sum);
@@ -50,7 +52,8 @@ template <class T> GPU_FN void conv_grad_x(const ConvParams &p) {
     const GpuConv &c = p.c;
     i64 channels = c.groups * c.in_ch, n = c.batch * channels * c.x_n;
     for (i64 i = gpu_thread(); i < n; i += gpu_nthreads()) {
-        i64 row = i / c.x_n, ch = row % channels, b = row / channels, g = ch / c.in_ch, at = conv_global(c.x_spans, i - row * c.x_n);
+        i64 row = i / c.x_n, ch = row % channels, b = row / channels, g = ch / c.in_ch,
+            at = conv_global(c.x_spans, i - row * c.x_n);
         float sum = 0;
         for (i64 j = 0; j < c.taps; j++) {
             i64 t = at + c.lo - j * c.dilation;
@@ -77,7 +80,8 @@ template <class T> GPU_FN void conv_grad_w(const ConvParams &p) {
         i64 j = i % c.taps, k = i / c.taps % c.in_ch, o = i / c.taps / c.in_ch, g = o / c.out_ch;
         double sum = 0;
         for (i64 b = 0; b < c.batch; b++) {
-            const T *y = (const T *)c.y + (b * channels + o) * c.y_n, *x = (const T *)c.x + ((b * c.groups + g) * c.in_ch + k) * c.x_n;
+            const T *y = (const T *)c.y + (b * channels + o) * c.y_n,
+                    *x = (const T *)c.x + ((b * c.groups + g) * c.in_ch + k) * c.x_n;
             for (i64 l = gpu_thread_x; l < c.y_n; l += gpu_block_threads) {
                 i64 at = conv_global(p.y_spans, l) * c.stride + j * c.dilation - c.lo;
                 if (at < 0 || at >= c.x_len) continue;
@@ -104,5 +108,9 @@ CONV(conv_grad_x, c->batch *c->groups *c->in_ch *c->x_n, UTIL_BLOCK)
 CONV(conv_grad_w, c->groups *c->out_ch *c->in_ch *c->taps, 1)
 
 extern "C" void gpu_conv1d(const Device *dev, const GpuConv *c, const GpuSpans *y_spans) { launch_conv_forward(dev, c, y_spans); }
-extern "C" void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_spans) { launch_conv_grad_x(dev, c, y_spans); }
-extern "C" void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans) { launch_conv_grad_w(dev, c, y_spans); }
+extern "C" void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_spans) {
+    launch_conv_grad_x(dev, c, y_spans);
+}
+extern "C" void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans) {
+    launch_conv_grad_w(dev, c, y_spans);
+}

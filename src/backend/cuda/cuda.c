@@ -37,6 +37,9 @@ static const CudaKernel kernels[OP_COUNT] = {
     [OP_DOT] = FULL(dot),
     [OP_EXPERT_MATMUL] = FULL(expert_matmul),
     [OP_EXPERT_MATMUL_GRAD] = FULL(expert_matmul_grad),
+    [OP_HEAD_FWD] = FULL(head_fwd),
+    [OP_HEAD_GRAD] = FULL(head_grad),
+    [OP_HEAD] = FULL(head),
     [OP_CONV1D] = ANY(conv1d),
     [OP_CONV1D_GRAD_X] = ANY(conv1d_grad_x),
     [OP_CONV1D_GRAD_W] = SCRATCH(conv1d_grad_w),
@@ -45,7 +48,6 @@ static const CudaKernel kernels[OP_COUNT] = {
     [OP_ADAMW] = ANY(adamw),
     [OP_RESHARD] = ANY(reshard),
     [OP_FUSED] = FULL(fused),
-    [OP_HEAD] = FULL(head),
 };
 static const CudaKernel pointwise = FULL(pointwise);
 

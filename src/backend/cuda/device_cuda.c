@@ -275,8 +275,26 @@ static Status device_open_peer(Device *dev, const void *handle64, void **arena, 
     return ST_OK;
 }
 
+static void device_about(char *text, size_t nbytes) {
+#if __has_include(<cudnn.h>)
+    const char *dnn = "";
+#else
+    const char *dnn = ", without cuDNN's headers: attention by our own kernels only";
+#endif
+    int n = device_count(), driver = 0;
+    int at = snprintf(text, nbytes, "toolkit %d.%d%s; ", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, dnn);
+    struct cudaDeviceProp p;
+    if (n > 0 && cudaGetDeviceProperties(&p, 0) == cudaSuccess)
+        snprintf(text + at, nbytes - (size_t)at, "%d GPU%s to use: %s", n, n == 1 ? "" : "s", p.name);
+    else if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+        snprintf(text + at, nbytes - (size_t)at, "no GPU to use here: there is no driver");
+    else
+        snprintf(text + at, nbytes - (size_t)at, "no GPU to use here; driver for CUDA %d.%d", driver / 1000, driver % 1000 / 10);
+}
+
 const DeviceApi device_api = {
     .count = device_count,
+    .about = device_about,
     .open = device_open,
     .close = device_close,
     .available = device_available,

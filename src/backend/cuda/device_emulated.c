@@ -42,7 +42,8 @@ static Status emulated_open(int rank, int nranks, size_t arena_nbytes, Device **
         if (p != MAP_FAILED) munmap(p, nbytes);
         free(impl);
         free(dev);
-        return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank, arena_nbytes);
+        return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank,
+                          arena_nbytes);
     }
     *impl = (struct DeviceImpl){.arena = p, .arena_nbytes = nbytes};
     *dev = (Device){.ordinal = -1, .rank = rank, .nsm = EMULATED_SMS, .error = &impl->error, .step = &impl->step,
@@ -91,18 +92,6 @@ static Status emulated_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
     return ST_OK;
 }
 
-// Launches run at once, so nothing can be recorded: the graph is NULL, and whoever asked for it launches again.
-static Status emulated_capture_begin(Device *dev, Diag *d) { return ST_OK; }
-
-static Status emulated_capture_end(Device *dev, void **graph, Diag *d) {
-    *graph = NULL;
-    return ST_OK;
-}
-
-static Status emulated_replay(Device *dev, void *graph, Diag *d) {
-    return diag_error(d, ST_UNSUPPORTED, "the emulated device records no graphs");
-}
-
 static Status emulated_mark(Device *dev, int i, Diag *d) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -126,8 +115,11 @@ static Status emulated_open_peer(Device *dev, const void *handle64, void **arena
     return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
 }
 
-const DeviceApi device_api = {
+static void emulated_about(char *text, size_t nbytes) { snprintf(text, nbytes, "emulated on the host, for tests"); }
+
+const DeviceApi device_api = {  // launches run at once: nothing can be recorded
     .count = emulated_count,
+    .about = emulated_about,
     .open = emulated_open,
     .close = emulated_close,
     .available = emulated_available,
@@ -139,9 +131,6 @@ const DeviceApi device_api = {
     .copy = emulated_copy,
     .fill = emulated_fill,
     .copy_box = emulated_copy_box,
-    .capture_begin = emulated_capture_begin,
-    .capture_end = emulated_capture_end,
-    .replay = emulated_replay,
     .mark = emulated_mark,
     .elapsed = emulated_elapsed,
     .export_arena = emulated_export,

@@ -4,7 +4,7 @@
 // the same bytes; preparing asks cuDNN and refuses a plan that needs more.
 #pragma once
 #include "backend/cuda/device.h"
-#include "backend/cuda/dnn_attention.h"
+#include "backend/cuda/dnn_mask.h"
 #include "base/diag.h"
 
 typedef struct DnnCall {
@@ -28,6 +28,12 @@ typedef struct DnnGroups {
     int64_t n;                // groups
 } DnnGroups;
 DnnGroups dnn_groups(const DnnCall *c);
+// Parts of the scratch of one group.
+typedef struct DnnParts {
+    int64_t acc, sum, workspace, total;  // offsets; bytes in all
+    int64_t workspace_nbytes;
+} DnnParts;
+DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads);
 size_t dnn_scratch(const DnnCall *c);
 
 // Operands' addresses; those that a call's direction has not are NULL.

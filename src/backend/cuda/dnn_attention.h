@@ -1,14 +1,6 @@
 // Attention as graphs of cuDNN operations: what its engines recognise and run as one flash attention kernel.
 #pragma once
-#include <stdbool.h>
-#include <stdint.h>
-
-// Which keys query i (of this call's nq) sees, of keys 0 .. nk - 1.
-typedef enum DnnMaskKind {
-    DNN_FULL,
-    DNN_CAUSAL,  // k <= i + shift
-    DNN_WINDOW,  // k <= i + shift and k > i + shift - window
-} DnnMaskKind;
+#include "backend/cuda/dnn_mask.h"
 
 typedef struct DnnAttention {
     int64_t batch, heads, kv_heads, nq, nk, dim;

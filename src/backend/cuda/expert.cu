@@ -16,7 +16,7 @@ GPU_KERNEL(expert_count, ExpertOrder, 256) {
         i64 *count = p.count + c * (p.nexpert + 1);
         for (i64 e = gpu_thread_x; e <= p.nexpert; e += gpu_block_threads) count[e] = 0;
         for (i64 s = begin; s < end; s += EXPERT_STAGE) {
-            i64 len = end - s < EXPERT_STAGE ? end - s : EXPERT_STAGE;
+            i64 len = end - s < EXPERT_STAGE ? end - s : (i64)EXPERT_STAGE;
             gpu_sync();
             for (i64 i = gpu_thread_x; i < len; i += gpu_block_threads) bin[i] = EXPERT_BIN(p, p.expert[s + i]);
             gpu_sync();
@@ -64,7 +64,7 @@ GPU_KERNEL(expert_place, ExpertOrder, 256) {
         i64 begin = c * p.chunk, end = begin + p.chunk < p.n ? begin + p.chunk : p.n;
         i64 *next = p.count + c * (p.nexpert + 1);
         for (i64 s = begin; s < end; s += EXPERT_STAGE) {
-            i64 len = end - s < EXPERT_STAGE ? end - s : EXPERT_STAGE;
+            i64 len = end - s < EXPERT_STAGE ? end - s : (i64)EXPERT_STAGE;
             gpu_sync();
             for (i64 i = gpu_thread_x; i < len; i += gpu_block_threads) bin[i] = EXPERT_BIN(p, p.expert[s + i]);
             gpu_sync();

@@ -68,8 +68,8 @@ GPU_FN void record_index(DeviceError *e, int node, i64 value, i64 limit) {
     e->value = value, e->limit = limit;
 }
 
-// Over groups of `n` neighbouring threads of a block, n a power of two (the number of threads is a multiple of it); every thread of
-// the block calls it, with `part` one shared A a thread. All threads of a group get the result; the order is fixed.
+// Over groups of `n` neighbouring threads of a block, n a power of two (the number of threads is a multiple of it); every thread
+// of the block calls it, with `part` one shared A a thread. All threads of a group get the result; the order is fixed.
 template <class R> GPU_FN typename R::Acc group_reduce(typename R::Acc v, typename R::Acc *part, int n) {
     int at = (int)gpu_thread_x, lane = at % n;
     gpu_sync();

@@ -2,13 +2,9 @@
 // time: logits = scale h w^T, their rows' statistics and gradient in place (head.cu), dh = scale dlogits w, dw += scale dlogits^T h.
 // Logits are of the type of h; statistics and dw are f32.
 #include "backend/cuda/gemm.h"
+#include "backend/cuda/head.h"
 #include "backend/cuda/head_rows.h"
 #include "backend/cuda/kernels.h"
-#include "base/containers.h"
-
-// Of a chunk's logits. Larger ones read and write dw less often (8 * V * D bytes for each chunk), smaller ones leave more memory.
-#define HEAD_CHUNK_NBYTES ((int64_t)512 << 20)
-enum { HEAD_ROWS = 128, HEAD_ALIGN = 256, HEAD_PITCH = 64 };  // rows come in whole tiles of the products
 
 // The operands by name, whichever of the three ops it is; NULL: it has none.
 typedef struct HeadArgs {
@@ -26,26 +22,9 @@ static HeadArgs both_args(const Operand *in, const Operand *out) {  // (h, w, id
                       .dh = &out[2], .dw = &out[3]};
 }
 
-typedef struct HeadSizes {
-    int64_t n, d, v, pitch;      // pitch: between rows of logits, so that any vocabulary's rows are aligned
-    int64_t rows, nchunk, last;  // rows of every chunk but the last; of the last
-    int64_t logits_nbytes;
-} HeadSizes;
+static HeadSizes sizes_of(const Operand *in) { return head_sizes(in[0].dim[0], in[0].dim[1], in[1].dim[0], in[0].dtype); }
 
-static HeadSizes head_sizes(const Operand *in) {
-    HeadSizes s = {.n = in[0].dim[0], .d = in[0].dim[1], .v = in[1].dim[0]};
-    s.pitch = round_up(s.v, HEAD_PITCH);
-    int64_t row = max_i64(1, s.pitch * dtype_nbytes(in[0].dtype)), most = max_i64(1, HEAD_CHUNK_NBYTES / row / HEAD_ROWS) * HEAD_ROWS;
-    if (s.n > 0) {
-        s.rows = min_i64(s.n, round_up(ceil_div(s.n, ceil_div(s.n, most)), HEAD_ROWS));
-        s.nchunk = ceil_div(s.n, s.rows);
-        s.last = s.n - (s.nchunk - 1) * s.rows;
-    }
-    s.logits_nbytes = round_up(s.rows * s.pitch * dtype_nbytes(in[0].dtype), HEAD_ALIGN);
-    return s;
-}
-
-static size_t head_scratch(const Operand *in) { return (size_t)head_sizes(in).logits_nbytes + GEMM_WORKSPACE_NBYTES; }
+static size_t head_scratch(const Operand *in) { return (size_t)sizes_of(in).logits_nbytes + GEMM_WORKSPACE_NBYTES; }
 
 // The products of a chunk, [1]: of the last one; dw is overwritten by the first chunk and added to by the others. NULL: not needed.
 typedef struct HeadState {
@@ -92,7 +71,7 @@ static float head_scale(const KernelArgs *k) { return (float)node_float_or(k->no
 
 static Status head_prepare(Device *dev, const KernelArgs *k, HeadArgs a, void **state, Diag *d) {
     TRY(check_head(k, &a, d));
-    HeadSizes s = head_sizes(k->in);
+    HeadSizes s = sizes_of(k->in);
     HeadState *h = *state = gemm_alloc(dev, sizeof *h);
     float scale = head_scale(k);
     const void *w = a.w->data;
@@ -128,7 +107,7 @@ static Status run_chunk(const KernelArgs *k, const HeadArgs *a, const HeadSizes 
 }
 
 static Status head_run(const KernelArgs *k, HeadArgs a, Diag *d) {
-    HeadSizes s = head_sizes(k->in);
+    HeadSizes s = sizes_of(k->in);
     const HeadState *h = k->state;
     CHECK(h, "%s was not prepared", op_name(k->node->op));
     if (s.n == 0 && h->dw_first) {

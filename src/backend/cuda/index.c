@@ -1,5 +1,5 @@
-// Reading and writing by index. The indexed dim is never divided among ranks, so indices are local. An index out of range is recorded
-// for the step's end; what it would have read is zero, what it would have written is left out.
+// Reading and writing by index. The indexed dim is never divided among ranks, so indices are local. An index out of range is
+// recorded for the step's end; what it would have read is zero, what it would have written is left out.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/operand.h"
@@ -8,11 +8,16 @@ static Status type_of(const KernelArgs *k, const Operand *o, GpuType *t, Diag *d
     return gpu_type_of(o->dtype, op_name(k->node->op), t, d);
 }
 
-// ---- rows of a table --------------------------------------------------------------------------------------------------------------
+// ---- rows of a table ----------------------------------------------------------------------------------------------------------
 
 static Status rows_of(const KernelArgs *k, const Operand *index, const Operand *table, GpuRows *r, Diag *d) {
-    *r = (GpuRows){.index = index->data, .n = operand_elems(index), .nrows = table->dim[0], .rest = operand_count(table, 1, table->ndim),
-                   .skip = -1, .dst = k->out[0].data, .node = (int)k->id};
+    *r = (GpuRows){.index = index->data,
+                   .n = operand_elems(index),
+                   .nrows = table->dim[0],
+                   .rest = operand_count(table, 1, table->ndim),
+                   .skip = -1,
+                   .dst = k->out[0].data,
+                   .node = (int)k->id};
     return type_of(k, table, &r->type, d);
 }
 
@@ -54,7 +59,8 @@ Status cuda_embedding_grad(const KernelArgs *k, Diag *d) {
     TRY(type_of(k, &k->in[1], &r.type, d));
     TRY(type_of(k, &k->out[0], &out, d));
     if (r.type == GPU_BOOL || (r.type == GPU_I64) != (out == GPU_I64))
-        return diag_error(d, ST_UNSUPPORTED, "device cuda has no embedding_grad of %s into %s", dtype_name(k->in[1].dtype), dtype_name(k->out[0].dtype));
+        return diag_error(d, ST_UNSUPPORTED, "device cuda has no embedding_grad of %s into %s", dtype_name(k->in[1].dtype),
+                          dtype_name(k->out[0].dtype));
     r.src = k->in[1].data, r.skip = node_int_or(k->node, ATTR_SKIP, -1);
     void *sums = sums_of(k);
     gpu_fill(k->device->stream, k->device->nsm, sums, out == GPU_I64 ? GPU_I64 : GPU_F32, r.nrows * r.rest, 0);
@@ -89,11 +95,17 @@ Status cuda_index_put(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- single elements --------------------------------------------------------------------------------------------------------------
+// ---- single elements ----------------------------------------------------------------------------------------------------------
 
 // Lines of `small` and `large` at the places of the index operand; dim `dim` of large is indexed.
-static Status lines_of(const KernelArgs *k, const Operand *index, const Operand *small, const Operand *large, int dim, GpuLines *l, Diag *d) {
-    *l = (GpuLines){.index = index->data, .ndim = index->ndim, .dim = dim, .node = (int)k->id, .n = operand_elems(index), .limit = large->dim[dim]};
+static Status lines_of(const KernelArgs *k, const Operand *index, const Operand *small, const Operand *large, int dim,
+                       GpuLines *l, Diag *d) {
+    *l = (GpuLines){.index = index->data,
+                    .ndim = index->ndim,
+                    .dim = dim,
+                    .node = (int)k->id,
+                    .n = operand_elems(index),
+                    .limit = large->dim[dim]};
     for (int i = 0; i < index->ndim; i++) {
         l->size[i] = index->dim[i];
         l->index_stride[i] = operand_count(index, i + 1, index->ndim);

@@ -110,7 +110,8 @@ static i64 rows_elem(GpuType t) { return t == GPU_F32 ? 4 : t == GPU_BF16 ? 2 : 
 // Takes as many elements as one as rows and addresses allow; returns their bytes.
 static i64 rows_widen(GpuRows *r) {
     i64 elem = rows_elem(r->type);
-    while (elem < 16 && r->rest % 2 == 0 && util_aligned(r->src, 2 * elem) && util_aligned(r->dst, 2 * elem)) elem *= 2, r->rest /= 2;
+    while (elem < 16 && r->rest % 2 == 0 && util_aligned(r->src, 2 * elem) && util_aligned(r->dst, 2 * elem))
+        elem *= 2, r->rest /= 2;
     return elem;
 }
 
@@ -158,7 +159,7 @@ extern "C" void gpu_add_rows(const Device *dev, const GpuRows *r, void *sums) {
     else GPU_LAUNCH(rows_add_bf16, dev->stream, grid, block, 0, p);
 }
 
-// ---- conversion -------------------------------------------------------------------------------------------------------------------
+// ---- conversion ---------------------------------------------------------------------------------------------------------------
 
 struct ConvertParams {
     void *dst;
@@ -181,7 +182,7 @@ extern "C" void gpu_convert(const Device *dev, void *dst, GpuType to, const void
     else GPU_LAUNCH(convert_to_f32, dev->stream, grid, block, 0, p);
 }
 
-// ---- single elements --------------------------------------------------------------------------------------------------------------
+// ---- single elements ----------------------------------------------------------------------------------------------------------
 
 struct LineParams {
     GpuLines l;
@@ -247,7 +248,7 @@ extern "C" void gpu_scatter_add(const Device *dev, const GpuLines *l) {
     else GPU_LAUNCH(scatter_i64, dev->stream, grid, block, 0, p);
 }
 
-// ---- histogram --------------------------------------------------------------------------------------------------------------------
+// ---- histogram ----------------------------------------------------------------------------------------------------------------
 
 enum { HISTOGRAM_BINS = 2048 };  // that a block counts for itself first
 

@@ -1,4 +1,5 @@
-// The launchers of this folder's .cu files, and their parameters. Plain C and C++; addresses are the device's. (Copies and fills: box.h.)
+// The launchers of this folder's .cu files, and their parameters. Plain C and C++; addresses are the device's. (Copies and fills:
+// box.h.)
 #pragma once
 #include "backend/cuda/box.h"
 #include "backend/cuda/device.h"
@@ -6,17 +7,19 @@
 extern "C" {
 #endif
 
-// ---- source.cu --------------------------------------------------------------------------------------------------------------------
-// Elements (o, g, i) of [outer, begin..end, inner], stored at dst[o * pitch + (g - begin) * inner + i]: one interval of a sharded axis.
+// ---- source.cu ----------------------------------------------------------------------------------------------------------------
+// Elements (o, g, i) of [outer, begin..end, inner], stored at dst[o * pitch + (g - begin) * inner + i]: one interval of a sharded
+// axis.
 typedef struct GpuPlace {
     void *dst;
     GpuType type;
     long long outer, begin, end, inner, pitch;
 } GpuPlace;
 void gpu_iota(const Device *dev, const GpuPlace *p, long long start, long long step);              // start + g * step
-void gpu_random(const Device *dev, const GpuPlace *p, long long extent, unsigned long long stream);  // of index (o * extent + g) * inner + i
+void gpu_random(const Device *dev, const GpuPlace *p, long long extent,
+                unsigned long long stream);  // of index (o * extent + g) * inner + i
 
-// ---- reduce.cu --------------------------------------------------------------------------------------------------------------------
+// ---- reduce.cu ----------------------------------------------------------------------------------------------------------------
 // Dims of the source, kept and reduced in turn, but for the innermost, which is `row` (reduced) or `columns` (kept).
 enum { GPU_REDUCE_DIMS = 4 };
 typedef struct GpuReduction {
@@ -25,7 +28,8 @@ typedef struct GpuReduction {
     GpuType type, out;             // of the elements, of the results
     int max;                       // else the sum
     int nkept, nreduced;
-    long long kept_size[GPU_REDUCE_DIMS], kept_stride[GPU_REDUCE_DIMS], reduced_size[GPU_REDUCE_DIMS], reduced_stride[GPU_REDUCE_DIMS];
+    long long kept_size[GPU_REDUCE_DIMS], kept_stride[GPU_REDUCE_DIMS], reduced_size[GPU_REDUCE_DIMS],
+        reduced_stride[GPU_REDUCE_DIMS];
     long long row;                 // elements reduced together; 0: columns
     long long columns;             // results next to each other; 1 with rows
     long long chunks;              // of a row
@@ -37,7 +41,7 @@ enum { GPU_REDUCE_CHUNK = 8192 };
 int gpu_reduce_width(GpuType t);
 void gpu_reduce(const Device *dev, const GpuReduction *r);
 
-// ---- scan.cu: along dim n of [outer, n, inner] -------------------------------------------------------------------------------------
+// ---- scan.cu: along dim n of [outer, n, inner] --------------------------------------------------------------------------------
 typedef struct GpuScan {
     const void *src;
     void *dst, *partial;           // cumsum: [pieces, outer * inner] of 8 bytes, where pieces > 1
@@ -48,7 +52,7 @@ typedef struct GpuScan {
 void gpu_logsumexp(const Device *dev, const GpuScan *s);
 void gpu_cumsum(const Device *dev, const GpuScan *s);
 
-// ---- index.cu ---------------------------------------------------------------------------------------------------------------------
+// ---- index.cu -----------------------------------------------------------------------------------------------------------------
 // `n` rows of `rest` elements (nbytes each) and the table's `nrows`; indices out of range go to the error record under `node`.
 typedef struct GpuRows {
     const long long *index;
@@ -60,10 +64,12 @@ typedef struct GpuRows {
 } GpuRows;
 void gpu_take_rows(const Device *dev, const GpuRows *r);             // dst[i] = src[index[i]]
 void gpu_add_rows(const Device *dev, const GpuRows *r, void *sums);  // sums[index[i]] += src[i]; sums: f32, or i64 for i64
-void gpu_set_rows(const Device *dev, const GpuRows *r, long long *owner);  // dst[index[i]] = src[i], the last i of equals; owner: [nrows]
+void gpu_set_rows(const Device *dev, const GpuRows *r,
+                  long long *owner);  // dst[index[i]] = src[i], the last i of equals; owner: [nrows]
 void gpu_convert(const Device *dev, void *dst, GpuType to, const void *src, GpuType from, long long n);  // f32 <-> bf16
 
-// The lines of gather and scatter_add: small[c] <-> large[c with index[c] along `dim`]. Strides of each in elements, sizes of index.
+// The lines of gather and scatter_add: small[c] <-> large[c with index[c] along `dim`]. Strides of each in elements, sizes of
+// index.
 typedef struct GpuLines {
     const long long *index;
     const void *src;
@@ -76,7 +82,7 @@ void gpu_gather(const Device *dev, const GpuLines *l);
 void gpu_scatter_add(const Device *dev, const GpuLines *l);  // dst is large: f32 or i64; src may be bf16
 void gpu_histogram(const Device *dev, const long long *x, long long n, long long *count, long long bins);
 
-// ---- sort.cu ----------------------------------------------------------------------------------------------------------------------
+// ---- sort.cu ------------------------------------------------------------------------------------------------------------------
 typedef struct GpuKey {
     long long key, index;
 } GpuKey;
@@ -92,7 +98,7 @@ typedef struct GpuSort {
 enum { GPU_SORT_CHUNK = 1024 };
 void gpu_sort(const Device *dev, const GpuSort *s);
 
-// ---- conv.cu: [batch, channels, positions] ----------------------------------------------------------------------------------------
+// ---- conv.cu: [batch, channels, positions] ------------------------------------------------------------------------------------
 enum { GPU_SPANS = 96 };
 typedef struct GpuSpans {
     int n;
@@ -113,7 +119,7 @@ void gpu_conv1d(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 
-// ---- adamw.cu ---------------------------------------------------------------------------------------------------------------------
+// ---- adamw.cu -----------------------------------------------------------------------------------------------------------------
 typedef struct GpuAdamw {
     float *p, *m, *v;
     const float *g, *hyper, *scale;

@@ -1,5 +1,6 @@
-// Movement of data: every op is a few boxes (box.h). Ops along one axis work in global coordinates: a rank holds intervals (spans) of
-// a sharded axis, so the intervals of the result, carried over to the source, are intersected with the intervals of the source.
+// Movement of data: every op is a few boxes (box.h). Ops along one axis work in global coordinates: a rank holds intervals
+// (spans) of a sharded axis, so the intervals of the result, carried over to the source, are intersected with the intervals of
+// the source.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/operand.h"
 
@@ -12,8 +13,8 @@ static void launch_box(const KernelArgs *k, const GpuBox *b) { gpu_copy_box(k->d
 static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // Every element of `out` at position g of the axis from position start + g * step of `in`, where that lies in [0, extent).
-static Status copy_axis(const KernelArgs *k, const Operand *out, const Operand *in, int dim, int64_t start, int64_t step, int64_t extent,
-                        Diag *d) {
+static Status copy_axis(const KernelArgs *k, const Operand *out, const Operand *in, int dim, int64_t start, int64_t step,
+                        int64_t extent, Diag *d) {
     Axis to = axis_of(out, dim), from = axis_of(in, dim);
     int64_t to_pos = 0, wanted = 0, found = 0;
     CHECK(to.outer == from.outer && to.inner == from.inner, "%s: operands differ off the axis", op_name(k->node->op));
@@ -29,7 +30,8 @@ static Status copy_axis(const KernelArgs *k, const Operand *out, const Operand *
         wanted += max_i64(end - begin, 0);
         for (int j = 0; j < from.nspan; j++) {
             Span f = axis_spans(&from)[j];
-            int64_t lo = max_i64(begin, -floor_div(start - f.begin, step)), hi = min_i64(end, floor_div(f.end - 1 - start, step) + 1);
+            int64_t lo = max_i64(begin, -floor_div(start - f.begin, step)),
+                    hi = min_i64(end, floor_div(f.end - 1 - start, step) + 1);
             if (lo < hi) {
                 b.size[1] = hi - lo;
                 b.dst = operand_at(out, (to_pos + lo - t.begin) * to.inner);
@@ -93,7 +95,12 @@ Status cuda_concat(const KernelArgs *k, Diag *d) {
 }
 
 Status cuda_copy(const KernelArgs *k, Diag *d) {
-    GpuBox b = {.dst = k->out[0].data, .src = k->in[0].data, .ndim = 1, .size = {operand_elems(&k->out[0])}, .dst_stride = {1}, .src_stride = {1}};
+    GpuBox b = {.dst = k->out[0].data,
+                .src = k->in[0].data,
+                .ndim = 1,
+                .size = {operand_elems(&k->out[0])},
+                .dst_stride = {1},
+                .src_stride = {1}};
     TRY(type_of(k, &k->out[0], &b.type, d));
     if (b.dst != b.src) launch_box(k, &b);
     return ST_OK;

@@ -3,8 +3,8 @@
 // Dims of size 1 are dropped and neighbours of one kind merged, so that kept and reduced dims alternate. The innermost decides:
 //   reduced: a result is the sum of rows           [kept...][reduced... x row]      in chunks; a group of threads for each result
 //   kept:    neighbouring results together         [kept... x columns][reduced...]  a lane for each few columns
-// Where results are few, their steps are cut into pieces that run in parallel and are combined in order. All of it depends on shapes
-// only, so results do not change from run to run, nor with the device.
+// Where results are few, their steps are cut into pieces that run in parallel and are combined in order. All of it depends on
+// shapes only, so results do not change from run to run, nor with the device.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/operand.h"

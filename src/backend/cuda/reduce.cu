@@ -1,4 +1,5 @@
-// The kernels of reduce.c. Sums of floats are kept in double: it costs nothing beside the memory traffic, and length does not matter.
+// The kernels of reduce.c. Sums of floats are kept in double: it costs nothing beside the memory traffic, and length does not
+// matter.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 
@@ -55,17 +56,33 @@ template <class R> GPU_FN void reduce_store(const GpuReduction &p, i64 piece, i6
     else store_result(p.dst, result, p.out, v);
 }
 
-// Every `step`-th pack of x[0, n) from the lane's on; n is a multiple of W.
+// W elements as one load.
+template <class R, int W> struct Chunk { typename R::Elem v[W]; };
+template <class R, int W> GPU_FN Chunk<R, W> load_chunk(const typename R::Elem *x) {
+    Chunk<R, W> c;
+    if (W == 1) {
+        c.v[0] = x[0];
+    } else {
+        Pack<typename R::Elem> p = *(const Pack<typename R::Elem> *)x;
+        GPU_UNROLL for (int j = 0; j < W; j++) c.v[j] = p.v[j];
+    }
+    return c;
+}
+
+enum { AHEAD = 4 };  // loads under way before the first is used
+
+// Every `step`-th W elements of x[0, n) from the lane's on; n is a multiple of W.
 template <class R, int W> GPU_FN typename R::Acc reduce_row(const typename R::Elem *x, i64 n, int lane, int step) {
     typename R::Acc acc = R::start();
-    if (W == 1) {
-        for (i64 i = lane; i < n; i += step) acc = R::take(acc, x[i]);
-        return acc;
-    }
-    const Pack<typename R::Elem> *packs = (const Pack<typename R::Elem> *)x;
-    for (i64 i = lane; i < n / W; i += step) {
-        Pack<typename R::Elem> v = packs[i];
-        GPU_UNROLL for (int j = 0; j < W; j++) acc = R::take(acc, v.v[j]);
+    i64 packs = n / W;
+    for (i64 i = lane; i < packs; i += AHEAD * step) {
+        Chunk<R, W> c[AHEAD];
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++)
+            if (i + u * step < packs) c[u] = load_chunk<R, W>(x + (i + u * step) * W);
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+            if (i + u * step >= packs) continue;
+            GPU_UNROLL for (int j = 0; j < W; j++) acc = R::take(acc, c[u].v[j]);
+        }
     }
     return acc;
 }
@@ -80,7 +97,8 @@ template <class R, int W> GPU_FN void reduce_rows(const GpuReduction &p) {
         i64 unit = base + slot, result = unit % p.units, piece = unit / p.units;
         typename R::Acc acc = R::start();
         if (unit < total) {
-            const typename R::Elem *x = (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, result);
+            const typename R::Elem *x =
+                (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, result);
             // a piece is a range of steps; neighbouring chunks of a row are taken in one go
             i64 last = p.steps * (piece + 1) / p.pieces;
             for (i64 s = p.steps * piece / p.pieces; s < last;) {
@@ -104,7 +122,8 @@ static __host__ __device__ __forceinline__
 #endif
 i64 column_groups(const GpuReduction &p, i64 width) { return (p.columns + width - 1) / width; }
 
-// A block for each (piece, kept index, group * W columns): lanes of W columns each, the other threads beside them take further steps.
+// A block for each (piece, kept index, group * W columns): lanes of W columns each, the other threads beside them take further
+// steps.
 template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
     GPU_SHARED typename R::Acc part[UTIL_THREADS * W];
     int lanes = p.group < UTIL_THREADS ? p.group : UTIL_THREADS, beside = UTIL_THREADS / lanes;
@@ -112,17 +131,20 @@ template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
     i64 across = column_groups(p, lanes * W), kept = p.results / p.columns, total = kept * across * p.pieces;
     for (i64 u = gpu_block_x; u < total; u += gpu_grid_x) {
         i64 group = u % across, row = u / across % kept, piece = u / across / kept, column = (group * lanes + lane) * W;
-        const typename R::Elem *x = (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, row) + column;
+        const typename R::Elem *x =
+            (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, row) + column;
         typename R::Acc acc[W];
         GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::start();
         i64 last = p.steps * (piece + 1) / p.pieces;
-        for (i64 s = p.steps * piece / p.pieces + ty; s < last && column < p.columns; s += beside) {
-            const typename R::Elem *at = x + reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s);
-            if (W == 1) {
-                acc[0] = R::take(acc[0], at[0]);
-            } else {
-                Pack<typename R::Elem> v = *(const Pack<typename R::Elem> *)at;
-                GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::take(acc[j], v.v[j]);
+        for (i64 s = p.steps * piece / p.pieces + ty; s < last && column < p.columns; s += AHEAD * beside) {
+            Chunk<R, W> c[AHEAD];
+            GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+                i64 off = reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s + u * beside);
+                if (s + u * beside < last) c[u] = load_chunk<R, W>(x + off);
+            }
+            GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+                if (s + u * beside >= last) continue;
+                GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::take(acc[j], c[u].v[j]);
             }
         }
         gpu_sync();

@@ -1,6 +1,7 @@
-// Keys are mapped to integers in whose order they are to come and carry their place, which decides between equals: no two are equal, so
-// that any sort is a stable one. Chunks are sorted in shared memory by a bitonic network (Batcher 1968), several short lines side by side;
-// the chunks of long lines are then merged in rounds, every key finding its place in the other run by bisection.
+// Keys are mapped to integers in whose order they are to come and carry their place, which decides between equals: no two are
+// equal, so that any sort is a stable one. Chunks are sorted in shared memory by a bitonic network (Batcher 1968), several short
+// lines side by side; the chunks of long lines are then merged in rounds, every key finding its place in the other run by
+// bisection.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 

@@ -1,11 +1,12 @@
-// Values made from nothing, in global coordinates. (full: movement.c; parameters, inputs and constants are written by the runtime.)
+// Values made from nothing, in global coordinates. (full: movement.c; parameters, inputs and constants are written by the
+// runtime.)
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/operand.h"
 
 // One launch for each interval of axis `a` of the result.
-static Status each_place(const KernelArgs *k, const Axis *a, void (*launch)(const KernelArgs *, const GpuPlace *, int64_t), int64_t extent,
-                         Diag *d) {
+static Status each_place(const KernelArgs *k, const Axis *a, void (*launch)(const KernelArgs *, const GpuPlace *, int64_t),
+                         int64_t extent, Diag *d) {
     const Operand *o = &k->out[0];
     GpuPlace p = {.outer = a->outer, .inner = a->inner, .pitch = a->n * a->inner};
     TRY(gpu_type_of(o->dtype, op_name(k->node->op), &p.type, d));

@@ -55,10 +55,12 @@ GPU_KERNEL(source_random, SourceParams, UTIL_BLOCK) {
 
 extern "C" void gpu_iota(const Device *dev, const GpuPlace *p, i64 start, i64 step) {
     SourceParams q = {*p, start, step, 0, 0, 0};
-    GPU_LAUNCH(source_iota, dev->stream, util_grid(dev->nsm, p->outer * (p->end - p->begin) * p->inner, UTIL_BLOCK), util_block(), 0, q);
+    GPU_LAUNCH(source_iota, dev->stream, util_grid(dev->nsm, p->outer * (p->end - p->begin) * p->inner, UTIL_BLOCK), util_block(),
+               0, q);
 }
 
 extern "C" void gpu_random(const Device *dev, const GpuPlace *p, i64 extent, u64 stream) {
     SourceParams q = {*p, 0, 0, extent, stream, dev->step};
-    GPU_LAUNCH(source_random, dev->stream, util_grid(dev->nsm, p->outer * (p->end - p->begin) * p->inner, UTIL_BLOCK), util_block(), 0, q);
+    GPU_LAUNCH(source_random, dev->stream, util_grid(dev->nsm, p->outer * (p->end - p->begin) * p->inner, UTIL_BLOCK),
+               util_block(), 0, q);
 }
