@@ -1,5 +1,5 @@
 // The tensor-core kernels of our own attention on the host: test/gpu/gpu_fibers.h plays blocks of 128 threads and their warp-wide
-// warp-wide instructions. A stand-in for module.c compiles the generated source against it. The small cases;
+// instructions. A stand-in for module.c compiles the generated source against it. The small cases;
 // FLASH_CASE=<part of a label> runs those, FLASH_CASE= all.
 #include <dlfcn.h>
 #include <setjmp.h>
