@@ -33,7 +33,7 @@ typedef struct Rows {
 
 static bool is_row_reduction(const Instr *x) { return x->code == PROG_ROW_SUM || x->code == PROG_ROW_MAX; }
 
-// ---- what a phase needs --------------------------------------------------------------------------------------------------------------
+// ---- what a phase needs -------------------------------------------------------------------------------------------------
 
 // Instructions of phase k, stopping at row-constant ones; the last phase (k == nlevel) stores.
 static void phase_need(const Gen *g, const Rows *r, int k, bool *need) {
@@ -79,7 +79,7 @@ static void find_uses(Gen *g, Rows *r) {
     }
 }
 
-// ---- choices -------------------------------------------------------------------------------------------------------------------------
+// ---- choices ------------------------------------------------------------------------------------------------------------
 
 static int pow2_at_least(int64_t n) {
     int p = 1;
@@ -157,7 +157,7 @@ static void choose(Gen *g, Rows *r) {
     g->wide = r->nrow >= INT32_MAX || r->nv >= INT32_MAX;
 }
 
-// ---- pieces --------------------------------------------------------------------------------------------------------------------------
+// ---- pieces -------------------------------------------------------------------------------------------------------------
 
 static void open_vectors(Gen *g, const Rows *r) {
     if (r->mode == ROW_KEPT) {
@@ -257,7 +257,8 @@ static void gen_phase(Gen *g, const Rows *r, int k) {
     }
     gen_line(g, "}");
     for (int j = 0, c = 0; j < s->nout && last; j++) {
-        if (s->out_kind[j] == OUT_WHOLE) gen_line(g, "if (live) gx_store<%d>(p.o%d + (r * p.ncol + j * %d), y%d);", g->v, j, g->v, j);
+        if (s->out_kind[j] == OUT_WHOLE)
+            gen_line(g, "if (live) gx_store<%d>(p.o%d + (r * p.ncol + j * %d), y%d);", g->v, j, g->v, j);
         if (s->out_kind[j] == OUT_COL) gen_column_store(g, r, c++);
     }
     gen_line(g, "}\n}");
@@ -319,14 +320,15 @@ static void gen_params(Gen *g, Rows *r) {
     plan->scratch_nbytes = (size_t)at;
 }
 
-// ---- kernels -------------------------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------------------------------
 
 static void gen_column_sums(Gen *g, const Rows *r, bool start) {
     if (r->mode != ROW_KEPT) return;
     for (int c = 0; c < r->ncolsum; c++) {
         if (start) gen_line(g, "float c%d[NE][%d] = {};", c, g->v);
         else gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++)\nif ((NV > 0 && NV %% G == 0) || lane + k * G < NV)");
-        if (!start) gen_line(g, "gx_store<%d>(p.columns + ((%d * p.workers + w) * p.ncol + (lane + k * G) * %d), c%d[k]);", g->v, c, g->v, c);
+        if (start) continue;
+        gen_line(g, "gx_store<%d>(p.columns + ((%d * p.workers + w) * p.ncol + (lane + k * G) * %d), c%d[k]);", g->v, c, g->v, c);
     }
 }
 
