@@ -13,7 +13,7 @@ enum {
     KEPT_WORDS = 64,       // registers for what is kept
     SUMMED_WORDS = 96,     // with column sums
     MAX_KEPT_VECTORS = 16,
-    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15, SPLIT_MAX_SEGMENTS = 512,
+    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15, SPLIT_MAX_SEGMENTS = 132 * 8,
     FIXED_SMS = 132,       // column sums are added in an order that depends on shapes only, not on the GPU
 };
 typedef enum RowMode { ROW_KEPT, ROW_LONG, ROW_SPLIT } RowMode;
@@ -159,7 +159,9 @@ static void choose(Gen *g, Rows *r) {
 
 // ---- pieces -------------------------------------------------------------------------------------------------------------
 
-static void open_vectors(Gen *g, const Rows *r) {
+// `reads`: nothing is stored, so that the compiler can start the loads of several turns together.
+static void open_vectors(Gen *g, const Rows *r, bool reads) {
+    if (r->mode != ROW_KEPT && reads) gen_line(g, "_Pragma(\"unroll 4\")");
     if (r->mode == ROW_KEPT) {
         gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++) {");
         gen_line(g, "const i64 j = lane + k * G;");
@@ -235,7 +237,7 @@ static void gen_phase(Gen *g, const Rows *r, int k) {
     }
     for (int j = 0; j < s->nout; j++) work = work || (last && s->out_kind[j] != OUT_ROW);
     if (!work) return;
-    open_vectors(g, r);
+    open_vectors(g, r, !last);
     load_inputs(g, r, false, false, need);
     for (int j = 0, c = 0; j < s->nout && last; j++) {
         if (s->out_kind[j] == OUT_WHOLE) gen_line(g, "%s y%d[%d];", expr_register_type(s->out[j].dtype), j, g->v);
@@ -339,7 +341,7 @@ static void gen_whole_rows(Gen *g, Rows *r) {
     for (int i = 0; i < s->nin; i++)
         if (g->cached[i] && r->hoisted[i]) gen_declare_input(g, i, "[NE]"), gen_outer_offset(g, i, 0);
     if (any_cached(g, r, true)) {
-        open_vectors(g, r);
+        open_vectors(g, r, true);
         load_inputs(g, r, true, true, NULL);
         gen_line(g, "}\n}");
     }
@@ -352,7 +354,7 @@ static void gen_whole_rows(Gen *g, Rows *r) {
     if (any_cached(g, r, false)) {
         for (int i = 0; i < s->nin; i++)
             if (g->cached[i] && !r->hoisted[i]) gen_declare_input(g, i, "[NE]");
-        open_vectors(g, r);
+        open_vectors(g, r, true);
         load_inputs(g, r, true, false, NULL);
         gen_line(g, "}\n}");
     }
