@@ -10,6 +10,7 @@
 #include "attention_ref.h"
 #include "backend/cuda/cache.h"
 #include "backend/cuda/dnn.h"
+#include "backend/cuda/libs.h"
 
 static Device device;
 static int npass, nfail;
