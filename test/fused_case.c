@@ -268,26 +268,42 @@ void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape spa
     fill(c, in, &dice, false);
 }
 
-void fused_case_random(FusedCase *c, uint64_t number, int64_t elements) {
+static bool draw_case(FusedCase *c, Dice *dice, Shape space, int row, Diag *d) {
     static const DType types[] = {DT_F32, DT_BF16, DT_F32, DT_BF16, DT_I64, DT_BOOL};
+    Shape in[CASE_MAX_IN];
+    DType type[CASE_MAX_IN];
+    int nin = 1 + pick(dice, 4), n = 0;
+    int64_t *views = ARENA_ARRAY(c->arena, int64_t, CASE_MAX_IN * MAX_VIEW_INTS);
+    for (int i = 0; i < nin; i++) type[i] = types[pick(dice, 6)], in[i] = random_input(dice, &space, views, &n);
+    const Program *p = random_program(c->arena, dice, nin, type, space.ndim, row);
+    *d = (Diag){0};
+    if (c->g) graph_free_vecs(c->g);
+    if (!make(c, p, space, row, nin, in, type, n, views, d)) return false;
+    fill(c, in, dice, chance(dice, 0.2));
+    choose_overlay(c, dice);
+    return true;
+}
+
+void fused_case_random(FusedCase *c, uint64_t number, int64_t elements) {
     *c = (FusedCase){.arena = arena_new()};
+    snprintf(c->name, sizeof c->name, "random %llu", (unsigned long long)number);
     Dice dice = {.key = random_key(number, 0, 0)};
     Diag d = {0};
     for (int tries = 0; tries < 100; tries++) {
-        Shape space = random_space(&dice, elements), in[CASE_MAX_IN];
-        int row = chance(&dice, 0.6) ? 1 + pick(&dice, (int)min_i64(2, space.ndim)) : 0, nin = 1 + pick(&dice, 4), n = 0;
-        DType type[CASE_MAX_IN];
-        int64_t *views = ARENA_ARRAY(c->arena, int64_t, CASE_MAX_IN * MAX_VIEW_INTS);
-        for (int i = 0; i < nin; i++) type[i] = types[pick(&dice, 6)], in[i] = random_input(&dice, &space, views, &n);
-        const Program *p = random_program(c->arena, &dice, nin, type, space.ndim, row);
-        d = (Diag){0};
-        if (c->g) graph_free_vecs(c->g);
-        if (!make(c, p, space, row, nin, in, type, n, views, &d)) continue;
-        fill(c, in, &dice, chance(&dice, 0.2));
-        choose_overlay(c, &dice);
-        snprintf(c->name, sizeof c->name, "random %llu", (unsigned long long)number);
-        return;
+        Shape space = random_space(&dice, elements);
+        int row = chance(&dice, 0.6) ? 1 + pick(&dice, (int)min_i64(2, space.ndim)) : 0;
+        if (draw_case(c, &dice, space, row, &d)) return;
     }
+    CHECK(false, "no case %llu: %s", (unsigned long long)number, d.text);
+}
+
+void fused_case_random_on(FusedCase *c, uint64_t number, Shape space, int row) {
+    *c = (FusedCase){.arena = arena_new()};
+    snprintf(c->name, sizeof c->name, "random %llu on a given space", (unsigned long long)number);
+    Dice dice = {.key = random_key(number, 0, 2)};
+    Diag d = {0};
+    for (int tries = 0; tries < 100; tries++)
+        if (draw_case(c, &dice, space, row, &d)) return;
     CHECK(false, "no case %llu: %s", (unsigned long long)number, d.text);
 }
 

@@ -281,12 +281,13 @@ static void count_met(const Graph *g) {
         met.windows += windows;
         met.views += node_attr(n, ATTR_VIEWS) != NULL;
         met.rows += node_attr(n, ATTR_ROW) != NULL;
-        met.divided += graph_value(g, n->out[0])->place.kind != PLACE_REPLICATE && (node_attr(n, ATTR_VIEWS) || node_attr(n, ATTR_ROW));
+        bool second = node_attr(n, ATTR_VIEWS) || node_attr(n, ATTR_ROW);
+        met.divided += second && graph_value(g, n->out[0])->place.kind != PLACE_REPLICATE;
         for (int k = 0; k < p->ninstr; k++) met.col_sums += p->instr[k].code == PROG_COL_SUM;
     }
 }
 
-// The form for backends with views and rows: what the reference makes of it is what it made of the nodes before, to the last bits.
+// The form for backends with views and rows: the reference makes of it what it made of the nodes before, up to rounding.
 static bool fused_rows(Case *c, const Setup *setup) {
     static const char *const stop[] = {"shard", "fuse"};
     Setup s = *setup;

@@ -6,30 +6,107 @@
 #include <cmocka.h>
 #include <math.h>
 #include "fused_case.h"
+#include "op_harness.h"
 
 extern const Backend backend_cuda;
 
+static int check(FusedCase *c, int64_t *compared) {
+    Str why = {0};
+    fused_case_expect(c);
+    bool same = fused_case_check(c, &backend_cuda, &why, compared);
+    if (!same) print_error("%s\n", str_text(&why));
+    str_free(&why);
+    fused_case_free(c);
+    return !same;
+}
+
 static void test_random(void **state) {
     const char *from = getenv("FUSED_FROM"), *count = getenv("FUSED_COUNT");
-    int first = from ? atoi(from) : 0, n = count ? atoi(count) : 60, failed = 0;
+    int first = from ? atoi(from) : 0, n = count ? atoi(count) : 40, failed = 0;
     int64_t compared = 0;
     for (int i = first; i < first + n; i++) {
         FusedCase c;
         fused_case_random(&c, (uint64_t)i, 6000);
-        fused_case_expect(&c);
-        Str why = {0};
-        if (!fused_case_check(&c, &backend_cuda, &why, &compared)) {
-            print_error("%s\n", str_text(&why));
-            failed++;
-        }
-        str_free(&why);
-        fused_case_free(&c);
+        failed += check(&c, &compared);
     }
     print_message("%lld elements compared\n", (long long)compared);
     assert_int_equal(failed, 0);
 }
 
+// Every way in which rows are taken (codegen_rows.c): kept in registers by part of a warp or a block, read again, split among blocks; and
+// more rows than column sums have workers.
+static void test_rows(void **state) {
+    const struct {
+        Shape space;
+        int row, times;
+    } spaces[] = {{SHAPE(700, 24), 1, 2}, {SHAPE(40, 513), 1, 1}, {SHAPE(30, 1024), 1, 2}, {SHAPE(5, 4, 1000), 1, 2}, {SHAPE(3, 8195), 1, 3},
+                  {SHAPE(2, 40000), 1, 3}, {SHAPE(33000), 1, 2}, {SHAPE(2, 5, 8, 1024), 2, 2}, {SHAPE(0, 16), 1, 1}, {SHAPE(2200, 8), 1, 2}};
+    int failed = 0;
+    int64_t compared = 0;
+    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++)
+        for (int t = 0; t < spaces[i].times; t++) {
+            FusedCase c;
+            fused_case_random_on(&c, 1000 * i + (uint64_t)t, spaces[i].space, spaces[i].row);
+            failed += check(&c, &compared);
+        }
+    print_message("%lld elements compared\n", (long long)compared);
+    assert_int_equal(failed, 0);
+}
+
+// ---- the op table's samples --------------------------------------------------------------------------------------------------------
+
+static void check_row(OpCase *c, const Row *row, void *ctx) {
+    Str why = {0};
+    bool ran;
+    if (!op_check_row(c, &backend_cuda, NULL, row, &ran, &why)) {
+        print_error("%s, sample \"%s\", %s: %s\n", op_name(c->op), c->sample->label, op_row_text(c, row), str_text(&why));
+        ++*(int *)ctx;
+    }
+    assert_true(ran);
+    str_free(&why);
+}
+
+static void test_samples(void **state) {
+    int failed = 0;
+    for (int op = 0; op < OP_COUNT; op++)
+        for (int i = 0; i < op_info((OpKind)op)->nsample; i++)
+            for (int nranks = 1; nranks <= 3; nranks += 2) {
+                if (!op_is_pointwise((OpKind)op) && op != OP_FUSED) continue;
+                OpCase c;
+                Diag d = {0};
+                bool built = op_case_new(&c, (OpKind)op, &op_info((OpKind)op)->samples[i], DT_F32, nranks, 23, &d) == ST_OK;
+                if (!built || op_case_expect(&c, &d) != ST_OK) fail_msg("%s: %s", op_name((OpKind)op), d.text);
+                Row row = op_row_new(&c);
+                if (nranks == 1) check_row(&c, &row, &failed);
+                else op_each_row(&c, check_row, &failed);
+                op_case_free(&c);
+            }
+    assert_int_equal(failed, 0);
+}
+
+// ---- errors --------------------------------------------------------------------------------------------------------------------------
+
+// An integer divisor of 0 is an error of the step, on the node; f64 is refused by name.
+static void test_errors(void **state) {
+    Arena *a = arena_new();
+    ProgramBuilder b = {.arena = a};
+    int x = prog_leaf(&b, PROG_INPUT, DT_I64, 0, 0), y = prog_op(&b, OP_SUB, DT_I64, x, x, -1);
+    vec_push(&b.out, prog_op(&b, OP_MOD, DT_I64, x, y, -1));
+    FusedCase c;
+    Shape s = SHAPE(3, 5);
+    DType t = DT_I64;
+    Str why = {0};
+    int64_t compared = 0;
+    fused_case_make(&c, "zero divisor", prog_finish(&b), s, 0, 1, &s, &t, 0, NULL, 1);
+    assert_false(fused_case_check(&c, &backend_cuda, &why, &compared));
+    assert_non_null(strstr(str_text(&why), "zero"));
+    str_free(&why);
+    fused_case_free(&c);
+    arena_free(a);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random), cmocka_unit_test(test_rows), cmocka_unit_test(test_samples),
+                                       cmocka_unit_test(test_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-// Reference: fused nodes of both forms. Row by row, instruction by instruction along the row, so that a reduction finds its operand done.
+// Reference: fused nodes of both forms. Row by row, instruction by instruction along the row, so that a reduction finds its
+// operand done.
 #include <math.h>
 #include <stdlib.h>
 #include "exec/reference.h"

@@ -60,4 +60,5 @@ static inline void *rank_view(const Rank *r, int32_t buf) {
 Status rank_open(Rank *r, Diag *d);   // arena, workers or device
 void rank_close(Rank *r);
 void rank_obey(Rank *r, Command c);
+Status rank_trace(Rank *r, int index, Diag *d);  // trace.c
 void rank_set_comm(Rank *r, Comm *c);

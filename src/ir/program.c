@@ -59,7 +59,8 @@ static Status check_instr(const Program *p, int i, bool attention, int nslot, Di
         if (operand[k] < 0 || operand[k] >= i)
             return diag_error(d, ST_INPUT, "program: instruction %d uses %d, which is not before it", i, operand[k]);
     for (int k = 0; k < arity; k++)
-        if (p->instr[operand[k]].code == PROG_COL_SUM) return diag_error(d, ST_INPUT, "program: instruction %d reads a col_sum", i);
+        if (p->instr[operand[k]].code == PROG_COL_SUM)
+            return diag_error(d, ST_INPUT, "program: instruction %d reads a col_sum", i);
     return ST_OK;
 }
 

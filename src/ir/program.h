@@ -39,7 +39,8 @@ static inline bool program_is_reduction(int32_t code) { return code >= PROG_ROW_
 // Operands that a pointwise OpKind takes as an instruction: 1, 2 or 3; 0 if it is no pointwise op.
 int program_op_arity(int op);
 // Well-formed: operands earlier than their use, slots in [0, nslot), outputs in range (-1 only where `attention`), and only
-// leaves that belong there (attention: indices and vectors; fused: inputs, positions and reductions, none of which reads a col_sum). Hostile text reaches this through the parser.
+// leaves that belong there (attention: indices and vectors; fused: inputs, positions and reductions, none of which reads a
+// col_sum). Hostile text reaches this through the parser.
 Status program_check(const Program *p, bool attention, int nslot, Diag *d);
 // How an attention program uses vector slot `slot`: 'q', 'k', or 0 if it does not. (The mask pass never mixes the two.)
 char program_vec_role(const Program *p, int slot);

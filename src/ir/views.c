@@ -33,7 +33,8 @@ static Status decode_one(Ints *s, int slot, int space_ndim, View *v, Diag *d) {
     v->nwin = (int)nwin;
     for (int k = 0; k < v->nwin; k++) {
         ViewWindow *w = &v->win[k];
-        bool ok = take(s, 0, space_ndim - 1, &dim) && take(s, INT64_MIN, INT64_MAX, &w->lo) && take(s, INT64_MIN, INT64_MAX, &w->hi);
+        bool ok = take(s, 0, space_ndim - 1, &dim) && take(s, INT64_MIN, INT64_MAX, &w->lo);
+        ok = ok && take(s, INT64_MIN, INT64_MAX, &w->hi);
         if (!ok) return diag_error(d, ST_INPUT, "views: window %d of input %d is no triple of iteration dim, lo, hi", k, slot);
         w->dim = (int)dim;
     }
@@ -69,7 +70,7 @@ void view_encode(const View *v, int64_t *list, int *n) {
     }
 }
 
-// ---- what a view means in an iteration space ------------------------------------------------------------------------------------
+// ---- what a view means in an iteration space --------------------------------------------------------------------------------
 
 View view_resolve(const View *v, const Shape *in, const Shape *space) {
     View r = {.ndim = in->ndim};

@@ -1,5 +1,5 @@
-// How a fused node of the second form (docs/cuda.md) reads its inputs, decoded: what the op's rules, the reference executor, the
-// passes and the generators of kernels share.
+// How a fused node of the second form (docs/cuda.md) reads its inputs, decoded: what the op's rules, the reference executor,
+// the passes and the generators of kernels share.
 #pragma once
 #include "ir/graph.h"
 
@@ -23,14 +23,15 @@ typedef struct View {
     ViewWindow win[MAX_VIEW_WINDOWS];
 } View;
 
-// Attribute `views` decoded into out[n->nin]; every view is a broadcast where the attribute is absent. ST_INPUT if the list is not
-// well-formed (lengths, dims outside [-1, ndim of the iteration space), steps below 1).
+// Attribute `views` decoded into out[n->nin]; every view is a broadcast where the attribute is absent. ST_INPUT if the list is
+// not well-formed (lengths, dims outside [-1, ndim of the iteration space), steps below 1).
 Status views_decode(const Node *n, View *out, Diag *d);
 // Appends the view's ints to list[*n] (room for MAX_VIEW_INTS more).
 void view_encode(const View *v, int64_t *list, int *n);
 
-// A view with every dim spelled out, for an input of shape `in` in iteration space `space` (both global): no broadcast is left, and a
-// dim that has one element or runs along an iteration dim of one element has dim = -1. Windows along the whole of a dim are dropped.
+// A view with every dim spelled out, for an input of shape `in` in iteration space `space` (both global): no broadcast is left,
+// and a dim that has one element or runs along an iteration dim of one element has dim = -1. Windows along the whole of a dim
+// are dropped.
 View view_resolve(const View *v, const Shape *in, const Shape *space);
 // Whether every position that the windows let through is inside the input; `v` is resolved.
 bool view_inside(const View *v, const Shape *in, const Shape *space);
@@ -48,6 +49,7 @@ static inline bool view_runs_along(const View *v, int dim) {  // resolved: the v
     return false;
 }
 
-// out[i]: instruction i is row-constant (docs/cuda.md): nothing that it depends on varies along the last `row` dims of an iteration
-// space of `ndim` dims. `views` are resolved, one per input slot. A col_sum is never row-constant. All false where row is 0.
+// out[i]: instruction i is row-constant (docs/cuda.md): nothing that it depends on varies along the last `row` dims of an
+// iteration space of `ndim` dims. `views` are resolved, one per input slot. A col_sum is never row-constant. All false where
+// row is 0.
 void program_row_constant(const Program *p, int ndim, int row, const View *views, bool *out);

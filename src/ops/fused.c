@@ -1,5 +1,5 @@
-// fused: a pointwise group as one program, in the form that every backend takes and in the second form (docs/cuda.md), which has
-// views of its inputs, a row and reductions over it.
+// fused: a pointwise group as one program, in the form that every backend takes and in the second form (docs/cuda.md), which
+// has views of its inputs, a row and reductions over it.
 #include "ir/views.h"
 #include "ops/pointwise.h"
 
@@ -51,7 +51,8 @@ static Status check_second(const Node *n, const Program *p, const Shape *space, 
         const Instr *x = &p->instr[i];
         if (x->code == PROG_INDEX && x->a >= space->ndim)
             return infer_error(d, "fused: instruction %d is the position along dim %d of %s", i, x->a, shape_text(space).s);
-        if (program_is_reduction(x->code) && row == 0) return infer_error(d, "fused: instruction %d reduces, but there is no row", i);
+        if (program_is_reduction(x->code) && row == 0)
+            return infer_error(d, "fused: instruction %d reduces, but there is no row", i);
     }
     return ST_OK;
 }
@@ -62,7 +63,8 @@ static Status check_views(const Graph *g, const Node *n, const Shape *space, Vie
     for (int i = 0; i < n->nin; i++) {
         const Shape *in = in_shape(g, n, i);
         Shape both;
-        bool fits = resolved[i].broadcast ? broadcast_shapes(in, space, &both) && shape_equal(&both, space) : resolved[i].ndim == in->ndim;
+        bool fits = resolved[i].ndim == in->ndim;
+        if (resolved[i].broadcast) fits = broadcast_shapes(in, space, &both) && shape_equal(&both, space);
         if (!fits) return infer_error(d, "fused: operand %d of %s does not fit in %s", i, shape_text(in).s, shape_text(space).s);
         resolved[i] = view_resolve(&resolved[i], in, space);
         if (!view_inside(&resolved[i], in, space))
@@ -174,7 +176,8 @@ static void cost_fused(const Node *n, const Operand *in, const Operand *out, Cos
         if (p->instr[i].code >= PROG_OP) work += is_transcendental(p->instr[i].code - PROG_OP) ? 8 : 1;
         else work += program_is_reduction(p->instr[i].code);
     for (int j = 0; j < n->nout; j++) points = operand_numel(&out[j]) > points ? operand_numel(&out[j]) : points;
-    for (int i = 0; i < n->nin && node_attr(n, ATTR_ROW); i++) points = operand_numel(&in[i]) > points ? operand_numel(&in[i]) : points;
+    for (int i = 0; i < n->nin && node_attr(n, ATTR_ROW); i++)
+        points = operand_numel(&in[i]) > points ? operand_numel(&in[i]) : points;
     c->flops = work * points;
 }
 

@@ -1,9 +1,9 @@
-// The program of a kernel: every value that is needed outside, computed from what is made outside, each value under the view under
-// which it is wanted. See fuse_rows.c.
+// The program of a kernel: every value that is needed outside, computed from what is made outside, each value under the view
+// under which it is wanted. See fuse_rows.c.
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
-// ---- instructions ------------------------------------------------------------------------------------------------------------
+// ---- instructions -----------------------------------------------------------------------------------------------------------
 
 static bool same_instr(const Instr *x, const Instr *y) {
     return x->code == y->code && x->dtype == y->dtype && x->a == y->a && x->b == y->b && x->c == y->c &&
@@ -41,7 +41,7 @@ static int fail(Emit *e) {
     return 0;
 }
 
-// ---- inputs ------------------------------------------------------------------------------------------------------------------
+// ---- inputs -----------------------------------------------------------------------------------------------------------------
 
 bool fuse_made_inside(const Fuse *f, ValueId v) {
     NodeId def = graph_value(f->g, v)->def;
@@ -62,13 +62,15 @@ static bool reads_own_part(const Emit *e, ValueId v, const View *view) {
     bool found = false;
     for (int k = 0; k < view->ndim; k++) {
         if (view->d[k].dim != q->dim) continue;
-        if (p->kind != PLACE_SHARD || p->dim != k || p->layout != q->layout || view->d[k].start != 0 || view->d[k].step != 1) return false;
+        bool alike = p->kind == PLACE_SHARD && p->dim == k && p->layout == q->layout;
+        if (!alike || view->d[k].start != 0 || view->d[k].step != 1) return false;
         found = true;
     }
     return found == (p->kind == PLACE_SHARD);
 }
 
-// A large operand whose fastest dim is not the kernel's, and which has the kernel's fastest elsewhere: a transpose, better done by tiles.
+// A large operand whose fastest dim is not the kernel's, and which has the kernel's fastest elsewhere: a transpose, better done
+// by tiles.
 static bool reads_across(const Emit *e, ValueId v, const View *view) {
     enum { SMALL = 1 << 14 };
     const Shape *s = graph_shape(e->f->g, v);
@@ -80,7 +82,8 @@ static bool reads_across(const Emit *e, ValueId v, const View *view) {
 }
 
 static int emit_input(Emit *e, ValueId v, const View *view) {
-    if (fuse_made_inside(e->f, v) || !reads_own_part(e, v, view) || reads_across(e, v, view) || e->nin == FUSE_INPUTS) return fail(e);
+    if (fuse_made_inside(e->f, v) || e->nin == FUSE_INPUTS) return fail(e);
+    if (!reads_own_part(e, v, view) || reads_across(e, v, view)) return fail(e);
     e->in[e->nin] = v;
     e->view[e->nin] = *view;
     return fuse_emit_instr(e, (Instr){PROG_INPUT, graph_value(e->f->g, v)->dtype, e->nin++, -1, -1, 0});
@@ -101,7 +104,7 @@ static int emit_iota(Emit *e, const Node *n, const View *view) {
     return t == DT_I64 ? at : op(e, OP_CAST, t, at, -1, -1);
 }
 
-// ---- what is made inside -------------------------------------------------------------------------------------------------------
+// ---- what is made inside ----------------------------------------------------------------------------------------------------
 
 static int emit_pointwise(Emit *e, const Node *n, const View *view) {
     const Graph *g = e->f->g;
@@ -129,8 +132,8 @@ static bool reduces(const Node *n, int dim) {
     return false;
 }
 
-// The operand's view if a reduction's result is read by `view`: reduced dims run along the row, in order and all of it, the others
-// where the result's do, which is not along the row.
+// The operand's view if a reduction's result is read by `view`: reduced dims run along the row, in order and all of it, the
+// others where the result's do, which is not along the row.
 static bool row_operand(const Emit *e, const Node *n, const View *view, View *out) {
     const Shape *in = graph_shape(e->f->g, n->in[0]), *s = &e->space.shape;
     int first = s->ndim - e->space.row, at = first;
@@ -204,7 +207,7 @@ int fuse_emit_value(Emit *e, ValueId v, const View *view) {
     return at;
 }
 
-// ---- outputs -----------------------------------------------------------------------------------------------------------------
+// ---- outputs ----------------------------------------------------------------------------------------------------------------
 
 // A value of shape s along iteration dims [from, to), sizes of 1 apart. False if it has other sizes.
 static bool canonical_view(const Space *space, const Shape *s, int from, int to, View *v) {
@@ -242,7 +245,8 @@ static bool permuted_view(const Emit *e, ValueId v, View *out) {
         for (int k = 0; fits && k < x->ndim; k++) {
             const ViewDim *y = &x->d[k];
             if (s->dim[k] == 1) continue;
-            fits = y->dim >= 0 && y->dim < first && y->start == 0 && y->step == 1 && s->dim[k] == whole->dim[y->dim] && !used[y->dim];
+            fits = y->dim >= 0 && y->dim < first && y->start == 0 && y->step == 1;
+            fits = fits && s->dim[k] == whole->dim[y->dim] && !used[y->dim];
             if (fits) used[y->dim] = true;
         }
         for (int k = 0; fits && k < first; k++) fits = used[k] || whole->dim[k] == 1;
@@ -315,7 +319,8 @@ bool fuse_needed_outside(const Fuse *f, ValueId v) {
         NodeId user = f->uses.use[u].node;
         if (user == NO_NODE) return true;
         if (f->inside[user] == f->stamp) continue;
-        if (f->kind[user] != FUSE_MOVE || f->group[user] >= 0 || fuse_needed_outside(f, graph_node(f->g, user)->out[0])) return true;
+        if (f->kind[user] != FUSE_MOVE || f->group[user] >= 0) return true;
+        if (fuse_needed_outside(f, graph_node(f->g, user)->out[0])) return true;
     }
     return false;
 }

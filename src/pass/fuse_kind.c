@@ -1,5 +1,5 @@
-// Which nodes fuse_rows may put into kernels: pointwise ops, reductions that are one of a row or of columns, and movements that are
-// views. See fuse_rows.c.
+// Which nodes fuse_rows may put into kernels: pointwise ops, reductions that are one of a row or of columns, and movements that
+// are views. See fuse_rows.c.
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
@@ -31,7 +31,8 @@ static bool is_reduction(const Graph *g, const Node *n) {
     const Placement *out = &graph_value(g, n->out[0])->place;
     if (graph_value(g, n->in[0])->dtype != DT_F32 || !placed_plainly(g, n->in[0])) return false;
     if (placed_plainly(g, n->out[0])) return true;
-    return n->op == OP_SUM && out->kind == PLACE_PARTIAL && out->reduce == RED_SUM && graph_value(g, n->in[0])->place.kind == PLACE_SHARD;
+    bool terms = out->kind == PLACE_PARTIAL && out->reduce == RED_SUM && graph_value(g, n->in[0])->place.kind == PLACE_SHARD;
+    return n->op == OP_SUM && terms;
 }
 
 // A permutation that leaves the fastest dim where it is: other ones are better off in a kernel that goes by tiles.

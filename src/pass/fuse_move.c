@@ -1,5 +1,5 @@
-// Views through movement ops: a value that a permute, slice, pad, concat, broadcast or reshape makes is its operand read at other
-// positions, or a choice between operands by the position. See fuse_rows.c.
+// Views through movement ops: a value that a permute, slice, pad, concat, broadcast or reshape makes is its operand read at
+// other positions, or a choice between operands by the position. See fuse_rows.c.
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
@@ -59,7 +59,7 @@ static View reshaped(const View *v, const Shape *from, const Shape *to) {
     return r;
 }
 
-// ---- pieces chosen by position -------------------------------------------------------------------------------------------------
+// ---- pieces chosen by position ----------------------------------------------------------------------------------------------
 
 static int unary(Emit *e, OpKind op, DType t, int a) { return fuse_emit_instr(e, (Instr){PROG_OP + op, t, a, -1, -1, 0}); }
 

@@ -6,7 +6,7 @@ void fuse_mark(Fuse *f, const NodeId *member, int n) {
     for (int i = 0; i < n; i++) f->inside[member[i]] = f->stamp;
 }
 
-// ---- paths -------------------------------------------------------------------------------------------------------------------
+// ---- paths ------------------------------------------------------------------------------------------------------------------
 
 // A node and all that is one kernel with it.
 static void visit(Fuse *f, NodeId n) {
@@ -48,7 +48,7 @@ bool fuse_path_outside(Fuse *f, const NodeId *member, int n, NodeId last) {
     return false;
 }
 
-// ---- the new graph -------------------------------------------------------------------------------------------------------------
+// ---- the new graph ----------------------------------------------------------------------------------------------------------
 
 typedef struct Order {
     Fuse *f;
@@ -187,7 +187,8 @@ static void make_waiting(Order *o, NodeId last) {
     o->waiting.len = kept;
 }
 
-// In the old order, but a kernel where its last member stood or where it is first needed. Movements that nothing needs go at the end.
+// In the old order, but a kernel where its last member stood or where it is first needed. Movements that nothing needs go at
+// the end.
 Status fuse_rewrite(Fuse *f, Graph **out, Diag *d) {
     Order o = {.f = f, .d = d};
     o.done = ARENA_ARRAY(f->a, bool, f->g->nodes.len);

@@ -1,4 +1,5 @@
-// fuse, for backends that take fused nodes of the second form (docs/cuda.md): what would go over the same memory becomes one kernel.
+// fuse, for backends that take fused nodes of the second form (docs/cuda.md): what would go over the same memory becomes one
+// kernel.
 //
 //   %5 = add(%1, %2)                                  %5, %9, %8 = fused(%1, %2, %3) {shape=[S,D], row=1, prog={...
 //   %6 = mul(%5, %5)                                      $2 = add($0, $1); $3 = mul($2, $2); $4 = row_sum($3); ...
@@ -7,14 +8,15 @@
 //   %9 = mul(%5, %8)
 //   %10 = permute(%9)                                 a reader of %10 that is pointwise reads %9 through a view
 //
-// Requires: placements (shard ran). Establishes: the same values wherever they are used outside of a kernel; what is used only inside is
-// never stored. A group is a set of nodes of one phase; its program is written from what is needed outside, each value under the view
-// under which it is wanted, so that movements vanish and what stands behind them is computed where it lands. Nodes join in graph order:
-// the groups of their operands, then groups that read the same large values. Whether they may is decided by trying: a program must exist
-// (fuse_emit.c), within limits, in one of the members' spaces, and no path may leave the group and come back (fuse_order.c).
+// Requires: placements (shard ran). Establishes: the same values wherever they are used outside of a kernel; what is used only
+// inside is never stored. A group is a set of nodes of one phase; its program is written from what is needed outside, each
+// value under the view under which it is wanted, so that movements vanish and what stands behind them is computed where it
+// lands. Nodes join in graph order: the groups of their operands, then groups that read the same large values. Whether they may
+// is decided by trying: a program must exist (fuse_emit.c), within limits, in one of the members' spaces, and no path may leave
+// the group and come back (fuse_order.c).
 #include "pass/fuse_rows.h"
 
-// ---- trying --------------------------------------------------------------------------------------------------------------------
+// ---- trying -----------------------------------------------------------------------------------------------------------------
 
 static int compare_nodes(const void *a, const void *b) { return *(const NodeId *)a < *(const NodeId *)b ? -1 : 1; }
 
@@ -24,7 +26,9 @@ static Space natural_space(const Fuse *f, NodeId at) {
     return (Space){.shape = v->shape, .place = v->place};
 }
 
-static bool same_space(const Space *a, const Space *b) { return shape_equal(&a->shape, &b->shape) && placement_equal(&a->place, &b->place); }
+static bool same_space(const Space *a, const Space *b) {
+    return shape_equal(&a->shape, &b->shape) && placement_equal(&a->place, &b->place);
+}
 
 // Which row: none if nothing asks for one, else the first number of dims with which there is a program.
 static bool try_rows(Fuse *f, Group *p, Space *s, bool reduces) {
@@ -90,7 +94,7 @@ static bool try_group(Fuse *f, const int32_t *join, int njoin, NodeId at, NodeId
     return false;
 }
 
-// ---- joining -------------------------------------------------------------------------------------------------------------------
+// ---- joining ----------------------------------------------------------------------------------------------------------------
 
 static Group *new_group(Fuse *f, const Group *from, int32_t into) {
     Group *p = into < 0 ? ARENA_NEW(f->a, Group) : f->groups.data[into];
@@ -178,8 +182,8 @@ static void readers(const Fuse *f, ValueId v, NodeId last, Phase phase, Candidat
     }
 }
 
-// The groups that may become one with group k: those that read the same large values in the same space and ended not long ago (the
-// values are read once), and those that make its inputs (which may have been impossible until now).
+// The groups that may become one with group k: those that read the same large values in the same space and ended not long ago
+// (the values are read once), and those that make its inputs (which may have been impossible until now).
 static Candidates partners(const Fuse *f, int32_t k, NodeId at) {
     enum { NEAR = 40 };
     const Group *p = f->groups.data[k];
@@ -213,7 +217,7 @@ static void join_partners(Fuse *f, NodeId at) {
     }
 }
 
-// ---- the pass --------------------------------------------------------------------------------------------------------------------
+// ---- the pass ---------------------------------------------------------------------------------------------------------------
 
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d) {
     Fuse f = {.g = in, .a = c->scratch, .uses = uses_collect(in, c->scratch)};
@@ -227,8 +231,8 @@ Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d) {
     fuse_classify(&f);
     for (int64_t i = 0; i < in->nodes.len; i++) {
         NodeId at = (NodeId)i;
-        bool opaque = f.kind[at] == FUSE_OPAQUE, vanishes = f.kind[at] == FUSE_MOVE && (f.through[at] || graph_node(in, at)->op == OP_RESHAPE);
-        if (opaque || vanishes) continue;
+        bool vanishes = f.kind[at] == FUSE_MOVE && (f.through[at] || graph_node(in, at)->op == OP_RESHAPE);
+        if (f.kind[at] == FUSE_OPAQUE || vanishes) continue;
         place_node(&f, at);
         join_partners(&f, at);
     }

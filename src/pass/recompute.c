@@ -5,10 +5,10 @@
 //   backward: %9 = mul(%8, %5)                    ->      backward:   %10 = mul(%3, %4) why "recomputed"
 //                                                                     %9 = mul(%8, %10)
 //
-// Requires: placements; a backend whose fused nodes have views and rows (the copies vanish in the kernels of their readers: fuse_rows.c).
-// Establishes: the same values. A value is recomputed only from what is kept for the backward anyway, or is far smaller than it: parameters
-// and inputs, what the backward's products and attention read, what cannot be computed cheaply, and what this pass, going through the
-// forward in order, decided to keep. Small values are not worth it.
+// Requires: placements; a backend whose fused nodes have views and rows (the copies vanish in the kernels of their readers:
+// fuse_rows.c). Establishes: the same values. A value is recomputed only from what is kept for the backward anyway, or is far
+// smaller than it: parameters and inputs, what the backward's products and attention read, what cannot be computed cheaply, and
+// what this pass, going through the forward in order, decided to keep. Small values are not worth it.
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
@@ -28,7 +28,9 @@ typedef struct Recompute {
     VEC(ValueId) copied;
 } Recompute;
 
-static int64_t nbytes(const Graph *g, ValueId v) { return shape_numel(graph_shape(g, v)) * dtype_nbytes(graph_value(g, v)->dtype); }
+static int64_t nbytes(const Graph *g, ValueId v) {
+    return shape_numel(graph_shape(g, v)) * dtype_nbytes(graph_value(g, v)->dtype);
+}
 
 static bool is_source(OpKind op) { return (op_flags(op) & OPF_SOURCE) != 0 && op != OP_RANDOM; }
 
@@ -39,7 +41,8 @@ static void keep(Recompute *c, ValueId v) {
     if (n->op == OP_RESHAPE) keep(c, n->in[0]);
 }
 
-// Whether everything after the forward that reads v, through movements, would take v's expression in its kernel; *any: something reads.
+// Whether everything after the forward that reads v, through movements, would take v's expression in its kernel; *any:
+// something reads.
 static bool only_kernels_read(const Recompute *c, ValueId v, bool *any) {
     const Fuse *f = &c->f;
     for (int32_t u = f->uses.first[v]; u < f->uses.first[v + 1]; u++) {
@@ -85,8 +88,8 @@ static void decide(Recompute *c) {
             if (is_source(n->op)) keep(c, v);
             if (c->kept[v] || (kernels && !any)) continue;
             // The narrower form of the same value is what to keep (a product's result in bf16).
-            bool widens = n->op == OP_CAST && kernels && nbytes(g, n->in[0]) < nbytes(g, v) && dtype_is_float(graph_value(g, n->in[0])->dtype);
-            if (widens && !c->again[n->in[0]]) keep(c, n->in[0]);
+            bool widens = n->op == OP_CAST && kernels && dtype_is_float(graph_value(g, n->in[0])->dtype);
+            if (widens && nbytes(g, n->in[0]) < nbytes(g, v) && !c->again[n->in[0]]) keep(c, n->in[0]);
             int left = RC_NODES;
             bool worth = c->f.kind[i] == FUSE_POINTWISE && nbytes(g, v) >= c->worth;
             // A movement's readers are its operand's: what is kept of the two is decided there.
@@ -98,7 +101,8 @@ static void decide(Recompute *c) {
     }
 }
 
-// What readers that are no kernels need in the backward, before anything is decided: through movements, those of the backward too.
+// What readers that are no kernels need in the backward, before anything is decided: through movements, those of the backward
+// too.
 static void keep_for_others(Recompute *c) {
     const Graph *g = c->f.g;
     for (int64_t i = g->nodes.len; i-- > 0;) {
@@ -112,7 +116,7 @@ static void keep_for_others(Recompute *c) {
     for (int64_t i = 0; i < g->outputs.len; i++) keep(c, g->outputs.data[i].value);
 }
 
-// ---- the new graph -------------------------------------------------------------------------------------------------------------
+// ---- the new graph ----------------------------------------------------------------------------------------------------------
 
 // v's expression once more, for the reader at hand; what it starts from is as decided.
 static ValueId copy_value(Recompute *c, ValueId v, int64_t size) {

@@ -49,42 +49,42 @@ template <class S, class D, class F> GPU_FN void box_copy(const BoxParams &p, F 
             if (i + u * step < p.n) convert(((D *)p.dst) + to[u], v[u]);
     }
 }
-template <class T> struct Assign { GPU_CALL void operator()(T *d, T v) const { *d = v; } };
-template <class T> struct Splat {
+template <class T> struct BoxAssign { GPU_CALL void operator()(T *d, T v) const { *d = v; } };
+template <class T> struct BoxSplat {
     GPU_CALL void operator()(Pack<T> *d, T v) const {
         Pack<T> all;
         GPU_UNROLL for (int i = 0; i < (int)(16 / sizeof(T)); i++) all.v[i] = v;
         *d = all;
     }
 };
-struct AddFloat { template <class T> GPU_CALL void operator()(T *d, T v) const { store_float(d, to_float(*d) + to_float(v)); } };
-struct MaxFloat {
+struct BoxAddFloat { template <class T> GPU_CALL void operator()(T *d, T v) const { store_float(d, to_float(*d) + to_float(v)); } };
+struct BoxMaxFloat {
     template <class T> GPU_CALL void operator()(T *d, T v) const {
         float have = to_float(*d), x = to_float(v);
         if (x > have || x != x) *d = v;
     }
 };
-struct AddInt { GPU_CALL void operator()(u64 *d, u64 v) const { *d += v; } };
-struct MaxInt { GPU_CALL void operator()(i64 *d, i64 v) const { if (v > *d) *d = v; } };
-struct OrBool { GPU_CALL void operator()(u8 *d, u8 v) const { *d |= v; } };
+struct BoxAddInt { GPU_CALL void operator()(u64 *d, u64 v) const { *d += v; } };
+struct BoxMaxInt { GPU_CALL void operator()(i64 *d, i64 v) const { if (v > *d) *d = v; } };
+struct BoxOrBool { GPU_CALL void operator()(u8 *d, u8 v) const { *d |= v; } };
 
 typedef Pack<u64> Wide;
-GPU_KERNEL(box_copy_1, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, Assign<u8>()); }
-GPU_KERNEL(box_copy_2, BoxParams, UTIL_BLOCK) { box_copy<u16, u16>(p, Assign<u16>()); }
-GPU_KERNEL(box_copy_4, BoxParams, UTIL_BLOCK) { box_copy<u32, u32>(p, Assign<u32>()); }
-GPU_KERNEL(box_copy_8, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, Assign<u64>()); }
-GPU_KERNEL(box_copy_16, BoxParams, UTIL_BLOCK) { box_copy<Wide, Wide>(p, Assign<Wide>()); }
-GPU_KERNEL(box_splat_1, BoxParams, UTIL_BLOCK) { box_copy<u8, Pack<u8>>(p, Splat<u8>()); }
-GPU_KERNEL(box_splat_2, BoxParams, UTIL_BLOCK) { box_copy<u16, Pack<u16>>(p, Splat<u16>()); }
-GPU_KERNEL(box_splat_4, BoxParams, UTIL_BLOCK) { box_copy<u32, Pack<u32>>(p, Splat<u32>()); }
-GPU_KERNEL(box_splat_8, BoxParams, UTIL_BLOCK) { box_copy<u64, Pack<u64>>(p, Splat<u64>()); }
-GPU_KERNEL(box_sum_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, AddFloat()); }
-GPU_KERNEL(box_sum_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, AddFloat()); }
-GPU_KERNEL(box_sum_i64, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, AddInt()); }
-GPU_KERNEL(box_max_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, MaxFloat()); }
-GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, MaxFloat()); }
-GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, MaxInt()); }
-GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, OrBool()); }
+GPU_KERNEL(box_copy_1, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, BoxAssign<u8>()); }
+GPU_KERNEL(box_copy_2, BoxParams, UTIL_BLOCK) { box_copy<u16, u16>(p, BoxAssign<u16>()); }
+GPU_KERNEL(box_copy_4, BoxParams, UTIL_BLOCK) { box_copy<u32, u32>(p, BoxAssign<u32>()); }
+GPU_KERNEL(box_copy_8, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, BoxAssign<u64>()); }
+GPU_KERNEL(box_copy_16, BoxParams, UTIL_BLOCK) { box_copy<Wide, Wide>(p, BoxAssign<Wide>()); }
+GPU_KERNEL(box_splat_1, BoxParams, UTIL_BLOCK) { box_copy<u8, Pack<u8>>(p, BoxSplat<u8>()); }
+GPU_KERNEL(box_splat_2, BoxParams, UTIL_BLOCK) { box_copy<u16, Pack<u16>>(p, BoxSplat<u16>()); }
+GPU_KERNEL(box_splat_4, BoxParams, UTIL_BLOCK) { box_copy<u32, Pack<u32>>(p, BoxSplat<u32>()); }
+GPU_KERNEL(box_splat_8, BoxParams, UTIL_BLOCK) { box_copy<u64, Pack<u64>>(p, BoxSplat<u64>()); }
+GPU_KERNEL(box_sum_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, BoxAddFloat()); }
+GPU_KERNEL(box_sum_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, BoxAddFloat()); }
+GPU_KERNEL(box_sum_i64, BoxParams, UTIL_BLOCK) { box_copy<u64, u64>(p, BoxAddInt()); }
+GPU_KERNEL(box_max_f32, BoxParams, UTIL_BLOCK) { box_copy<float, float>(p, BoxMaxFloat()); }
+GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, BoxMaxFloat()); }
+GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, BoxMaxInt()); }
+GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, BoxOrBool()); }
 
 // ---- transposition ------------------------------------------------------------------------------------------------------------
 

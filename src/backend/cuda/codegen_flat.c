@@ -1,8 +1,15 @@
-// Kernels of fused nodes without rows: every thread takes vectors along the last dim, several at once so that loads overlap.
+// Kernels of fused nodes without rows: every thread takes vectors along the last dim, several at once so that loads overlap. Where an
+// input repeats along an earlier dim, the vectors that a thread takes at once lie along that dim, and the input is loaded for all of
+// them once (rotary tables for several heads, a bias for several rows).
 #include "backend/cuda/codegen_expr.h"
 #include "backend/cuda/codegen_fused.h"
 
 enum { FLAT_THREADS = 256, FLAT_MAX_BLOCKS = 132 * 32 };
+
+typedef struct Flat {
+    bool *need, *used;  // [ninstr], [nin]
+    int unroll;
+} Flat;
 
 static bool uses_position(const FusedSpace *s) {
     for (int i = 0; i < s->p->ninstr; i++)
@@ -10,83 +17,147 @@ static bool uses_position(const FusedSpace *s) {
     return false;
 }
 
+static bool runs_along(const Access *x, int dim) {
+    for (int k = 0; k < x->nwin; k++)
+        if (x->win[k].dim == dim) return true;
+    return x->stride[dim] != 0;
+}
+
 // Values of the elements of a vector, and the stores; `at`: the first element's flat index.
-static void gen_elements(Gen *g, const bool *need, const char *at) {
+static void gen_elements(Gen *g, const Flat *f, const char *at) {
     const FusedSpace *s = g->s;
     for (int j = 0; j < s->nout; j++) gen_line(g, "%s y%d[%d];", expr_register_type(s->out[j].dtype), j, g->v);
     gen_line(g, "GPU_UNROLL for (int e = 0; e < %d; e++) {", g->v);
     for (int i = 0; i < s->p->ninstr; i++)
-        if (need[i]) gen_instr(g, i);
+        if (f->need[i]) gen_instr(g, i);
     for (int j = 0; j < s->nout; j++) gen_line(g, "y%d[e] = v%d;", j, s->p->out[j]);
     gen_line(g, "}");
     for (int j = 0; j < s->nout; j++) gen_line(g, "gx_store<%d>(p.o%d + %s, y%d);", g->v, j, at, j);
 }
 
-static void gen_loads(Gen *g, const bool *used) {
+static void gen_loads(Gen *g, const Flat *f, bool many) {
     int last = g->s->ndim - 1;
     for (int i = 0; i < g->s->nin; i++) {
-        if (!used[i]) continue;
+        if (!f->used[i] || g->cached[i] != many) continue;
         gen_outer_offset(g, i, last);
         gen_load_input(g, i, last);
     }
 }
 
-// Vectors [from, n), `unroll` of them at once.
-static void gen_loop(Gen *g, const bool *need, const bool *used, const char *from, const char *n, int unroll) {
+// Vectors [from, n), `unroll` of them at once, one after the other in each thread's turns.
+static void gen_loop(Gen *g, const Flat *f, const char *from, const char *n, int unroll) {
     const FusedSpace *s = g->s;
     char array[16], at[32];
     snprintf(array, sizeof array, "[%d]", unroll);
     snprintf(at, sizeof at, "t * %d", g->v);
-    for (int i = 0; i < s->nin; i++) g->cached[i] = used[i];
+    for (int i = 0; i < s->nin; i++) g->cached[i] = f->used[i];
     gen_line(g, "for (i64 t0 = %s + gpu_thread(); t0 < %s; t0 += %d * gpu_nthreads()) {", from, n, unroll);
     for (int i = 0; i < s->nin; i++)
-        if (used[i]) gen_declare_input(g, i, array);
+        if (f->used[i]) gen_declare_input(g, i, array);
     for (int step = 0; step < 2; step++) {
         gen_line(g, "GPU_UNROLL for (int k = 0; k < %d; k++) {", unroll);
         gen_line(g, "const i64 t = t0 + k * gpu_nthreads();");
         gen_line(g, "if (t < %s) {", n);
         if (step == 0 || uses_position(s)) gen_positions(g, "t", 0, s->ndim - 1, g->v);
-        if (step == 0) gen_loads(g, used);
-        else gen_elements(g, need, at);
+        if (step == 0) gen_loads(g, f, true);
+        else gen_elements(g, f, at);
         gen_line(g, "}\n}");
     }
     gen_line(g, "}");
 }
 
-Status codegen_flat(Gen *g) {
+// ---- along a dim that an input repeats along --------------------------------------------------------------------------------------
+
+// The dim before the last along which most registers' worth of inputs repeats (that need be loaded as vectors); -1: none.
+static int repeated_dim(const Gen *g, const Flat *f, int *many) {
     const FusedSpace *s = g->s;
-    int64_t n = fused_nrows(s) * fused_ncols(s);
-    bool tail = s->ndim == 1 && g->v < 4;  // one dim of uneven length: vectors, then single elements
-    if (tail) {
-        g->v = 4;
+    int best = -1, most = 0;
+    for (int k = 0; k < s->ndim - 1; k++) {
+        int words = 0;
         for (int i = 0; i < s->nin; i++)
-            if (dtype_nbytes(s->in[i].dtype) <= 2 && access_varies(s, &s->in[i])) g->v = 8;
+            if (f->used[i] && gen_class(g, i) != INPUT_SPLAT && !runs_along(&s->in[i], k)) words += gen_words(g, i);
+        if (words <= most || s->dim[k] % 2) continue;
+        best = k, most = words;
+        *many = s->dim[k] % 4 ? 2 : 4;
     }
-    int64_t nvec = n / g->v;
+    return best;
+}
+
+static void gen_many(Gen *g, const Flat *f) {
+    const FusedSpace *s = g->s;
+    char array[16];
+    Str at = {0};
+    snprintf(array, sizeof array, "[%d]", g->many);
+    for (int k = 0; k < s->ndim - 1; k++) {
+        int64_t stride = 1;
+        for (int n = k + 1; n < s->ndim; n++) stride *= s->dim[n];
+        gen_slot(g, SLOT_VALUE, stride, "i64 ", "os%d", k);
+        str_printf(&at, "q%d * p.os%d + ", k, k);
+    }
+    str_printf(&at, "q%d", s->ndim - 1);
+    for (int i = 0; i < s->nin; i++) g->cached[i] = f->used[i] && runs_along(&s->in[i], g->many_dim);
+    gen_line(g, "for (i64 t = gpu_thread(); t < p.n; t += gpu_nthreads()) {");
+    gen_positions(g, "t", 0, s->ndim - 1, g->v);
+    for (int i = 0; i < s->nin; i++)
+        if (f->used[i]) gen_declare_input(g, i, g->cached[i] ? array : "");
+    gen_line(g, "{\nconst i64 q%d = many0;", g->many_dim);
+    gen_loads(g, f, false);
+    gen_line(g, "}");
+    for (int step = 0; step < 2; step++) {
+        gen_line(g, "GPU_UNROLL for (int k = 0; k < %d; k++) {\nconst i64 q%d = many0 + k;", g->many, g->many_dim);
+        if (step == 0) gen_loads(g, f, true);
+        else gen_line(g, "const i64 at = %s;", at.data), gen_elements(g, f, "at");
+        gen_line(g, "}");
+    }
+    gen_line(g, "}");
+    str_free(&at);
+}
+
+// ---- the kernel -------------------------------------------------------------------------------------------------------------------
+
+static void find_needed(Gen *g, Flat *f) {
+    const FusedSpace *s = g->s;
+    int words = 0;
+    f->need = ARENA_ARRAY(g->arena, bool, s->p->ninstr + 1), f->used = ARENA_ARRAY(g->arena, bool, s->nin + 1);
+    for (int j = 0; j < s->nout; j++) gen_need(s, s->p->out[j], false, f->need);
+    for (int i = 0; i < s->p->ninstr; i++)
+        if (f->need[i] && s->p->instr[i].code == PROG_INPUT) f->used[s->p->instr[i].a] = true;
+    for (int i = 0; i < s->nin; i++) words += f->used[i] ? gen_words(g, i) : 0;
+    f->unroll = words <= 4 ? 4 : words <= 16 ? 2 : 1;
+}
+
+// One dim of uneven length is taken in vectors, then in single elements.
+static bool choose_tail(Gen *g) {
+    const FusedSpace *s = g->s;
+    if (s->ndim > 1 || g->v >= 4) return false;
+    g->v = 4;
+    for (int i = 0; i < s->nin; i++)
+        if (dtype_nbytes(s->in[i].dtype) <= 2 && access_varies(s, &s->in[i])) g->v = 8;
+    return true;
+}
+
+Status codegen_flat(Gen *g) {
+    Flat f;
+    int64_t n = fused_nrows(g->s) * fused_ncols(g->s);
+    bool tail = choose_tail(g);
+    find_needed(g, &f);
+    g->many_dim = repeated_dim(g, &f, &g->many);
+    int64_t nvec = n / g->v, turns = g->many_dim >= 0 ? nvec / g->many : nvec;
     g->wide = (tail ? n : nvec) >= INT32_MAX;
     gen_operands(g);
-    gen_slot(g, SLOT_VALUE, nvec, "i64 ", "n");
-    bool *need = ARENA_ARRAY(g->arena, bool, s->p->ninstr + 1), *used = ARENA_ARRAY(g->arena, bool, s->nin + 1);
-    for (int j = 0; j < s->nout; j++) gen_need(s, s->p->out[j], false, need);
-    int words = 0;
-    for (int i = 0; i < s->p->ninstr; i++)
-        if (need[i] && s->p->instr[i].code == PROG_INPUT) used[s->p->instr[i].a] = true;
-    for (int i = 0; i < s->nin; i++) words += used[i] ? gen_words(g, i) : 0;
-    int unroll = words <= 4 ? 4 : words <= 16 ? 2 : 1;
-    gen_line(g, "GPU_KERNEL(fused, FusedParams, %d) {", FLAT_THREADS);
-    gen_line(g, "int zero = 0;");
-    gen_loop(g, need, used, "(i64)0", "p.n", unroll);
+    gen_slot(g, SLOT_VALUE, turns, "i64 ", "n");
+    if (tail) gen_slot(g, SLOT_VALUE, n, "i64 ", "nelement");
+    gen_open_kernel(g, "fused", "256");
+    if (g->many_dim >= 0) gen_many(g, &f);
+    else gen_loop(g, &f, "(i64)0", "p.n", f.unroll);
     if (tail) {
-        gen_slot(g, SLOT_VALUE, n, "i64 ", "nelement");
         char from[40];
         snprintf(from, sizeof from, "p.n * %d", g->v);
         g->v = 1;
-        gen_loop(g, need, used, from, "p.nelement", 1);
+        gen_loop(g, &f, from, "p.nelement", 1);
     }
-    gen_line(g, "(void)zero;");
-    gen_zero_check(g);
-    gen_line(g, "}");
-    int64_t blocks = ceil_div(max_i64(nvec, 1), (int64_t)FLAT_THREADS * unroll);
-    gen_launch(g, "fused", min_i64(blocks, FLAT_MAX_BLOCKS), FLAT_THREADS);
+    gen_close_kernel(g);
+    int64_t per_block = (int64_t)FLAT_THREADS * (g->many_dim >= 0 ? 1 : f.unroll);
+    gen_launch(g, "fused", min_i64(ceil_div(max_i64(turns, 1), per_block), FLAT_MAX_BLOCKS), FLAT_THREADS);
     return ST_OK;
 }

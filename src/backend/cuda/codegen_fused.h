@@ -49,6 +49,7 @@ typedef struct Gen {
     int v;               // elements that a thread handles together, along the last dim
     bool wide;           // positions need 64 bits
     bool *cached;        // [nin]: input i is x<i>[k] rather than x<i>
+    int many_dim, many;  // a thread takes `many` positions along many_dim at once, from position `many0` on; -1: no such dim
     Str fields, body;
     VEC(Slot) slots;
 } Gen;
@@ -76,4 +77,6 @@ void gen_instr(Gen *g, int i);
 void gen_row_input(Gen *g, int i);    // an input instruction that is the same along the row
 // Marks in need[] what instruction i needs; does not go beyond row-constant instructions (which it marks) where stop is set.
 void gen_need(const FusedSpace *s, int i, bool stop, bool *need);
-void gen_zero_check(Gen *g);          // at the end of a kernel that divides integers
+// Around a kernel's body; one that divides integers reports a zero divisor.
+void gen_open_kernel(Gen *g, const char *name, const char *bounds);
+void gen_close_kernel(Gen *g);

@@ -332,7 +332,7 @@ static void gen_column_sums(Gen *g, const Rows *r, bool start) {
 
 static void gen_whole_rows(Gen *g, Rows *r) {
     const FusedSpace *s = g->s;
-    gen_line(g, "GPU_KERNEL(fused, FusedParams, GX_BOUNDS) {\nint zero = 0;");
+    gen_open_kernel(g, "fused", "GX_BOUNDS");
     gen_line(g, "const i64 per_block = gpu_block_threads / G, lane = gpu_thread_x %% G, group = gpu_thread_x / G;");
     for (int i = 0; i < s->nin; i++)
         if (g->cached[i] && r->hoisted[i]) gen_declare_input(g, i, "[NE]"), gen_outer_offset(g, i, 0);
@@ -361,9 +361,8 @@ static void gen_whole_rows(Gen *g, Rows *r) {
     gen_row_outputs(g, r);
     gen_line(g, "}");
     gen_column_sums(g, r, false);
-    gen_line(g, "}\n(void)zero;");
-    gen_zero_check(g);
     gen_line(g, "}");
+    gen_close_kernel(g);
     gen_launch(g, "fused", ceil_div(r->workers, r->threads / r->group), r->threads);
 }
 
@@ -384,7 +383,7 @@ static void gen_split_kernel(Gen *g, Rows *r, int k, bool outputs) {
     const FusedSpace *s = g->s;
     char name[16];
     snprintf(name, sizeof name, "fused%d", k + outputs);
-    gen_line(g, "GPU_KERNEL(%s, FusedParams, GX_BOUNDS) {\nint zero = 0;", name);
+    gen_open_kernel(g, name, "GX_BOUNDS");
     gen_line(g, "const i64 lane = gpu_thread_x %% G;\nconst bool live = true;");
     gen_line(g, "for (i64 w = gpu_block_x; w < p.rows%s; w += gpu_grid_x) {", outputs ? "" : " * p.segments");
     if (outputs) gen_line(g, "const i64 r = w;");
@@ -400,9 +399,8 @@ static void gen_split_kernel(Gen *g, Rows *r, int k, bool outputs) {
         gen_line(g, "{\nconst float all = gx_group_%s<G>(a%d);", x->code == PROG_ROW_SUM ? "sum" : "max", i);
         gen_line(g, "if (lane == 0) p.part[(%d * p.rows + r) * p.segments + segment] = all;\n}", i);
     }
-    gen_line(g, "}\n(void)zero;");
-    gen_zero_check(g);
     gen_line(g, "}");
+    gen_close_kernel(g);
     gen_launch(g, name, outputs ? r->nrow : r->nrow * r->nseg, r->threads);
 }
 

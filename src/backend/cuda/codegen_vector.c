@@ -150,7 +150,7 @@ void gen_operands(Gen *g) {
         if (s->out_kind[j] != OUT_COL) gen_slot(g, SLOT_OUT, j, type, "o%d", j);
     }
     for (int k = 0; k < s->ndim; k++) {
-        int64_t n = max_i64(1, k == s->ndim - 1 ? s->dim[k] / g->v : s->dim[k]);
+        int64_t n = max_i64(1, k == s->ndim - 1 ? s->dim[k] / g->v : k == g->many_dim ? s->dim[k] / g->many : s->dim[k]);
         if (g->wide) gen_slot(g, SLOT_VALUE, n, "i64 ", "d%d", k);
         else gen_slot(g, SLOT_DIV, n, "GxDiv ", "d%d", k);
     }
@@ -165,9 +165,16 @@ void gen_operands(Gen *g) {
     }
 }
 
-void gen_zero_check(Gen *g) {
-    if (!strstr(str_text(&g->fields), "GxError *error")) return;
-    gen_line(g, "    if (zero && gpu_atomic_cas(&p.error->code, 0, 2) == 0) p.error->node = (int)p.node;");
+static bool gen_divides(const Gen *g) { return strstr(str_text(&g->fields), "GxError *error") != NULL; }
+
+void gen_open_kernel(Gen *g, const char *name, const char *bounds) {
+    gen_line(g, "GPU_KERNEL(%s, FusedParams, %s) {", name, bounds);
+    if (gen_divides(g)) gen_line(g, "int zero = 0;");
+}
+
+void gen_close_kernel(Gen *g) {
+    if (gen_divides(g)) gen_line(g, "    if (zero && gpu_atomic_cas(&p.error->code, 0, 2) == 0) p.error->node = (int)p.node;");
+    gen_line(g, "}");
 }
 
 // ---- vectors -------------------------------------------------------------------------------------------------------------------------
@@ -205,15 +212,17 @@ void gen_positions(Gen *g, const char *from, int first, int last, int unit) {
     if (first > last) return;
     gen_line(g, "%s h%d = (%s)%s;", t, last, t, from);
     for (int k = last; k >= first; k--) {
-        char scale[24] = "";
+        char scale[24] = "", name[16] = "many0";
+        if (k != g->many_dim) snprintf(name, sizeof name, "q%d", k);
         if (unit > 1 && k == last) snprintf(scale, sizeof scale, " * %d", unit);
+        if (k == g->many_dim) snprintf(scale, sizeof scale, " * %d", g->many);
         if (k == first) {
-            gen_line(g, "const i64 q%d = (i64)h%d%s;", k, k, scale);
+            gen_line(g, "const i64 %s = (i64)h%d%s;", name, k, scale);
         } else if (g->wide) {
-            gen_line(g, "const i64 h%d = h%d / p.d%d, q%d = (h%d - h%d * p.d%d)%s;", k - 1, k, k, k, k, k - 1, k, scale);
+            gen_line(g, "const i64 h%d = h%d / p.d%d, %s = (h%d - h%d * p.d%d)%s;", k - 1, k, k, name, k, k - 1, k, scale);
         } else {
             gen_line(g, "const u32 h%d = gx_quot(h%d, p.d%d);", k - 1, k, k);
-            gen_line(g, "const i64 q%d = (i64)(h%d - h%d * p.d%d.d)%s;", k, k, k - 1, k, scale);
+            gen_line(g, "const i64 %s = (i64)(h%d - h%d * p.d%d.d)%s;", name, k, k - 1, k, scale);
         }
     }
 }
@@ -323,8 +332,7 @@ void gen_instr(Gen *g, int i) {
         snprintf(name[2], sizeof name[2], "v%d", x->c);
         const char *const operand[3] = {name[0], name[1], name[2]};
         const char *type = expr_register_type(x->dtype);
-        bool divides = strstr(str_text(&g->fields), "GxError *error") != NULL;
-        ExprOptions opt = {.fast = s->fast, .zero = divides ? "zero" : NULL};
+        ExprOptions opt = {.fast = s->fast, .zero = gen_divides(g) ? "zero" : NULL};
         if (g->status == ST_OK && type) g->status = expr_instr(&value, s->p, i, operand, &opt, g->d);
         else if (g->status == ST_OK) g->status = diag_error(g->d, ST_UNSUPPORTED, "%s: values of %s", s->label, dtype_name(x->dtype));
     }
@@ -355,7 +363,7 @@ void gen_need(const FusedSpace *s, int i, bool stop, bool *need) {
 
 Status fused_plan(Arena *a, const FusedSpace *s, FusedPlan *plan, Diag *d) {
     *plan = (FusedPlan){0};
-    Gen g = {.arena = a, .s = s, .plan = plan, .d = d, .v = gen_vector_size(s), .cached = ARENA_ARRAY(a, bool, s->nin + 1)};
+    Gen g = {.arena = a, .s = s, .plan = plan, .d = d, .v = gen_vector_size(s), .many_dim = -1, .cached = ARENA_ARRAY(a, bool, s->nin + 1)};
     Status st = s->row ? codegen_rows(&g) : codegen_flat(&g);
     if (st == ST_OK) st = g.status;
     size_t nbytes = 0;

@@ -55,7 +55,7 @@ Status module_compile(int capability, const char *source, void **image, size_t *
     if (r != NVRTC_SUCCESS) return nvrtc_error(lib, "nvrtcCreateProgram", r, d);
     char arch[48];
     architecture(capability, arch, sizeof arch);
-    const char *option[] = {arch, "-default-device", "--std=c++17"};
+    const char *option[] = {arch, "-default-device", "--std=c++17", "-w"};
     r = lib->nvrtcCompileProgram(program, sizeof option / sizeof *option, option);
     Status st = r == NVRTC_SUCCESS ? read_code(lib, program, image, nbytes, d) : nvrtc_error(lib, "nvrtcCompileProgram", r, d);
     if (r != NVRTC_SUCCESS) read_log(lib, program, log);

@@ -56,17 +56,33 @@ template <class R> GPU_FN void reduce_store(const GpuReduction &p, i64 piece, i6
     else store_result(p.dst, result, p.out, v);
 }
 
-// Every `step`-th pack of x[0, n) from the lane's on; n is a multiple of W.
+// W elements as one load.
+template <class R, int W> struct Chunk { typename R::Elem v[W]; };
+template <class R, int W> GPU_FN Chunk<R, W> load_chunk(const typename R::Elem *x) {
+    Chunk<R, W> c;
+    if (W == 1) {
+        c.v[0] = x[0];
+    } else {
+        Pack<typename R::Elem> p = *(const Pack<typename R::Elem> *)x;
+        GPU_UNROLL for (int j = 0; j < W; j++) c.v[j] = p.v[j];
+    }
+    return c;
+}
+
+enum { AHEAD = 4 };  // loads under way before the first is used
+
+// Every `step`-th W elements of x[0, n) from the lane's on; n is a multiple of W.
 template <class R, int W> GPU_FN typename R::Acc reduce_row(const typename R::Elem *x, i64 n, int lane, int step) {
     typename R::Acc acc = R::start();
-    if (W == 1) {
-        for (i64 i = lane; i < n; i += step) acc = R::take(acc, x[i]);
-        return acc;
-    }
-    const Pack<typename R::Elem> *packs = (const Pack<typename R::Elem> *)x;
-    for (i64 i = lane; i < n / W; i += step) {
-        Pack<typename R::Elem> v = packs[i];
-        GPU_UNROLL for (int j = 0; j < W; j++) acc = R::take(acc, v.v[j]);
+    i64 packs = n / W;
+    for (i64 i = lane; i < packs; i += AHEAD * step) {
+        Chunk<R, W> c[AHEAD];
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++)
+            if (i + u * step < packs) c[u] = load_chunk<R, W>(x + (i + u * step) * W);
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+            if (i + u * step >= packs) continue;
+            GPU_UNROLL for (int j = 0; j < W; j++) acc = R::take(acc, c[u].v[j]);
+        }
     }
     return acc;
 }
@@ -120,13 +136,15 @@ template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
         typename R::Acc acc[W];
         GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::start();
         i64 last = p.steps * (piece + 1) / p.pieces;
-        for (i64 s = p.steps * piece / p.pieces + ty; s < last && column < p.columns; s += beside) {
-            const typename R::Elem *at = x + reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s);
-            if (W == 1) {
-                acc[0] = R::take(acc[0], at[0]);
-            } else {
-                Pack<typename R::Elem> v = *(const Pack<typename R::Elem> *)at;
-                GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::take(acc[j], v.v[j]);
+        for (i64 s = p.steps * piece / p.pieces + ty; s < last && column < p.columns; s += AHEAD * beside) {
+            Chunk<R, W> c[AHEAD];
+            GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+                i64 off = reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s + u * beside);
+                if (s + u * beside < last) c[u] = load_chunk<R, W>(x + off);
+            }
+            GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+                if (s + u * beside >= last) continue;
+                GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::take(acc[j], c[u].v[j]);
             }
         }
         gpu_sync();
