@@ -1,10 +1,11 @@
 #!/bin/sh
-# autosp check on the emulated device over one program's smallest golden: run_emulated.sh AUTOSP_EMULATED CACHE FOLDER "RANKS..." "DTYPES..."
+# autosp check on the emulated device over one golden of a program: run_emulated.sh AUTOSP_EMULATED CACHE FOLDER "RANKS..." "DTYPES..."
 # Limits are those of check. CACHE: folder of compiled kernels, which all programs share.
 set -u
 autosp=$1 dir=$3 ranks=$4 dtypes=$5
 export AUTOSP_CACHE="$2"
-golden=$(ls "$dir"/b2s64.safetensors "$dir"/b*.safetensors 2>/dev/null | head -n 1)
+golden=$(ls -S -r "$dir"/b*.safetensors | head -n 1)
+[ -f "$dir/b2s64.safetensors" ] && golden=$dir/b2s64.safetensors
 bad=0 n=0
 for t in $dtypes; do
     for p in $ranks; do
