@@ -125,6 +125,7 @@ static Status run_all(Rank *r, bool marks, Diag *d) {
     for (int i = 0; i < p->nstep; i++) {
         if (marks) TRY(api->mark(r->device, i, d));
         Status st = run_one(r, i, d);
+        if (st == ST_OK && r->runtime->options.trace) st = rank_trace(r, i, d);
         if (st == ST_OK) continue;
         diag_error(d, st, "failed");  // in case the kernel gave no text
         if (st != ST_COMM) name_failure(r, p->step[i].node, d);
@@ -138,7 +139,7 @@ static bool can_capture(const Rank *r) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     for (int i = 0; i < p->nstep; i++)
         if (p->step[i].kind == STEP_EXCHANGE && p->step[i].exchange->collective) return false;
-    return r->runtime->options.capture && runtime_device(r->runtime)->capture_begin;
+    return r->runtime->options.capture && !r->runtime->options.trace && runtime_device(r->runtime)->capture_begin;
 }
 
 // The first step runs launch by launch (libraries load what they need lazily), the second is captured, all later ones replay it.

@@ -142,6 +142,13 @@ static void producers(const Fuse *f, NodeId at, Phase phase, Candidates *c) {
     }
 }
 
+// A group that would wait for a node far behind it keeps its inputs until then: only where that is no more than its results.
+static bool waits_too_long(const Fuse *f, int32_t k, NodeId at) {
+    enum { FAR = 100 };
+    const Group *p = f->groups.data[k];
+    return at - p->member[p->n - 1] > FAR && p->nwide > 1;
+}
+
 // Node `at` joins as many of the groups of its operands as can be; one may become possible by another.
 static void place_node(Fuse *f, NodeId at) {
     Phase phase = graph_node(f->g, at)->phase;
@@ -153,7 +160,7 @@ static void place_node(Fuse *f, NodeId at) {
     for (bool again = true; again;) {
         again = false;
         for (int i = 0; i < c.n && njoin < FUSE_JOIN; i++) {
-            if (c.group[i] < 0) continue;
+            if (c.group[i] < 0 || waits_too_long(f, c.group[i], at)) continue;
             join[njoin] = c.group[i];
             if (!try_group(f, join, njoin + 1, at, at, &now)) continue;
             best = now;
@@ -210,7 +217,7 @@ static void join_partners(Fuse *f, NodeId at) {
         for (int i = 0; i < c.n && !again; i++) {
             Group whole;
             int32_t join[2] = {mine, c.group[i]};
-            if (c.group[i] == mine || !try_group(f, join, 2, NO_NODE, at, &whole)) continue;
+            if (c.group[i] == mine || waits_too_long(f, c.group[i], at) || !try_group(f, join, 2, NO_NODE, at, &whole)) continue;
             merge(f, join, 2, &whole);
             again = true;
         }
