@@ -266,7 +266,7 @@ static void run_op(OpsRun *all, OpKind op) {
 // The ops of this test; attention and generated kernels have their own.
 static const OpKind ops[] = {OP_FULL, OP_IOTA, OP_RANDOM, OP_RESHAPE, OP_PERMUTE, OP_BROADCAST, OP_SLICE, OP_PAD, OP_CONCAT, OP_SUM, OP_AMAX,
                              OP_LOGSUMEXP, OP_CUMSUM, OP_EMBEDDING, OP_EMBEDDING_GRAD, OP_PICK, OP_GATHER, OP_SCATTER_ADD, OP_INDEX_PUT,
-                             OP_SORT, OP_TOPK, OP_HISTOGRAM, OP_CONV1D, OP_CONV1D_GRAD_X, OP_CONV1D_GRAD_W, OP_ADAMW, OP_RESHARD,
+                             OP_SORT, OP_TOPK, OP_HISTOGRAM, OP_CONV1D, OP_CONV1D_GRAD_X, OP_CONV1D_GRAD_W, OP_ADAMW,
                              OP_DOT, OP_EXPERT_MATMUL, OP_EXPERT_MATMUL_GRAD, OP_HEAD_FWD, OP_HEAD_GRAD, OP_HEAD};
 
 int cuda_ops_run(const char *only, FILE *report) {

@@ -89,7 +89,9 @@ static bool compare(const FlashHost *h, const Operand *o, const double *want, DT
     }
     double rms = square > 0 ? sqrt(differ / square) : differ > 0;
     e->rms = fmax(e->rms, rms), e->most = fmax(e->most, largest > 0 ? most / largest : most);
-    if (wrong >= 0) str_printf(why, "output %d, element %lld: %.9g, not %.9g", j, (long long)wrong, from_memory(host, o->dtype, wrong), want[wrong]);
+    if (wrong >= 0)
+        str_printf(why, "output %d, element %lld: %.9g, not %.9g", j, (long long)wrong, from_memory(host, o->dtype, wrong),
+                   want[wrong]);
     else if (t == DT_BF16 && rms > 1e-2) str_printf(why, "output %d is off by %.3g of its root mean square", j, rms);
     free(host);
     return why->len == 0;
@@ -105,8 +107,16 @@ static Status launch(const FlashHost *h, OpCase *c, bool backward, DType t, Oper
     DeviceStep step = {.run_seed = c->run_seed, .step = c->step};
     h->put(memory[1], &step, sizeof step);
     h->device->step = memory[1];
-    KernelArgs k = {.node = n, .nin = c->nin, .nout = c->nout, .in = in, .out = out, .scratch = memory[0], .scratch_nbytes = nbytes,
-                    .device = h->device, .run_seed = c->run_seed, .step = c->step};
+    KernelArgs k = {.node = n,
+                    .nin = c->nin,
+                    .nout = c->nout,
+                    .in = in,
+                    .out = out,
+                    .scratch = memory[0],
+                    .scratch_nbytes = nbytes,
+                    .device = h->device,
+                    .run_seed = c->run_seed,
+                    .step = c->step};
     TRY((backward ? flash_attention_grad_prepare : flash_attention_prepare)(h->device, &k, &k.state, d));
     TRY(module_wait(h->device, d));
     return (backward ? flash_attention_grad : flash_attention)(&k, d);

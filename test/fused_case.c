@@ -4,7 +4,7 @@
 #include "exec/reference.h"
 #include "ir/views.h"
 
-// ---- random choices --------------------------------------------------------------------------------------------------------------------
+// ---- random choices -----------------------------------------------------------------------------------------------------
 
 typedef struct Dice {
     uint64_t key;
@@ -32,7 +32,7 @@ static double draw(Dice *d, DType t, bool specials) {
     return t == DT_BF16 ? round_bf16(f) : f;
 }
 
-// ---- programs --------------------------------------------------------------------------------------------------------------------------
+// ---- programs -----------------------------------------------------------------------------------------------------------
 
 int prog_leaf(ProgramBuilder *b, int code, DType t, int a, double imm) {
     vec_push(&b->instr, ((Instr){.code = code, .dtype = t, .a = a, .b = -1, .c = -1, .imm = imm}));
@@ -130,7 +130,7 @@ static const Program *random_program(Arena *a, Dice *d, int nin, const DType *ty
     return prog_finish(&b);
 }
 
-// ---- shapes and views ------------------------------------------------------------------------------------------------------------------
+// ---- shapes and views ---------------------------------------------------------------------------------------------------
 
 static Shape random_space(Dice *d, int64_t elements) {
     static const int64_t sizes[] = {1, 2, 3, 4, 7, 8, 16, 24, 31, 64, 100, 128, 257, 1000, 1024, 2051};
@@ -179,7 +179,7 @@ static Shape random_input(Dice *d, const Shape *space, int64_t *list, int *n) {
     return in;
 }
 
-// ---- the case --------------------------------------------------------------------------------------------------------------------------
+// ---- the case -----------------------------------------------------------------------------------------------------------
 
 static ValueId add_source(FusedCase *c, const Shape *s, DType t, int i) {
     Diag d = {0};
@@ -313,7 +313,7 @@ void fused_case_free(FusedCase *c) {
     *c = (FusedCase){0};
 }
 
-// ---- expectation -----------------------------------------------------------------------------------------------------------------------
+// ---- expectation --------------------------------------------------------------------------------------------------------
 
 // Every instruction at every point of a row: value, and a bound of the error of f32 arithmetic.
 typedef struct Eval {
@@ -458,7 +458,7 @@ void fused_case_expect(FusedCase *c) {
     free(e.error);
 }
 
-// ---- running ---------------------------------------------------------------------------------------------------------------------------
+// ---- running ------------------------------------------------------------------------------------------------------------
 
 void fused_case_operands(const FusedCase *c, Operand *in, Operand *out) {
     const Node *n = graph_node(c->g, c->node);

@@ -58,15 +58,18 @@ Status op_sources(Graph *g, const Sample *s, uint64_t seed, ValueId *ids, double
     for (int i = 0; i < s->nin; i++) {
         bool param = dtype_is_float(s->dtype[i]);
         const char *name = arena_printf(g->arena, "operand%d", i);
-        Attr attr[2] = {attr_i(ATTR_INDEX, param ? g->params.len : g->inputs.len), attr_i(ATTR_KIND, 0)};
+        bool half = s->dtype[i] == DT_BF16;  // only a parameter's copy is a source of that type
+        Attr attr[3] = {attr_i(ATTR_INDEX, param ? g->params.len : g->inputs.len), attr_i(ATTR_KIND, half ? 3 : 0),
+                        attr_i(ATTR_DTYPE, DT_BF16)};
         if (param)
             vec_push(&g->params, ((Param){.name = name, .shape = s->shape[i], .dtype = s->dtype[i], .trainable = true}));
         else
             vec_push(&g->inputs,
                      ((Input){.name = name, .shape = s->shape[i], .dtype = s->dtype[i], .seq_dim = -1, .batch_dim = -1}));
         NodeId n;
-        TRY(graph_add(g, param ? OP_PARAM : OP_INPUT, 0, NULL, param ? 2 : 1, attr, NULL, PHASE_FORWARD, &n, d));
+        TRY(graph_add(g, param ? OP_PARAM : OP_INPUT, 0, NULL, param ? 2 + half : 1, attr, NULL, PHASE_FORWARD, &n, d));
         ids[i] = graph_node(g, n)->out[0];
+        CHECK(graph_value(g, ids[i])->dtype == s->dtype[i], "operand %d has another type than the sample says", i);
         int64_t numel = shape_numel(&s->shape[i]);
         value[i] = ARENA_ARRAY(g->arena, double, numel + 1);
         for (int64_t k = 0; k < numel; k++) value[i][k] = draw(s, i, random_uniform(seed, 0, i, k));

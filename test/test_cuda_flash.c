@@ -1,4 +1,5 @@
-// Our own attention (backend/cuda/flash*) on the emulated device: every sample of the op table under every row of its sharding rule, and
+// Our own attention (backend/cuda/flash*) on the emulated device: every sample of the op table under every row of its sharding
+// rule, and
 // cases of our own, against the float64 reference. The kernels are the generated ones, compiled by the host's compiler.
 #include <math.h>
 #include <setjmp.h>
@@ -12,7 +13,7 @@
 #include "flash_cases.h"
 #include "op_harness.h"
 
-// ---- the emulated kernels as a backend -------------------------------------------------------------------------------------------------
+// ---- the emulated kernels as a backend ----------------------------------------------------------------------------------------
 static DeviceStep step;
 static Device device = {.ordinal = -1, .nsm = 3, .step = &step, .name = "emulated", .key = "emulated"};
 
@@ -35,7 +36,7 @@ static size_t scratch(const Node *n, const Operand *in, const Operand *out, int 
 }
 static const Backend backend = {.name = "flash", .kernel = kernel, .scratch = scratch};
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------------------------------------
 static void check_row(OpCase *c, const Row *row, void *ctx) {
     (void)ctx;
     Str why = {0};
@@ -78,10 +79,13 @@ static void expect_like(OpCase *c, const FlashCase *fc) {
     assert_int_equal(op_case_new(&l, c->op, &s, DT_F32, 1, c->run_seed, &d), ST_OK);
     if (grad) forward_of(&l);
     assert_int_equal(op_case_expect(&l, &d), ST_OK);
-    for (int j = 0; j < c->nout; j++) memcpy(c->out[j], l.out[j], sizeof(double) * (size_t)shape_numel(graph_shape(l.g, op_case_node(&l)->out[j])));
+    for (int j = 0; j < c->nout; j++)
+        memcpy(c->out[j], l.out[j], sizeof(double) * (size_t)shape_numel(graph_shape(l.g, op_case_node(&l)->out[j])));
     double *lse = grad ? c->in[4] : c->out[1];
     int64_t nblind = 0, rows = shape_numel(&flash_case_backward(fc).shape[4]);
-    if (grad) memcpy(c->in[3], l.in[3], sizeof(double) * (size_t)shape_numel(&s.shape[3])), memcpy(lse, l.in[4], sizeof(double) * (size_t)rows);
+    if (grad)
+        memcpy(c->in[3], l.in[3], sizeof(double) * (size_t)shape_numel(&s.shape[3])),
+            memcpy(lse, l.in[4], sizeof(double) * (size_t)rows);
     for (int64_t i = 0; i < rows; i++)
         if (lse[i] == -INFINITY) lse[i] = -1e9f, nblind++;
     assert_true(nblind > 0);

@@ -12,7 +12,7 @@ typedef struct KernelArgs {
     int nin, nout;
     const Operand *in;     // local shapes, spans, data (device addresses on a device)
     const Operand *out;    // data may alias in[0] for pointwise ops when the plan says so, and for OPF_INPLACE ops
-    void *scratch;         // as many bytes as `scratch` asked for, 64-byte aligned (256 on a device)
+    void *scratch;         // as many bytes as `scratch` asked for, 256-byte aligned
     size_t scratch_nbytes;
     Pool *pool;            // CPU
     Device *device;        // devices: the stream to launch on, library handles, the error record

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN = 64 };
+enum { ALIGN = BUFFER_ALIGN };
 
 typedef struct Item {        // a buffer to place; `next` links placed items by offset
     int64_t offset, nbytes;

@@ -24,9 +24,10 @@ typedef enum BufferKind {
 } BufferKind;
 const char *buffer_kind_name(BufferKind k);  // "parameters", "moments", ..., for people
 
+enum { BUFFER_ALIGN = 256 };     // cuBLAS wants it of workspaces; devices copy whole lines
 typedef struct Buffer {
     BufferKind kind;
-    int64_t offset, nbytes;      // within the rank's arena; 64-byte aligned
+    int64_t offset, nbytes;      // within the rank's arena; a multiple of BUFFER_ALIGN
     int32_t first, last;         // steps between which it is alive (inclusive); 0..nstep-1; persistent ones span all
     ValueId value;               // or NO_VALUE (scratch, comm staging)
 } Buffer;

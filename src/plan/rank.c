@@ -1,7 +1,7 @@
 // One rank's steps and buffers, in node order.
 #include "plan/lower.h"
 
-enum { ALIGN = 64 };
+enum { ALIGN = BUFFER_ALIGN };
 
 typedef struct RankLower {
     const Lower *l;

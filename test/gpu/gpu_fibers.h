@@ -1,5 +1,6 @@
 // Stands in for gpu.h where tensor-core kernels are tested on the host: a block has 128 threads, each a fiber, and the warp-wide
-// instructions of flash_mma.h are done by exchange, by the layouts of the PTX manual ("Matrix Fragments for mma.m16n8k16", "ldmatrix").
+// instructions of flash_mma.h are done by exchange, by the layouts of the PTX manual ("Matrix Fragments for mma.m16n8k16",
+// "ldmatrix").
 // Slow and obvious. Barriers are real: a missing one shows, as do asynchronous copies that nobody waited for.
 #define GPU_EMULATE 1
 #define GPU_FIBERS 1
@@ -38,7 +39,8 @@ static void fiber_run_block(void (*body)(const void *), const void *params) {
     memset(fiber_shared, 0xff, sizeof fiber_shared);  // NaN
     for (int i = 0; i < FIBERS; i++) {
         getcontext(&fiber_at[i]);
-        fiber_at[i].uc_stack.ss_sp = fiber_stack[i], fiber_at[i].uc_stack.ss_size = FIBER_STACK, fiber_at[i].uc_link = &fiber_main;
+        fiber_at[i].uc_stack.ss_sp = fiber_stack[i], fiber_at[i].uc_stack.ss_size = FIBER_STACK,
+        fiber_at[i].uc_link = &fiber_main;
         makecontext(&fiber_at[i], fiber_start, 0);
         fiber_done[i] = false, fiber_ncopy[i] = 0;
     }
@@ -72,7 +74,7 @@ static void fiber_run_block(void (*body)(const void *), const void *params) {
     }                                                                                         \
     static void name##_body(const Params &p)
 
-// ---- what flash_mma.h asks of the hardware ------------------------------------------------------------------------------------------
+// ---- what flash_mma.h asks of the hardware ------------------------------------------------------------------------------------
 #define MMA_SHARED(name) u16 *name = fiber_shared
 static const u16 *fiber_address[FIBERS];
 static u32 fiber_a[FIBERS][4], fiber_b[FIBERS][2];

@@ -1,5 +1,7 @@
-// Our own attention on a GPU: the cases of the emulated test in f32 and bf16 (portable and tensor-core kernels) against float64 on the host;
-// both kinds of kernels against each other at larger sizes; speeds. One line per case, PASS or FAIL; the exit status counts failures.
+// Our own attention on a GPU: the cases of the emulated test in f32 and bf16 (portable and tensor-core kernels) against float64
+// on the host;
+// both kinds of kernels against each other at larger sizes; speeds. One line per case, PASS or FAIL; the exit status counts
+// failures.
 //   gpu_flash [check] [agree] [speed]      (nothing named: all)
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -43,8 +45,8 @@ static void check(void) {
                 FlashError e;
                 flash_portable = kind == 1;
                 bool ok = flash_run(&host, &flash_cases[i], backward, kind ? DT_BF16 : DT_F32, &e, &why);
-                printf("%s %s, %s, %s: rms %.2e, most %.2e %s\n", ok ? "PASS" : "FAIL", flash_cases[i].label, name[kind], backward ? "backward" : "forward",
-                       e.rms, e.most, str_text(&why));
+                printf("%s %s, %s, %s: rms %.2e, most %.2e %s\n", ok ? "PASS" : "FAIL", flash_cases[i].label, name[kind],
+                       backward ? "backward" : "forward", e.rms, e.most, str_text(&why));
                 fflush(stdout);
                 nfail += !ok;
                 str_free(&why);
@@ -52,18 +54,31 @@ static void check(void) {
     flash_portable = false;
 }
 
-// ---- large ones -------------------------------------------------------------------------------------------------------------------------
+// ---- large ones ---------------------------------------------------------------------------------------------------------------
 #define LEAF(code_, slot) {.code = (code_), .dtype = DT_I64, .a = (slot), .b = -1, .c = -1}
 #define OP2(op, dtype_, x, y) {.code = PROG_OP + OP_##op, .dtype = (dtype_), .a = (x), .b = (y), .c = -1}
 #define NUM(t, v) {.code = PROG_CONST, .dtype = (t), .a = -1, .b = -1, .c = -1, .imm = (v)}
 #define INDICES LEAF(PROG_INDEX_Q, -1), LEAF(PROG_INDEX_K, -1), OP2(LE, DT_BOOL, 1, 0)
 static const Instr causal[] = {INDICES};
-static const Instr documents[] = {INDICES, LEAF(PROG_VEC_Q, 0), LEAF(PROG_VEC_K, 1), OP2(EQ, DT_BOOL, 3, 4), OP2(AND, DT_BOOL, 2, 5)};
-static const Instr window[] = {INDICES, OP2(SUB, DT_I64, 0, 1), NUM(DT_I64, 4096), OP2(LT, DT_BOOL, 3, 4), OP2(AND, DT_BOOL, 2, 5)};
-static const Instr alibi[] = {INDICES, OP2(SUB, DT_I64, 1, 0), LEAF(PROG_INDEX_H, -1), NUM(DT_I64, 1), OP2(ADD, DT_I64, 4, 5), OP2(MUL, DT_I64, 3, 6),
-    {.code = PROG_OP + OP_CAST, .dtype = DT_F32, .a = 7, .b = -1, .c = -1}, NUM(DT_F32, 0.001), OP2(MUL, DT_F32, 8, 9)};
-#define PROGRAM(code, visible, bias) \
-    (Program){.ninstr = (int)(sizeof(code) / sizeof((code)[0])), .instr = (code), .nout = 2, .out = (const int32_t[]){(visible), (bias)}}
+static const Instr documents[] = {INDICES, LEAF(PROG_VEC_Q, 0), LEAF(PROG_VEC_K, 1), OP2(EQ, DT_BOOL, 3, 4),
+                                  OP2(AND, DT_BOOL, 2, 5)};
+static const Instr window[] = {INDICES, OP2(SUB, DT_I64, 0, 1), NUM(DT_I64, 4096), OP2(LT, DT_BOOL, 3, 4),
+                               OP2(AND, DT_BOOL, 2, 5)};
+static const Instr alibi[] = {INDICES,
+                              OP2(SUB, DT_I64, 1, 0),
+                              LEAF(PROG_INDEX_H, -1),
+                              NUM(DT_I64, 1),
+                              OP2(ADD, DT_I64, 4, 5),
+                              OP2(MUL, DT_I64, 3, 6),
+                              {.code = PROG_OP + OP_CAST, .dtype = DT_F32, .a = 7, .b = -1, .c = -1},
+                              NUM(DT_F32, 0.001),
+                              OP2(MUL, DT_F32, 8, 9)};
+#define PROGRAM(code, visible, bias)                                                                              \
+    (Program) {                                                                                                   \
+        .ninstr = (int)(sizeof(code) / sizeof((code)[0])), .instr = (code), .nout = 2, .out = (const int32_t[]) { \
+            (visible), (bias)                                                                                     \
+        }                                                                                                         \
+    }
 
 typedef struct Large {
     const char *label;
@@ -114,7 +129,8 @@ static void setup(Setup *s, const Large *l) {
     s->attr[s->nattr++] = attr_f(ATTR_SCALE, 1 / sqrt((double)l->D));
     s->attr[s->nattr++] = attr_prog(ATTR_PROG, &l->prog);
     if (l->softcap != 0) s->attr[s->nattr++] = attr_f(ATTR_SOFTCAP, l->softcap);
-    Operand x[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16), make(4, q, DT_BF16), make(3, q, DT_F32), make(4, q, DT_BF16)};
+    Operand x[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16),
+                   make(4, q, DT_BF16), make(3, q, DT_F32),  make(4, q, DT_BF16)};
     Operand g[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16)}, doc = {0};
     for (int i = 0; i < 6; i++)
         if (i < 3 || i == 5) fill(&x[i], (uint64_t)i + 1);
@@ -127,15 +143,27 @@ static void setup(Setup *s, const Large *l) {
         device_put(doc.data, id, (size_t)l->S * 8);
         free(id);
     }
-    Operand forward[] = {x[0], x[1], x[2], doc, doc}, backward[] = {x[0], x[1], x[2], x[3], x[4], x[5], doc, doc}, o[] = {x[3], x[4]};
+    Operand forward[] = {x[0], x[1], x[2], doc, doc}, backward[] = {x[0], x[1], x[2], x[3], x[4], x[5], doc, doc},
+            o[] = {x[3], x[4]};
     memcpy(s->in[0], forward, sizeof forward), memcpy(s->in[1], backward, sizeof backward);
     memcpy(s->out[0], o, sizeof o), memcpy(s->out[1], g, sizeof g);
     for (int b = 0; b < 2; b++) {
-        s->node[b] = (Node){.op = b ? OP_ATTENTION_GRAD : OP_ATTENTION, .nin = (int16_t)((b ? 6 : 3) + nvec), .nout = b ? 3 : 2, .nattr = (int16_t)s->nattr,
-                            .in = s->ids, .out = s->ids, .attr = s->attr};
+        s->node[b] = (Node){.op = b ? OP_ATTENTION_GRAD : OP_ATTENTION,
+                            .nin = (int16_t)((b ? 6 : 3) + nvec),
+                            .nout = b ? 3 : 2,
+                            .nattr = (int16_t)s->nattr,
+                            .in = s->ids,
+                            .out = s->ids,
+                            .attr = s->attr};
         size_t n = (b ? flash_attention_grad_scratch : flash_attention_scratch)(&s->node[b], s->in[b], s->out[b]);
-        s->k[b] = (KernelArgs){.node = &s->node[b], .nin = s->node[b].nin, .nout = s->node[b].nout, .in = s->in[b], .out = s->out[b],
-                               .scratch = device_alloc(n + 1), .scratch_nbytes = n, .device = device};
+        s->k[b] = (KernelArgs){.node = &s->node[b],
+                               .nin = s->node[b].nin,
+                               .nout = s->node[b].nout,
+                               .in = s->in[b],
+                               .out = s->out[b],
+                               .scratch = device_alloc(n + 1),
+                               .scratch_nbytes = n,
+                               .device = device};
     }
     size_t nq = (size_t)(l->H * l->S * l->D) * 2, nk = (size_t)(l->Hkv * l->S * l->D) * 2;
     memcpy(s->nbytes, (size_t[]){nq, nq, nk, nk}, sizeof s->nbytes);
@@ -147,7 +175,9 @@ static void teardown(Setup *s) {
     device_release(s->k[0].scratch), device_release(s->k[1].scratch);
 }
 
-static Status launch(Setup *s, int backward, Diag *d) { return (backward ? flash_attention_grad : flash_attention)(&s->k[backward], d); }
+static Status launch(Setup *s, int backward, Diag *d) {
+    return (backward ? flash_attention_grad : flash_attention)(&s->k[backward], d);
+}
 
 static Status prepare(Setup *s, Diag *d) {
     TRY(flash_attention_prepare(device, &s->k[0], &s->k[0].state, d));
@@ -229,8 +259,9 @@ static void speed(const Large *l, bool portable) {
     double n = (double)l->S / (l->ndoc ? (double)l->ndoc : 1), docs = l->ndoc ? (double)l->ndoc : 1;
     double pairs = l->window ? (double)l->S * (double)l->window - 0.5 * (double)l->window * (double)l->window : docs * n * n / 2;
     double flops = 4 * pairs * (double)l->D * (double)l->H, f = seconds(&s, 0), b = seconds(&s, 1);
-    printf("%s%s, S %lld, D %lld, heads %lld/%lld: forward %.2f ms %.0f TFLOP/s, backward %.2f ms %.0f TFLOP/s\n", l->label, portable ? ", portable" : "",
-           (long long)l->S, (long long)l->D, (long long)l->H, (long long)l->Hkv, f * 1e3, flops / f * 1e-12, b * 1e3, 2.5 * flops / b * 1e-12);
+    printf("%s%s, S %lld, D %lld, heads %lld/%lld: forward %.2f ms %.0f TFLOP/s, backward %.2f ms %.0f TFLOP/s\n", l->label,
+           portable ? ", portable" : "", (long long)l->S, (long long)l->D, (long long)l->H, (long long)l->Hkv, f * 1e3,
+           flops / f * 1e-12, b * 1e3, 2.5 * flops / b * 1e-12);
     fflush(stdout);
     teardown(&s);
     flash_portable = false;

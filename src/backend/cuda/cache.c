@@ -27,7 +27,8 @@ static bool cache_path(Str *out, const char *kind, const char *key) {
     cache_folder(out);
     if (!out->len) return false;
     size_t n = strlen(key);
-    str_printf(out, "/%s-%016llx%016llx", kind, (unsigned long long)hash_bytes(1, key, n), (unsigned long long)hash_bytes(2, key, n));
+    unsigned long long a = hash_bytes(1, key, n), b = hash_bytes(2, key, n);
+    str_printf(out, "/%s-%016llx%016llx", kind, a, b);
     return true;
 }
 

@@ -124,7 +124,9 @@ static const char *cast_text(DType from, DType to) {
     bool f = expr_register_type(from) && !strcmp(expr_register_type(from), "float");
     switch (to) {
     case DT_F32: return f ? "$" : from == DT_I64 ? "(float)$" : "($ ? 1.0f : 0.0f)";
-    case DT_BF16: return from == DT_BF16 ? "$" : f ? "gx_round_bf16($)" : from == DT_I64 ? "gx_round_bf16((float)$)" : "($ ? 1.0f : 0.0f)";
+    case DT_BF16:
+        if (from == DT_BF16) return "$";
+        return f ? "gx_round_bf16($)" : from == DT_I64 ? "gx_round_bf16((float)$)" : "($ ? 1.0f : 0.0f)";
     case DT_I64: return f ? "gx_to_i64($)" : from == DT_I64 ? "$" : "($ ? (i64)1 : (i64)0)";
     case DT_BOOL: return from == DT_BOOL ? "$" : "$ != 0";
     default: return NULL;
@@ -150,7 +152,8 @@ static const char *op_text(const Program *p, const Instr *x, OpKind op, DType in
 Status expr_instr(Str *out, const Program *p, int i, const char *const operand[3], const ExprOptions *opt, Diag *d) {
     const Instr *x = &p->instr[i];
     if (x->code == PROG_CONST) {
-        if (!expr_register_type(x->dtype)) return diag_error(d, ST_UNSUPPORTED, "the GPU has no constants of %s", dtype_name(x->dtype));
+        if (!expr_register_type(x->dtype))
+            return diag_error(d, ST_UNSUPPORTED, "the GPU has no constants of %s", dtype_name(x->dtype));
         expr_constant(out, x->dtype, x->imm);
         return ST_OK;
     }
@@ -160,8 +163,8 @@ Status expr_instr(Str *out, const Program *p, int i, const char *const operand[3
     DType in = p->instr[use[program_op_arity(op) - 1]].dtype;
     const char *text = op_text(p, x, op, in, opt);
     if (!text)
-        return diag_error(d, ST_UNSUPPORTED, "the GPU has no %s of %s giving %s: use float32 or bfloat16", op_name(op), dtype_name(in),
-                          dtype_name(x->dtype));
+        return diag_error(d, ST_UNSUPPORTED, "the GPU has no %s of %s giving %s: use float32 or bfloat16", op_name(op),
+                          dtype_name(in), dtype_name(x->dtype));
     const char *name[3] = {operand[0], operand[1], operand[2]};
     Str divisor = {0};
     bool divides = in == DT_I64 && (op == OP_FLOORDIV || op == OP_MOD);

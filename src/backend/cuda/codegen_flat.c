@@ -66,7 +66,7 @@ static void gen_loop(Gen *g, const Flat *f, const char *from, const char *n, int
     gen_line(g, "}");
 }
 
-// ---- along a dim that an input repeats along --------------------------------------------------------------------------------------
+// ---- along a dim that an input repeats along ----------------------------------------------------------------------------
 
 // The dim before the last along which most registers' worth of inputs repeats (that need be loaded as vectors); -1: none.
 static int repeated_dim(const Gen *g, const Flat *f, int *many) {
@@ -113,7 +113,7 @@ static void gen_many(Gen *g, const Flat *f) {
     str_free(&at);
 }
 
-// ---- the kernel -------------------------------------------------------------------------------------------------------------------
+// ---- the kernel ---------------------------------------------------------------------------------------------------------
 
 static void find_needed(Gen *g, Flat *f) {
     const FusedSpace *s = g->s;

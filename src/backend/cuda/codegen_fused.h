@@ -37,7 +37,7 @@ typedef struct FusedPlan {
 // Source and launches of a space that is not empty, in arena a.
 Status fused_plan(Arena *a, const FusedSpace *s, FusedPlan *plan, Diag *d);
 
-// ---- inside the generator ----------------------------------------------------------------------------------------------------------
+// ---- inside the generator -----------------------------------------------------------------------------------------------
 typedef enum InputClass { INPUT_SPLAT, INPUT_VECTOR, INPUT_ELEMENTS } InputClass;  // one value; loaded as a vector; one by one
 
 typedef struct Gen {

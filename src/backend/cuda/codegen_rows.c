@@ -13,7 +13,7 @@ enum {
     KEPT_WORDS = 64,       // registers for what is kept
     SUMMED_WORDS = 96,     // with column sums
     MAX_KEPT_VECTORS = 16,
-    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15, SPLIT_MAX_SEGMENTS = 512,
+    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15, SPLIT_MAX_SEGMENTS = 132 * 8,
     FIXED_SMS = 132,       // column sums are added in an order that depends on shapes only, not on the GPU
 };
 typedef enum RowMode { ROW_KEPT, ROW_LONG, ROW_SPLIT } RowMode;
@@ -33,7 +33,7 @@ typedef struct Rows {
 
 static bool is_row_reduction(const Instr *x) { return x->code == PROG_ROW_SUM || x->code == PROG_ROW_MAX; }
 
-// ---- what a phase needs --------------------------------------------------------------------------------------------------------------
+// ---- what a phase needs -------------------------------------------------------------------------------------------------
 
 // Instructions of phase k, stopping at row-constant ones; the last phase (k == nlevel) stores.
 static void phase_need(const Gen *g, const Rows *r, int k, bool *need) {
@@ -79,7 +79,7 @@ static void find_uses(Gen *g, Rows *r) {
     }
 }
 
-// ---- choices -------------------------------------------------------------------------------------------------------------------------
+// ---- choices ------------------------------------------------------------------------------------------------------------
 
 static int pow2_at_least(int64_t n) {
     int p = 1;
@@ -157,9 +157,11 @@ static void choose(Gen *g, Rows *r) {
     g->wide = r->nrow >= INT32_MAX || r->nv >= INT32_MAX;
 }
 
-// ---- pieces --------------------------------------------------------------------------------------------------------------------------
+// ---- pieces -------------------------------------------------------------------------------------------------------------
 
-static void open_vectors(Gen *g, const Rows *r) {
+// `reads`: nothing is stored, so that the compiler can start the loads of several turns together.
+static void open_vectors(Gen *g, const Rows *r, bool reads) {
+    if (r->mode != ROW_KEPT && reads) gen_line(g, "_Pragma(\"unroll 4\")");
     if (r->mode == ROW_KEPT) {
         gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++) {");
         gen_line(g, "const i64 j = lane + k * G;");
@@ -235,7 +237,7 @@ static void gen_phase(Gen *g, const Rows *r, int k) {
     }
     for (int j = 0; j < s->nout; j++) work = work || (last && s->out_kind[j] != OUT_ROW);
     if (!work) return;
-    open_vectors(g, r);
+    open_vectors(g, r, !last);
     load_inputs(g, r, false, false, need);
     for (int j = 0, c = 0; j < s->nout && last; j++) {
         if (s->out_kind[j] == OUT_WHOLE) gen_line(g, "%s y%d[%d];", expr_register_type(s->out[j].dtype), j, g->v);
@@ -257,7 +259,8 @@ static void gen_phase(Gen *g, const Rows *r, int k) {
     }
     gen_line(g, "}");
     for (int j = 0, c = 0; j < s->nout && last; j++) {
-        if (s->out_kind[j] == OUT_WHOLE) gen_line(g, "if (live) gx_store<%d>(p.o%d + (r * p.ncol + j * %d), y%d);", g->v, j, g->v, j);
+        if (s->out_kind[j] == OUT_WHOLE)
+            gen_line(g, "if (live) gx_store<%d>(p.o%d + (r * p.ncol + j * %d), y%d);", g->v, j, g->v, j);
         if (s->out_kind[j] == OUT_COL) gen_column_store(g, r, c++);
     }
     gen_line(g, "}\n}");
@@ -319,14 +322,15 @@ static void gen_params(Gen *g, Rows *r) {
     plan->scratch_nbytes = (size_t)at;
 }
 
-// ---- kernels -------------------------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------------------------------
 
 static void gen_column_sums(Gen *g, const Rows *r, bool start) {
     if (r->mode != ROW_KEPT) return;
     for (int c = 0; c < r->ncolsum; c++) {
         if (start) gen_line(g, "float c%d[NE][%d] = {};", c, g->v);
         else gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++)\nif ((NV > 0 && NV %% G == 0) || lane + k * G < NV)");
-        if (!start) gen_line(g, "gx_store<%d>(p.columns + ((%d * p.workers + w) * p.ncol + (lane + k * G) * %d), c%d[k]);", g->v, c, g->v, c);
+        if (start) continue;
+        gen_line(g, "gx_store<%d>(p.columns + ((%d * p.workers + w) * p.ncol + (lane + k * G) * %d), c%d[k]);", g->v, c, g->v, c);
     }
 }
 
@@ -337,7 +341,7 @@ static void gen_whole_rows(Gen *g, Rows *r) {
     for (int i = 0; i < s->nin; i++)
         if (g->cached[i] && r->hoisted[i]) gen_declare_input(g, i, "[NE]"), gen_outer_offset(g, i, 0);
     if (any_cached(g, r, true)) {
-        open_vectors(g, r);
+        open_vectors(g, r, true);
         load_inputs(g, r, true, true, NULL);
         gen_line(g, "}\n}");
     }
@@ -350,7 +354,7 @@ static void gen_whole_rows(Gen *g, Rows *r) {
     if (any_cached(g, r, false)) {
         for (int i = 0; i < s->nin; i++)
             if (g->cached[i] && !r->hoisted[i]) gen_declare_input(g, i, "[NE]");
-        open_vectors(g, r);
+        open_vectors(g, r, true);
         load_inputs(g, r, true, false, NULL);
         gen_line(g, "}\n}");
     }

@@ -98,7 +98,7 @@ static const char vector_prelude[] =
     "}\n"
     "struct GxError { int code, node; i64 value, limit; };  // DeviceError\n";
 
-// ---- text and parameters -----------------------------------------------------------------------------------------------------------
+// ---- text and parameters ------------------------------------------------------------------------------------------------
 
 void gen_line(Gen *g, const char *fmt, ...) {
     char text[1024];
@@ -138,7 +138,8 @@ void gen_operands(Gen *g) {
         gen_slot(g, SLOT_IN, i, type, "i%d", i);
         if (x->base) gen_slot(g, SLOT_VALUE, x->base, "i64 ", "i%db", i);
         for (int k = 0; k < s->ndim; k++)
-            if (x->stride[k] && !(x->stride[k] == 1 && k == s->ndim - 1)) gen_slot(g, SLOT_VALUE, x->stride[k], "i64 ", "i%ds%d", i, k);
+            if (x->stride[k] && !(x->stride[k] == 1 && k == s->ndim - 1))
+                gen_slot(g, SLOT_VALUE, x->stride[k], "i64 ", "i%ds%d", i, k);
         for (int k = 0; k < x->nwin; k++) {
             gen_slot(g, SLOT_VALUE, x->win[k].lo, "i64 ", "i%dlo%d", i, k);
             gen_slot(g, SLOT_VALUE, x->win[k].hi, "i64 ", "i%dhi%d", i, k);
@@ -177,7 +178,7 @@ void gen_close_kernel(Gen *g) {
     gen_line(g, "}");
 }
 
-// ---- vectors -------------------------------------------------------------------------------------------------------------------------
+// ---- vectors ------------------------------------------------------------------------------------------------------------
 
 int gen_vector_size(const FusedSpace *s) {
     int v = 4;
@@ -307,7 +308,7 @@ void gen_load_input(Gen *g, int i, int ndims) {
     str_free(&inside);
 }
 
-// ---- instructions --------------------------------------------------------------------------------------------------------------------
+// ---- instructions -------------------------------------------------------------------------------------------------------
 
 static void index_text(const Gen *g, Str *out, int node_dim, bool element) {
     int k = g->s->index_dim[node_dim];
@@ -334,7 +335,8 @@ void gen_instr(Gen *g, int i) {
         const char *type = expr_register_type(x->dtype);
         ExprOptions opt = {.fast = s->fast, .zero = gen_divides(g) ? "zero" : NULL};
         if (g->status == ST_OK && type) g->status = expr_instr(&value, s->p, i, operand, &opt, g->d);
-        else if (g->status == ST_OK) g->status = diag_error(g->d, ST_UNSUPPORTED, "%s: values of %s", s->label, dtype_name(x->dtype));
+        else if (g->status == ST_OK)
+            g->status = diag_error(g->d, ST_UNSUPPORTED, "%s: values of %s", s->label, dtype_name(x->dtype));
     }
     const char *type = expr_register_type(x->dtype);
     str_printf(&g->body, "const %s v%d = %s;\n", type ? type : "float", i, str_text(&value));
@@ -359,11 +361,12 @@ void gen_need(const FusedSpace *s, int i, bool stop, bool *need) {
     for (int k = 0; k < n; k++) gen_need(s, use[k], stop, need);
 }
 
-// ---- all of it -----------------------------------------------------------------------------------------------------------------------
+// ---- all of it ----------------------------------------------------------------------------------------------------------
 
 Status fused_plan(Arena *a, const FusedSpace *s, FusedPlan *plan, Diag *d) {
     *plan = (FusedPlan){0};
-    Gen g = {.arena = a, .s = s, .plan = plan, .d = d, .v = gen_vector_size(s), .many_dim = -1, .cached = ARENA_ARRAY(a, bool, s->nin + 1)};
+    Gen g = {.arena = a, .s = s, .plan = plan, .d = d, .v = gen_vector_size(s), .many_dim = -1};
+    g.cached = ARENA_ARRAY(a, bool, s->nin + 1);
     Status st = s->row ? codegen_rows(&g) : codegen_flat(&g);
     if (st == ST_OK) st = g.status;
     size_t nbytes = 0;

@@ -178,6 +178,7 @@ static Status device_finish(Device *dev, NodeId *failed, Diag *d) {
     CUDA_TRY(dev, cudaGetLastError());
     if (m->error.code == DEVICE_OK) return ST_OK;
     *failed = m->error.node;
+    if (m->error.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
     return diag_error(d, ST_NUMERIC, "index %lld is out of range [0, %lld)", m->error.value, m->error.limit);
 }
 

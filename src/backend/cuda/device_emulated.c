@@ -70,6 +70,7 @@ static Status emulated_finish(Device *dev, NodeId *failed, Diag *d) {
     if (e.code == DEVICE_OK) return ST_OK;
     *failed = e.node;
     dev->impl->error = (DeviceError){0};
+    if (e.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
     return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", e.value, e.limit);
 }
 

@@ -52,7 +52,7 @@ static bool dot_empty(const Gemm *g) { return g->m == 0 || g->n == 0 || g->batch
 
 size_t cuda_dot_scratch(const Node *n, const Operand *in, const Operand *out) {
     Gemm g = dot_gemm(n, in, out);
-    return dot_empty(&g) || g.k == 0 ? 0 : GEMM_WORKSPACE_NBYTES;
+    return gemm_workspace(&g);
 }
 
 // What is read as C.

@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof(FlashParams) <= 4096, "parameters of a launch");
 
-// ---- geometry -----------------------------------------------------------------------------------------------------------------------
+// ---- geometry -----------------------------------------------------------------------------------------------------------------
 typedef struct Flash {
     const Node *n;
     const Operand *in, *q, *k, *v, *vec;
@@ -41,7 +41,7 @@ static Flash flash_of(const Node *n, const Operand *in, const Operand *out) {
     return f;
 }
 
-// ---- scratch ------------------------------------------------------------------------------------------------------------------------
+// ---- scratch ------------------------------------------------------------------------------------------------------------------
 typedef struct FlashScratch {
     size_t verdict, bound_q, bound_k, range[FLASH_MAX_VEC], delta, max, unsum, flags, any, nbytes;
 } FlashScratch;
@@ -80,7 +80,7 @@ static size_t scratch_nbytes(const Node *n, const Operand *in, const Operand *ou
 size_t flash_attention_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 size_t flash_attention_grad_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 
-// ---- parameters ---------------------------------------------------------------------------------------------------------------------
+// ---- parameters ---------------------------------------------------------------------------------------------------------------
 static int put_spans(FlashSpan *to, const Operand *o) {
     int64_t base = 0;
     for (int i = 0; i < o->nspan; base += o->span[i].end - o->span[i].begin, i++) to[i] = (FlashSpan){o->span[i].begin, base};
@@ -100,7 +100,8 @@ static void put_vec(FlashParams *p, const Flash *f, int i, const FlashScratch *s
         if (v->global[dim] == 1) continue;
         bool over_k = dim == 2 && f->over_k[i];
         bool sharded = !over_k && f->q->sdim == dim;
-        CHECK(sharded == (v->sdim == dim) && (!sharded || same_spans(v, f->q)), "vector %d of an attention mask is not laid out as q is", i);
+        CHECK(sharded == (v->sdim == dim) && (!sharded || same_spans(v, f->q)),
+              "vector %d of an attention mask is not laid out as q is", i);
     }
     p->vec[i] = (FlashVec){.data = v->data, .nrow = (int)(v->dim[0] * v->dim[1]), .len = (int)v->dim[2]};
     p->vec[i].range = (FlashRange *)(void *)(scratch + s->range[i]);
@@ -109,7 +110,8 @@ static void put_vec(FlashParams *p, const Flash *f, int i, const FlashScratch *s
 }
 
 static void put_numbers(FlashParams *p, const Flash *f) {
-    double scale = node_float_or(f->n, ATTR_SCALE, 1), cap = node_float_or(f->n, ATTR_SOFTCAP, 0), drop = node_float_or(f->n, ATTR_DROPOUT, 0);
+    double scale = node_float_or(f->n, ATTR_SCALE, 1), cap = node_float_or(f->n, ATTR_SOFTCAP, 0),
+           drop = node_float_or(f->n, ATTR_DROPOUT, 0);
     p->scale = (float)scale, p->cap = (float)cap, p->inner = cap > 0 ? (float)(scale / cap) : 0;
     p->unit_lse = f->form.raw ? (float)scale : 1;
     p->unit = (float)((f->form.raw ? scale : 1) * 1.44269504088896340736);
@@ -146,12 +148,23 @@ static void put_params(FlashParams *p, const KernelArgs *k, const Flash *f) {
         for (int i = 0; i < f->nvec; i++) put_vec(p, f, i, &s, at);
     }
     if (!f->grad) return;
-    p->row_delta = (float *)(void *)(at + s.delta), p->row_max = (float *)(void *)(at + s.max), p->row_unsum = (float *)(void *)(at + s.unsum);
+    p->row_delta = (float *)(void *)(at + s.delta), p->row_max = (float *)(void *)(at + s.max),
+    p->row_unsum = (float *)(void *)(at + s.unsum);
     p->flags = (unsigned char *)at + s.flags, p->any = (int *)(void *)(at + s.any);
 }
 
-// ---- preparing ----------------------------------------------------------------------------------------------------------------------
-typedef enum FlashKernel { FK_RANGES, FK_VERDICTS, FK_BOUNDS, FK_CLEAR, FK_ROWS, FK_RESUM, FK_MAIN, FK_KEYS, FK_COUNT } FlashKernel;
+// ---- preparing ----------------------------------------------------------------------------------------------------------------
+typedef enum FlashKernel {
+    FK_RANGES,
+    FK_VERDICTS,
+    FK_BOUNDS,
+    FK_CLEAR,
+    FK_ROWS,
+    FK_RESUM,
+    FK_MAIN,
+    FK_KEYS,
+    FK_COUNT
+} FlashKernel;
 static const char *const kernel_name[FK_COUNT] = {"flash_ranges", "flash_verdicts", "flash_bounds", "flash_clear",
                                                   "flash_rows",   "flash_resum",    NULL,           NULL};
 typedef struct FlashState {
@@ -202,7 +215,7 @@ static Status prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
 Status flash_attention_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) { return prepare(dev, k, state, d); }
 Status flash_attention_grad_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) { return prepare(dev, k, state, d); }
 
-// ---- launching ----------------------------------------------------------------------------------------------------------------------
+// ---- launching ----------------------------------------------------------------------------------------------------------------
 typedef struct Launch {
     const KernelArgs *k;
     const Flash *f;
@@ -213,10 +226,12 @@ typedef struct Launch {
 static Status launch(const Launch *l, FlashKernel kernel, int64_t x, int64_t y, int64_t z, size_t shared, Diag *d) {
     if (x <= 0 || y <= 0 || z <= 0) return ST_OK;
     if (x > INT32_MAX || y > 65535 || z > 65535)
-        return diag_error(d, ST_UNSUPPORTED, "%s needs %lld x %lld x %lld blocks of threads, more than a GPU takes; use more ranks (%s)",
-                          op_name(l->f->n->op), (long long)x, (long long)y, (long long)z, l->f->n->source ? l->f->n->source : "?");
+        return diag_error(
+            d, ST_UNSUPPORTED, "%s needs %lld x %lld x %lld blocks of threads, more than a GPU takes; use more ranks (%s)",
+            op_name(l->f->n->op), (long long)x, (long long)y, (long long)z, l->f->n->source ? l->f->n->source : "?");
     CHECK(l->s->fn[kernel], "attention kernel %d was not prepared", kernel);
-    return module_launch(l->k->device, l->s->fn[kernel], (Grid){(unsigned)x, (unsigned)y, (unsigned)z}, FLASH_THREADS, shared, &l->p, sizeof l->p, d);
+    return module_launch(l->k->device, l->s->fn[kernel], (Grid){(unsigned)x, (unsigned)y, (unsigned)z}, FLASH_THREADS, shared,
+                         &l->p, sizeof l->p, d);
 }
 
 // One element a thread; more blocks than fill the device gain nothing.
@@ -247,7 +262,9 @@ Status flash_attention(const KernelArgs *k, Diag *d) {
     Launch l = launch_begin(k, &f);
     int64_t bh = f.batch * f.heads;
     TRY(launch_verdicts(&l, d));
-    if (l.s->tensor) return launch(&l, FK_MAIN, bh * ceil_div(f.nq, 64 * f.form.mt), 1, 1, flash_mma_shared(&f.form, k->in, FLASH_MMA_FORWARD), d);
+    if (l.s->tensor)
+        return launch(&l, FK_MAIN, bh * ceil_div(f.nq, 64 * f.form.mt), 1, 1, flash_mma_shared(&f.form, k->in, FLASH_MMA_FORWARD),
+                      d);
     return launch(&l, FK_MAIN, bh * f.ntile, 1, chunks(f.v->dim[3]), 0, d);
 }
 
@@ -261,7 +278,8 @@ Status flash_attention_grad(const KernelArgs *k, Diag *d) {
     TRY(launch(&l, FK_RESUM, bh * f.ntile, 1, 1, 0, d));
     if (l.s->tensor) {
         TRY(launch(&l, FK_MAIN, bh * f.ntile, 1, 1, flash_mma_shared(&f.form, k->in, FLASH_MMA_DQ), d));
-        return launch(&l, FK_KEYS, kv * ceil_div(f.nk, 64), 1, flash_mma_together(k->in) ? 1 : 2, flash_mma_shared(&f.form, k->in, FLASH_MMA_DKDV), d);
+        return launch(&l, FK_KEYS, kv * ceil_div(f.nk, 64), 1, flash_mma_together(k->in) ? 1 : 2,
+                      flash_mma_shared(&f.form, k->in, FLASH_MMA_DKDV), d);
     }
     TRY(launch(&l, FK_MAIN, bh * f.ntile, 1, chunks(f.q->dim[3]), 0, d));
     return launch(&l, FK_KEYS, kv * ceil_div(f.nk, FLASH_TILE), 1, chunks(f.v->dim[3]) + chunks(f.q->dim[3]), 0, d);

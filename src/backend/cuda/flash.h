@@ -1,4 +1,5 @@
-// Our own blockwise attention, for every attention node that cuDNN cannot do: any mask program, any head size, dropout, soft-cap, rows
+// Our own blockwise attention, for every attention node that cuDNN cannot do: any mask program, any head size, dropout, soft-cap,
+// rows
 // that see no key, queries and heads sharded by spans. Signatures are those of kernels.h; attention.c decides who gets a node.
 #pragma once
 #include "backend/backend.h"

@@ -1,6 +1,7 @@
 // The portable backward kernels: P again from the log-sum-exp,
 //     dP = dO V^T   dS = P * (dP - rowsum(dO * O))   dQ = dS K   dV = P^T dO   dK = dS^T Q
-// in two passes, over tiles of queries (dQ) and over tiles of keys (dV, dK with all the query heads that share the KV head), so that
+// in two passes, over tiles of queries (dQ) and over tiles of keys (dV, dK with all the query heads that share the KV head), so
+// that
 // every sum has one owner and one order.
 
 // What each row needs: rowsum(do * o), its maximum, and flags of the tile. Grid: tiles of queries * heads * batch.
@@ -66,7 +67,8 @@ GPU_KERNEL(flash_resum, FlashParams, FLASH_THREADS) {
     for (int r = (int)gpu_thread_x; r < n; r += (int)gpu_block_threads) {
         i64 row = bh * p.nq + q0 + r;
         float lse = to_float(((const TL *)p.lse)[row]), size = lse < 0 ? -lse : lse;
-        if (size < FLASH_INF && (size > 256.0f || sizeof(TL) == 2)) p.row_max[row] = rows.max[r], p.row_unsum[row] = 1.0f / rows.sum[r];
+        if (size < FLASH_INF && (size > 256.0f || sizeof(TL) == 2))
+            p.row_max[row] = rows.max[r], p.row_unsum[row] = 1.0f / rows.sum[r];
     }
 }
 
@@ -78,14 +80,15 @@ GPU_FN void flash_grads(const FlashParams &p, const FlashHead &at, const FlashTi
     FLASH_EACH(v, t) for (int i = 0; i < 4; i++) {
         i64 r = t / 8 * 4 + i, row = (at.b * p.heads + at.h) * p.nq + q0 + r;
         bool there = q0 + r < p.nq;
-        float max = there ? p.row_max[row] : 0.0f, unsum = there ? p.row_unsum[row] : 0.0f, delta = there ? p.row_delta[row] : 0.0f;
+        float max = there ? p.row_max[row] : 0.0f, unsum = there ? p.row_unsum[row] : 0.0f,
+              delta = there ? p.row_delta[row] : 0.0f;
         bool uniform = there && ((FLASH_MASKED_ROW >= 2 && max == FLASH_INF) || (FLASH_MASKED_ROW == 1 && max != max));
         for (int j = 0; j < 8; j++) {
             int c = t % 8 + 8 * j;
             float x = 0.0f;
             if (there && k0 + c < p.nk) {
-                FlashGrad g = flash_grad(p, at, s[v].x[i][j], GRAD ? dp[v].x[i][j] : 0.0f, verdict, q0 + r, pos[r], k0 + c, max, unsum,
-                                         delta, uniform);
+                FlashGrad g = flash_grad(p, at, s[v].x[i][j], GRAD ? dp[v].x[i][j] : 0.0f, verdict, q0 + r, pos[r], k0 + c, max,
+                                         unsum, delta, uniform);
                 x = GRAD ? g.ds : g.p;
             }
             sp[r * FLASH_LDP + c] = x;

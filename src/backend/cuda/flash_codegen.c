@@ -5,10 +5,10 @@
 #include "backend/cuda/flash_params.h"
 
 // By scripts/embed.cmake.
-extern const char flash_params_h_text[], flash_interval_h_text[], flash_common_h_text[], flash_kernel_h_text[], flash_backward_h_text[],
-    flash_mma_h_text[], flash_mma_forward_h_text[], flash_mma_backward_h_text[];
+extern const char flash_params_h_text[], flash_interval_h_text[], flash_common_h_text[], flash_kernel_h_text[],
+    flash_backward_h_text[], flash_mma_h_text[], flash_mma_forward_h_text[], flash_mma_backward_h_text[];
 
-// ---- what can be done ---------------------------------------------------------------------------------------------------------------
+// ---- what can be done ---------------------------------------------------------------------------------------------------------
 static Status refuse(const Node *n, Diag *d, const char *why, const char *advice) {
     return diag_error(d, ST_UNSUPPORTED, "%s on the GPU: %s; %s (%s)", op_name(n->op), why, advice, n->source ? n->source : "?");
 }
@@ -18,8 +18,9 @@ static bool gpu_float(DType t) { return t == DT_F32 || t == DT_BF16; }
 static Status check_types(const Node *n, const Operand *in, const Operand *out, Diag *d) {
     bool grad = n->op == OP_ATTENTION_GRAD;
     bool ok = gpu_float(in[0].dtype) && in[1].dtype == in[0].dtype && in[2].dtype == in[0].dtype;
-    if (grad) ok = ok && in[3].dtype == in[0].dtype && in[5].dtype == in[0].dtype && gpu_float(in[4].dtype) && gpu_float(out[0].dtype) &&
-                   out[1].dtype == out[0].dtype && out[2].dtype == out[0].dtype;
+    if (grad)
+        ok = ok && in[3].dtype == in[0].dtype && in[5].dtype == in[0].dtype && gpu_float(in[4].dtype) &&
+             gpu_float(out[0].dtype) && out[1].dtype == out[0].dtype && out[2].dtype == out[0].dtype;
     else ok = ok && out[0].dtype == in[0].dtype && gpu_float(out[1].dtype);
     return ok ? ST_OK : refuse(n, d, "the element types are not all float32 or all bfloat16", "use --dtype f32 or bf16");
 }
@@ -31,8 +32,10 @@ Status flash_check(const Node *n, const Operand *in, const Operand *out, Diag *d
     for (int i = 0; i < n->nin; i++)
         if (in[i].sdim >= 0 && in[i].nspan > FLASH_MAX_SPAN)
             return refuse(n, d, "a rank holds more than 96 intervals of an operand", "use fewer ranks, or a contiguous layout");
-    if (in[0].dim[3] > 65536 || in[2].dim[3] > 65536) return refuse(n, d, "a head has more than 65,536 channels", "use smaller heads");
-    if (in[0].dim[2] > 1 << 30 || in[1].dim[2] > 1 << 30) return refuse(n, d, "more than 2^30 positions", "use a shorter sequence");
+    if (in[0].dim[3] > 65536 || in[2].dim[3] > 65536)
+        return refuse(n, d, "a head has more than 65,536 channels", "use smaller heads");
+    if (in[0].dim[2] > 1 << 30 || in[1].dim[2] > 1 << 30)
+        return refuse(n, d, "more than 2^30 positions", "use a shorter sequence");
     return ST_OK;
 }
 
@@ -57,7 +60,7 @@ size_t flash_mma_shared(const FlashForm *f, const Operand *in, FlashMma kernel) 
     return (size_t)(own + 2 * 64 * row) * 2;
 }
 
-// ---- the program --------------------------------------------------------------------------------------------------------------------
+// ---- the program --------------------------------------------------------------------------------------------------------------
 // The element of vector `slot` at local (lb, lh, l): "((const i64 *)p.vec[2].data)[...]".
 static void vector_element(Str *s, const Operand *vec, int slot, const char *position) {
     const char *type = expr_memory_type(vec->dtype);
@@ -68,12 +71,16 @@ static void vector_element(Str *s, const Operand *vec, int slot, const char *pos
 }
 
 static Status element_code(const Program *p, const Operand *vec, Str *s, Diag *d) {
-    str_add(s, "GPU_FN bool flash_program(const FlashParams &p, i64 b, i64 h, i64 q, i64 k, i64 lb, i64 lh, i64 lq, float *bias) {\n");
+    str_add(
+        s,
+        "GPU_FN bool flash_program(const FlashParams &p, i64 b, i64 h, i64 q, i64 k, i64 lb, i64 lh, i64 lq, float *bias) {\n");
     static const ExprOptions options = {0};
     for (int i = 0; i < p->ninstr; i++) {
         const Instr *x = &p->instr[i];
         const char *type = expr_register_type(x->dtype);
-        if (!type) return diag_error(d, ST_UNSUPPORTED, "a mask program computes in %s, which the GPU has not: use float32", dtype_name(x->dtype));
+        if (!type)
+            return diag_error(d, ST_UNSUPPORTED, "a mask program computes in %s, which the GPU has not: use float32",
+                              dtype_name(x->dtype));
         str_printf(s, "    const %s v%d = ", type, i);
         char name[3][16];
         const int32_t use[3] = {x->a, x->b, x->c};
@@ -98,16 +105,18 @@ static Status element_code(const Program *p, const Operand *vec, Str *s, Diag *d
 
 // Interval rules by op: one operand; two; two and whether the result is a float.
 static const char *const range_unary[OP_COUNT] = {
-    [OP_NEG] = "iv_neg", [OP_ABS] = "iv_absolute", [OP_SIGN] = "iv_sign", [OP_FLOOR] = "iv_floor", [OP_NOT] = "iv_not", [OP_STOP_GRAD] = "",
-    [OP_EXP] = "iv_exp", [OP_EXPM1] = "iv_expm1", [OP_LOG] = "iv_log", [OP_LOG1P] = "iv_log1p", [OP_SQRT] = "iv_sqrt",
-    [OP_TANH] = "iv_tanh", [OP_ERF] = "iv_erf", [OP_SIGMOID] = "iv_sigmoid",
+    [OP_NEG] = "iv_neg", [OP_ABS] = "iv_absolute",    [OP_SIGN] = "iv_sign", [OP_FLOOR] = "iv_floor",
+    [OP_NOT] = "iv_not", [OP_STOP_GRAD] = "",         [OP_EXP] = "iv_exp",   [OP_EXPM1] = "iv_expm1",
+    [OP_LOG] = "iv_log", [OP_LOG1P] = "iv_log1p",     [OP_SQRT] = "iv_sqrt", [OP_TANH] = "iv_tanh",
+    [OP_ERF] = "iv_erf", [OP_SIGMOID] = "iv_sigmoid",
 };
 static const char *const range_binary[OP_COUNT] = {
     [OP_MAX] = "iv_maximum", [OP_MIN] = "iv_minimum", [OP_EQ] = "iv_eq", [OP_NE] = "iv_ne", [OP_LT] = "iv_lt", [OP_LE] = "iv_le",
     [OP_GT] = "iv_gt", [OP_GE] = "iv_ge", [OP_AND] = "iv_and", [OP_OR] = "iv_or", [OP_XOR] = "iv_xor",
 };
 static const char *const range_rounded[OP_COUNT] = {
-    [OP_ADD] = "iv_add", [OP_SUB] = "iv_sub", [OP_MUL] = "iv_mul", [OP_DIV] = "iv_div", [OP_FLOORDIV] = "iv_floordiv", [OP_MOD] = "iv_mod",
+    [OP_ADD] = "iv_add", [OP_SUB] = "iv_sub",           [OP_MUL] = "iv_mul",
+    [OP_DIV] = "iv_div", [OP_FLOORDIV] = "iv_floordiv", [OP_MOD] = "iv_mod",
 };
 
 static const char *range_cast(DType from, DType to) {
@@ -129,12 +138,14 @@ static void range_instr(Str *s, const Program *p, const Instr *x) {
 }
 
 static void range_code(const Program *p, Str *s) {
-    str_add(s, "GPU_FN FlashRange flash_vec_range(const FlashParams &p, int slot, i64 lb, i64 lh, i64 block) {\n"
-               "    const FlashVec &v = p.vec[slot];\n"
-               "    i64 nblock = (v.len + FLASH_BLOCK - 1) / FLASH_BLOCK, row = (lb * v.stride_b + lh * v.stride_h) / v.len;\n"
-               "    return v.range[row * nblock + (v.len == 1 ? 0 : block)];\n}\n"
-               "GPU_FN void flash_program_range(const FlashParams &p, FlashRange b, FlashRange h, FlashRange q, FlashRange k, i64 lb, i64 lh,\n"
-               "                                i64 qb, i64 kb, FlashRange *visible, FlashRange *bias) {\n");
+    str_add(s,
+            "GPU_FN FlashRange flash_vec_range(const FlashParams &p, int slot, i64 lb, i64 lh, i64 block) {\n"
+            "    const FlashVec &v = p.vec[slot];\n"
+            "    i64 nblock = (v.len + FLASH_BLOCK - 1) / FLASH_BLOCK, row = (lb * v.stride_b + lh * v.stride_h) / v.len;\n"
+            "    return v.range[row * nblock + (v.len == 1 ? 0 : block)];\n}\n"
+            "GPU_FN void flash_program_range(const FlashParams &p, FlashRange b, FlashRange h, FlashRange q, FlashRange k, i64 "
+            "lb, i64 lh,\n"
+            "                                i64 qb, i64 kb, FlashRange *visible, FlashRange *bias) {\n");
     for (int i = 0; i < p->ninstr; i++) {
         const Instr *x = &p->instr[i];
         str_printf(s, "    const FlashRange r%d = %s(", i, x->dtype == DT_BOOL ? "iv_truth" : "");
@@ -173,7 +184,7 @@ static void vector_code(const Operand *vec, int nvec, Str *s) {
     str_add(s, "    default: return true;\n    }\n}\n");
 }
 
-// ---- all of it ----------------------------------------------------------------------------------------------------------------------
+// ---- all of it ----------------------------------------------------------------------------------------------------------------
 Status flash_source(const Node *n, const Operand *in, const Operand *out, bool tensor, Str *s, Diag *d) {
     const Program *p = node_prog(n, ATTR_PROG);
     bool grad = n->op == OP_ATTENTION_GRAD;
@@ -181,15 +192,19 @@ Status flash_source(const Node *n, const Operand *in, const Operand *out, bool t
     int first = flash_first_vec(n);
     for (int i = first; i < n->nin; i++)
         if (in[i].dtype == DT_BF16 || !expr_memory_type(in[i].dtype))
-            return diag_error(d, ST_UNSUPPORTED, "vector %d of an attention mask is %s, not float32, i64 or bool", i - first, dtype_name(in[i].dtype));
+            return diag_error(d, ST_UNSUPPORTED, "vector %d of an attention mask is %s, not float32, i64 or bool", i - first,
+                              dtype_name(in[i].dtype));
     str_add(s, "#include \"gpu.h\"\n");
     str_printf(s, "typedef %s TQ;\ntypedef %s TL;\ntypedef %s TG;\n", expr_memory_type(in[0].dtype),
                expr_memory_type(grad ? in[4].dtype : out[1].dtype), expr_memory_type(out[0].dtype));
-    str_printf(s, "#define FLASH_D %lld\n#define FLASH_DV %lld\n#define FLASH_VISIBLE %d\n#define FLASH_BIAS %d\n#define FLASH_RAW %d\n",
-               (long long)in[0].dim[3], (long long)in[2].dim[3], f.visible, f.bias, f.raw);
-    str_printf(s, "#define FLASH_SOFTCAP %d\n#define FLASH_DROPOUT %d\n#define FLASH_MASKED_ROW %d\n#define FLASH_MT %d\n#define FLASH_TENSOR %d\n",
-               node_float_or(n, ATTR_SOFTCAP, 0) != 0, node_float_or(n, ATTR_DROPOUT, 0) > 0, (int)node_int_or(n, ATTR_MASKED_ROW, 0), f.mt,
-               tensor);
+    str_printf(
+        s, "#define FLASH_D %lld\n#define FLASH_DV %lld\n#define FLASH_VISIBLE %d\n#define FLASH_BIAS %d\n#define FLASH_RAW %d\n",
+        (long long)in[0].dim[3], (long long)in[2].dim[3], f.visible, f.bias, f.raw);
+    str_printf(s,
+               "#define FLASH_SOFTCAP %d\n#define FLASH_DROPOUT %d\n#define FLASH_MASKED_ROW %d\n#define FLASH_MT %d\n#define "
+               "FLASH_TENSOR %d\n",
+               node_float_or(n, ATTR_SOFTCAP, 0) != 0, node_float_or(n, ATTR_DROPOUT, 0) > 0,
+               (int)node_int_or(n, ATTR_MASKED_ROW, 0), f.mt, tensor);
     str_add(s, flash_params_h_text);
     if (f.visible || f.bias) {
         str_add(s, expr_prelude_text);

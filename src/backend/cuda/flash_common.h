@@ -1,5 +1,7 @@
-// What the kernels of our own attention share: where a block of threads is, what is known about blocks of scores, one score. Follows
-// the generated program, which defines FLASH_D, FLASH_DV (channels), TQ, TL, TG (types of q k v o do; of the log-sum-exp; of dq dk
+// What the kernels of our own attention share: where a block of threads is, what is known about blocks of scores, one score.
+// Follows
+// the generated program, which defines FLASH_D, FLASH_DV (channels), TQ, TL, TG (types of q k v o do; of the log-sum-exp; of dq
+// dk
 // dv), FLASH_VISIBLE, FLASH_BIAS, FLASH_SOFTCAP, FLASH_DROPOUT, FLASH_MASKED_ROW and flash_program, flash_program_range.
 
 #define FLASH_PROGRAM (FLASH_VISIBLE || FLASH_BIAS)
@@ -11,7 +13,7 @@
 GPU_FN i64 flash_min(i64 a, i64 b) { return a < b ? a : b; }
 GPU_FN i64 flash_blocks(i64 n, i64 block) { return (n + block - 1) / block; }
 
-// ---- positions --------------------------------------------------------------------------------------------------------------------
+// ---- positions ----------------------------------------------------------------------------------------------------------------
 GPU_FN i64 flash_global(const FlashParams &p, int dim, i64 local) {
     if (p.qdim != dim) return local;
     int s = 0;
@@ -63,7 +65,7 @@ GPU_FN float flash_keep(const FlashParams &p, const FlashHead &at, i64 q, i64 k)
 #endif
 }
 
-// ---- verdicts ---------------------------------------------------------------------------------------------------------------------
+// ---- verdicts -----------------------------------------------------------------------------------------------------------------
 // The verdict on block (qb, kb), and the first and last block worth looking at along a row or column.
 GPU_FN int flash_verdict(const FlashParams &p, i64 row, i64 qb, i64 kb) {
 #if FLASH_PROGRAM
@@ -101,7 +103,8 @@ GPU_KERNEL(flash_ranges, FlashParams, 128) {
     for (i64 i = gpu_thread(); i < v.nrow * nblock; i += gpu_nthreads()) {
         i64 begin = i % nblock * FLASH_BLOCK, end = flash_min(begin + FLASH_BLOCK, v.len);
         FlashRange r = iv_make(IV_INF, -IV_INF, false);
-        for (i64 j = i / nblock * v.len + begin; j < i / nblock * v.len + end; j++) r = iv_add_value(r, flash_vec_value(v.data, (int)gpu_block_y, j));
+        for (i64 j = i / nblock * v.len + begin; j < i / nblock * v.len + end; j++)
+            r = iv_add_value(r, flash_vec_value(v.data, (int)gpu_block_y, j));
         v.range[i] = flash_vec_exact((int)gpu_block_y) || iv_bounded(r) ? r : iv_unknown();
     }
 }
@@ -142,8 +145,9 @@ GPU_KERNEL(flash_bounds, FlashParams, 128) {
 }
 #endif
 
-// ---- one score --------------------------------------------------------------------------------------------------------------------
-// The product q.k to the score: scale, soft-cap, bias; -inf where the key is not seen. Where nothing but masking happens (FLASH_RAW)
+// ---- one score ----------------------------------------------------------------------------------------------------------------
+// The product q.k to the score: scale, soft-cap, bias; -inf where the key is not seen. Where nothing but masking happens
+// (FLASH_RAW)
 // the product stays as it is and the scale goes into the exponential. *slope: its derivative by the scaled product.
 GPU_FN float flash_score(const FlashParams &p, const FlashHead &at, float s, int verdict, i64 lq, i64 q, i64 k, float *slope) {
 #if FLASH_SOFTCAP

@@ -1,5 +1,6 @@
 // Interval arithmetic over an attention program's instructions, the rules of backend/cpu/interval.c, on the device. Bounds are
-// doubles; integers beyond 2^50 and anything uncertain become "unknown". f: the result is a float, rounded to float32 by the kernels.
+// doubles; integers beyond 2^50 and anything uncertain become "unknown". f: the result is a float, rounded to float32 by the
+// kernels.
 
 #define IV_INF ((double)gpu_bits_float(0x7f800000u))
 GPU_FN FlashRange iv_make(double lo, double hi, bool nan) { FlashRange r; r.lo = lo, r.hi = hi, r.nan = nan; return r; }
@@ -96,8 +97,12 @@ GPU_FN FlashRange iv_mod(FlashRange x, FlashRange y, bool f) {
     if (!f && first == floor(x.hi / m)) return iv_make(x.lo - first * m, x.hi - first * m, false);
     return iv_finish(iv_make(0, f ? m : m - 1, false), f);
 }
-GPU_FN FlashRange iv_maximum(FlashRange x, FlashRange y) { return iv_make(iv_max(x.lo, y.lo), iv_max(x.hi, y.hi), x.nan || y.nan); }
-GPU_FN FlashRange iv_minimum(FlashRange x, FlashRange y) { return iv_make(iv_min(x.lo, y.lo), iv_min(x.hi, y.hi), x.nan || y.nan); }
+GPU_FN FlashRange iv_maximum(FlashRange x, FlashRange y) {
+    return iv_make(iv_max(x.lo, y.lo), iv_max(x.hi, y.hi), x.nan || y.nan);
+}
+GPU_FN FlashRange iv_minimum(FlashRange x, FlashRange y) {
+    return iv_make(iv_min(x.lo, y.lo), iv_min(x.hi, y.hi), x.nan || y.nan);
+}
 
 // Comparisons: which of <, =, > can hold. An empty range (nothing but NaN) compares as NaN does.
 struct IvOrder { bool lt, eq, gt, nan; };

@@ -1,5 +1,7 @@
-// Our own attention, portable kernels: float32 arithmetic on tiles of 64 queries x 64 keys, for any head size, f32 or bf16 in memory.
-// After FlashAttention-2 (Dao 2023). A block has FLASH_THREADS threads: thread t owns rows 4(t/8).. and columns t%8 + 8j of a tile.
+// Our own attention, portable kernels: float32 arithmetic on tiles of 64 queries x 64 keys, for any head size, f32 or bf16 in
+// memory.
+// After FlashAttention-2 (Dao 2023). A block has FLASH_THREADS threads: thread t owns rows 4(t/8).. and columns t%8 + 8j of a
+// tile.
 // In the emulation, where a block is one thread, that thread plays all of them (FLASH_EACH).
 // Output channels beyond 128 are dealt to further blocks (gpu_block_z), which compute the scores again: registers stay bounded.
 
@@ -44,7 +46,8 @@ GPU_FN void flash_dot(FlashTile *s, const T *a, i64 na, const T *b, i64 nb, floa
     }
 }
 
-// acc += c x (transposed: c^T x): c is a tile of coefficients in shared memory, x has n rows of DIM channels, of which those from c0
+// acc += c x (transposed: c^T x): c is a tile of coefficients in shared memory, x has n rows of DIM channels, of which those from
+// c0
 // on are taken. acc: 4 rows x channels t%8 + 8j.
 template <int DIM, bool TRANSPOSED, class T>
 GPU_FN void flash_apply(float (*acc)[4][FLASH_CHUNK(DIM) / 8], const float *coef, const T *x, i64 n, int c0, float *buf) {
@@ -83,12 +86,14 @@ template <int DIM, class T> GPU_FN void flash_write(T *out, float (*acc)[4][FLAS
 
 // Global positions of the tile's queries into shared memory.
 GPU_FN void flash_positions(const FlashParams &p, i64 q0, i64 n, i64 *pos) {
-    for (int r = (int)gpu_thread_x; r < FLASH_TILE; r += (int)gpu_block_threads) pos[r] = flash_global(p, 2, q0 + (r < n ? r : n - 1));
+    for (int r = (int)gpu_thread_x; r < FLASH_TILE; r += (int)gpu_block_threads)
+        pos[r] = flash_global(p, 2, q0 + (r < n ? r : n - 1));
     gpu_sync();
 }
 
 // Products -> scores, into shared memory; keys from nk on are not seen.
-GPU_FN void flash_scores(const FlashParams &p, const FlashHead &at, FlashTile *s, int verdict, i64 q0, const i64 *pos, i64 k0, float *sp) {
+GPU_FN void flash_scores(const FlashParams &p, const FlashHead &at, FlashTile *s, int verdict, i64 q0, const i64 *pos, i64 k0,
+                         float *sp) {
     FLASH_EACH(v, t) for (int i = 0; i < 4; i++) {
         int r = t / 8 * 4 + i;
         for (int j = 0; j < 8; j++) {
@@ -142,7 +147,7 @@ GPU_FN void flash_rows_begin(FlashRows rows) {
 }
 
 #if !FLASH_TENSOR
-// ---- forward ----------------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------------------------------------
 // Rows that saw no key, when such rows attend to all keys alike: their sums of v into acc.
 GPU_FN void flash_uniform(const FlashParams &p, const FlashHead &at, float (*acc)[4][FLASH_CHUNK(FLASH_DV) / 8], FlashRows rows,
                           const i64 *pos, int c0, float *sp, float *buf) {
@@ -164,7 +169,8 @@ GPU_KERNEL(flash_forward, FlashParams, FLASH_THREADS) {
     enum { NC = FLASH_CHUNK(FLASH_DV) / 8 };
     GPU_SHARED float buf[2 * FLASH_TILE * FLASH_LD], sp[FLASH_TILE * FLASH_LDP], stat[7 * FLASH_TILE];
     GPU_SHARED i64 pos[FLASH_TILE];
-    i64 ntile = flash_blocks(p.nq, FLASH_TILE), bh = gpu_block_x / ntile, tile = ntile - 1 - gpu_block_x % ntile;  // long ones first
+    i64 ntile = flash_blocks(p.nq, FLASH_TILE), bh = gpu_block_x / ntile,
+        tile = ntile - 1 - gpu_block_x % ntile;  // long ones first
     i64 q0 = tile * FLASH_TILE, n = flash_min(FLASH_TILE, p.nq - q0);
     int c0 = (int)gpu_block_z * FLASH_CHUNK(FLASH_DV);
     FlashHead at = flash_head(p, bh / p.heads, bh % p.heads);
@@ -196,7 +202,9 @@ GPU_KERNEL(flash_forward, FlashParams, FLASH_THREADS) {
     flash_write<FLASH_DV>(o, acc, n, c0);
     if (gpu_block_z == 0)
         for (int r = (int)gpu_thread_x; r < n; r += (int)gpu_block_threads) {
-            float lse = rows.sum[r] != 0.0f ? rows.max[r] * p.unit_lse + logf(rows.sum[r]) : FLASH_MASKED_ROW == 1 ? FLASH_NAN : -FLASH_INF;
+            float lse = rows.sum[r] != 0.0f     ? rows.max[r] * p.unit_lse + logf(rows.sum[r])
+                        : FLASH_MASKED_ROW == 1 ? FLASH_NAN
+                                                : -FLASH_INF;
             store_float(&((TL *)p.out1)[bh * p.nq + q0 + r], lse);
         }
     if (!blind || FLASH_MASKED_ROW < 2) return;

@@ -1,4 +1,5 @@
-// The backward on tensor cores: see flash_backward.h for what is computed and flash_mma.h for how. Row statistics, flags and coarse rows
+// The backward on tensor cores: see flash_backward.h for what is computed and flash_mma.h for how. Row statistics, flags and
+// coarse rows
 // are the portable kernels' work.
 
 struct MmaRow { float max, unsum, delta; int uniform; };  // of a query; one that is not there has p = 0
@@ -23,7 +24,8 @@ GPU_KERNEL(flash_mma_dq, FlashParams, FLASH_THREADS) {
     enum { STAGE = MMA_OTHER * (MMA_LD(FLASH_D) + MMA_LD(FLASH_DV)) };
     MMA_SHARED(shared);
     u16 *sq = shared, *sg = sq + 64 * MMA_LD(FLASH_D), *stage = sg + 64 * MMA_LD(FLASH_DV);
-    i64 ntile = flash_blocks(p.nq, 64), bh = gpu_block_x / ntile, tile = ntile - 1 - gpu_block_x % ntile, q0 = tile * 64, n = flash_min(64, p.nq - q0);
+    i64 ntile = flash_blocks(p.nq, 64), bh = gpu_block_x / ntile, tile = ntile - 1 - gpu_block_x % ntile, q0 = tile * 64,
+        n = flash_min(64, p.nq - q0);
     FlashHead at = flash_head(p, bh / p.heads, bh % p.heads);
     const bf16 *k = (const bf16 *)p.k + at.kv * p.nk * FLASH_D, *v = (const bf16 *)p.v + at.kv * p.nk * FLASH_DV;
     float acc[1][MMA_D / 8][4];
@@ -59,13 +61,19 @@ GPU_KERNEL(flash_mma_dq, FlashParams, FLASH_THREADS) {
         mma_dot<FLASH_D, 1>(s, sq + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_D), sk);
         mma_dot<FLASH_DV, 1>(dp, sg + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_DV), sv);
         bool plain = !FLASH_SOFTCAP && !FLASH_DROPOUT && !(verdict & FLASH_ELEMENT) && !all && k0 + MMA_OTHER <= p.nk;
-        GPU_UNROLL for (int e = 0; e < 2; e++) GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 2; i++) {
-            float *x = &s[0][j][2 * e + i], y = dp[0][j][2 * e + i];
-            i64 key = k0 + mma_col() + 8 * j + i;
-            if (plain) *x = mma_grad_plain(p, *x, y, stats[e].max, stats[e].unsum, stats[e].delta).ds;
-            else if (key >= p.nk) *x = 0.0f;
-            else *x = flash_grad(p, at, *x, y, verdict, flash_min(q0 + mma_row<1>(0, e), p.nq - 1), pos[e], key, stats[e].max, stats[e].unsum,
-                                 stats[e].delta, stats[e].uniform != 0).ds;
+        if (plain) {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[i / 2];
+                s[0][j][i] = mma_grad_plain(p, s[0][j][i], dp[0][j][i], r.max, r.unsum, r.delta).ds;
+            }
+        } else {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[i / 2];
+                i64 key = k0 + mma_col() + 8 * j + i % 2, lq = flash_min(q0 + mma_row<1>(0, i / 2), p.nq - 1);
+                FlashGrad g = flash_grad(p, at, s[0][j][i], dp[0][j][i], verdict, lq, pos[i / 2], flash_min(key, p.nk - 1), r.max,
+                                         r.unsum, r.delta, r.uniform != 0);
+                s[0][j][i] = key < p.nk ? g.ds : 0.0f;
+            }
         }
         mma_apply<FLASH_D, 1>(acc, s, sk);
     }
@@ -73,13 +81,13 @@ GPU_KERNEL(flash_mma_dq, FlashParams, FLASH_THREADS) {
     GPU_UNROLL for (int e = 0; e < 2; e++) {
         int r = mma_row<1>(0, e);
         if (r >= n) continue;
-        GPU_UNROLL for (int j = 0; j < MMA_D / 8; j++)
-            if (mma_col() + 8 * j < FLASH_D) mma_store2(dq + (i64)r * FLASH_D + mma_col() + 8 * j, acc[0][j][2 * e], acc[0][j][2 * e + 1]);
+        GPU_UNROLL for (int j = 0; j < MMA_D / 8; j++) if (mma_col() + 8 * j < FLASH_D)
+            mma_store2(dq + (i64)r * FLASH_D + mma_col() + 8 * j, acc[0][j][2 * e], acc[0][j][2 * e + 1]);
     }
     mma_copies_done();
 }
 
-// ---- keys ---------------------------------------------------------------------------------------------------------------------------
+// ---- keys ---------------------------------------------------------------------------------------------------------------------
 // Where the walk over the queries of all heads that share a KV head is.
 struct MmaAt { i64 h, q0; int verdict; FlashHead head; };
 
@@ -92,7 +100,8 @@ GPU_FN void mma_advance(const FlashParams &p, i64 b, i64 kvh, i64 kb, MmaAt *at,
         bool any = p.any[b * p.heads + at->h] != 0;
         FlashWalk w = flash_walk_queries(p, at->head.row, kb, any);
         i64 begin = w.first * FLASH_BLOCK, end = flash_min((w.last + 1) * FLASH_BLOCK, p.nq);
-        at->q0 = mma_next<true>(p, at->head.row, kb, from > begin ? from : begin, end, false, any ? p.flags + (b * p.heads + at->h) * ntile : 0, &at->verdict);
+        at->q0 = mma_next<true>(p, at->head.row, kb, from > begin ? from : begin, end, false,
+                                any ? p.flags + (b * p.heads + at->h) * ntile : 0, &at->verdict);
         if (at->q0 < end) return;
     }
 }
@@ -112,13 +121,14 @@ template <int DIM> GPU_FN void mma_write_keys(TG *to, float (*acc)[MMA_PAD(DIM) 
     GPU_UNROLL for (int e = 0; e < 2; e++) {
         int r = mma_row<1>(0, e);
         if (r >= n) continue;
-        GPU_UNROLL for (int j = 0; j < MMA_PAD(DIM) / 8; j++)
-            if (mma_col() + 8 * j < DIM) mma_store2(to + (i64)r * DIM + mma_col() + 8 * j, acc[0][j][2 * e], acc[0][j][2 * e + 1]);
+        GPU_UNROLL for (int j = 0; j < MMA_PAD(DIM) / 8; j++) if (mma_col() + 8 * j < DIM)
+            mma_store2(to + (i64)r * DIM + mma_col() + 8 * j, acc[0][j][2 * e], acc[0][j][2 * e + 1]);
     }
 }
 
 // VALUES: dv; KEYS: dk. Both at once where the registers hold both.
-template <bool VALUES, bool KEYS> GPU_FN void mma_key_grads(const FlashParams &p, u16 *shared, MmaRow (*row)[MMA_OTHER], i64 (*pos)[MMA_OTHER]) {
+template <bool VALUES, bool KEYS>
+GPU_FN void mma_key_grads(const FlashParams &p, u16 *shared, MmaRow (*row)[MMA_OTHER], i64 (*pos)[MMA_OTHER]) {
     enum { STAGE = MMA_OTHER * (MMA_LD(FLASH_D) + MMA_LD(FLASH_DV)) };
     u16 *sk = shared, *sv = sk + 64 * MMA_LD(FLASH_D), *stage = sv + 64 * MMA_LD(FLASH_DV);
     i64 ntile = flash_blocks(p.nk, 64), kv = gpu_block_x / ntile, k0 = gpu_block_x % ntile * 64, nk = flash_min(64, p.nk - k0);
@@ -143,18 +153,23 @@ template <bool VALUES, bool KEYS> GPU_FN void mma_key_grads(const FlashParams &p
         float s[1][MMA_OTHER / 8][4], dp[1][MMA_OTHER / 8][4];
         mma_dot<FLASH_D, 1>(s, sk + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_D), sq);
         if constexpr (KEYS) mma_dot<FLASH_DV, 1>(dp, sv + (int)gpu_thread_x / 32 * 16 * MMA_LD(FLASH_DV), sg);
-        bool uniform = p.flags && (p.flags[(b * p.heads + at.h) * flash_blocks(p.nq, FLASH_TILE) + at.q0 / FLASH_TILE] & FLASH_UNIFORM);
+        bool uniform =
+            p.flags && (p.flags[(b * p.heads + at.h) * flash_blocks(p.nq, FLASH_TILE) + at.q0 / FLASH_TILE] & FLASH_UNIFORM);
         bool plain = !FLASH_SOFTCAP && !FLASH_DROPOUT && !(at.verdict & FLASH_ELEMENT) && !uniform;
-        GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 2; i++) {
-            int c = mma_col() + 8 * j + i;
-            MmaRow r = stats[c];
-            i64 q = plain ? 0 : pos[buffer][c], lq = flash_min(at.q0 + c, p.nq - 1);
-            GPU_UNROLL for (int e = 0; e < 2; e++) {
-                float *x = &s[0][j][2 * e + i], *y = &dp[0][j][2 * e + i];
-                i64 key = flash_min(k0 + mma_row<1>(0, e), p.nk - 1);
-                FlashGrad g = plain ? mma_grad_plain(p, *x, KEYS ? *y : 0.0f, r.max, r.unsum, r.delta)
-                                    : flash_grad(p, at.head, *x, KEYS ? *y : 0.0f, at.verdict, lq, q, key, r.max, r.unsum, r.delta, r.uniform != 0);
-                *x = g.p, *y = g.ds;
+        if (plain) {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                const MmaRow &r = stats[mma_col() + 8 * j + i % 2];
+                FlashGrad g = mma_grad_plain(p, s[0][j][i], KEYS ? dp[0][j][i] : 0.0f, r.max, r.unsum, r.delta);
+                s[0][j][i] = g.p, dp[0][j][i] = g.ds;
+            }
+        } else {
+            GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) GPU_UNROLL for (int i = 0; i < 4; i++) {
+                int c = mma_col() + 8 * j + i % 2;
+                const MmaRow &r = stats[c];
+                i64 key = flash_min(k0 + mma_row<1>(0, i / 2), p.nk - 1), lq = flash_min(at.q0 + c, p.nq - 1);
+                FlashGrad g = flash_grad(p, at.head, s[0][j][i], KEYS ? dp[0][j][i] : 0.0f, at.verdict, lq, pos[buffer][c], key,
+                                         r.max, r.unsum, r.delta, r.uniform != 0);
+                s[0][j][i] = g.p, dp[0][j][i] = g.ds;
             }
         }
         if constexpr (VALUES) mma_apply<FLASH_DV, 1>(dv, s, sg);

@@ -1,7 +1,9 @@
 // The forward on tensor cores: see flash_mma.h.
 
 // Products to scores; false: no element needs a look.
-template <int MT> GPU_FN void mma_scores(const FlashParams &p, const FlashHead &at, float (*s)[MMA_OTHER / 8][4], int verdict, i64 q0, i64 (*pos)[2], i64 k0) {
+template <int MT>
+GPU_FN void mma_scores(const FlashParams &p, const FlashHead &at, float (*s)[MMA_OTHER / 8][4], int verdict, i64 q0,
+                       i64 (*pos)[2], i64 k0) {
     bool tail = k0 + MMA_OTHER > p.nk;
     if (FLASH_RAW && !(verdict & FLASH_ELEMENT) && !tail) return;
     GPU_UNROLL for (int m = 0; m < MT; m++) GPU_UNROLL for (int e = 0; e < 2; e++) {
@@ -17,8 +19,9 @@ template <int MT> GPU_FN void mma_scores(const FlashParams &p, const FlashHead &
 }
 
 // Scores to probabilities relative to the new maxima; sums are this thread's share.
-template <int MT> GPU_FN void mma_softmax(const FlashParams &p, const FlashHead &at, float (*s)[MMA_OTHER / 8][4], float (*max)[2], float (*sum)[2],
-                                          float (*fade)[2], i64 (*pos)[2], i64 k0) {
+template <int MT>
+GPU_FN void mma_softmax(const FlashParams &p, const FlashHead &at, float (*s)[MMA_OTHER / 8][4], float (*max)[2], float (*sum)[2],
+                        float (*fade)[2], i64 (*pos)[2], i64 k0) {
     GPU_UNROLL for (int m = 0; m < MT; m++) GPU_UNROLL for (int e = 0; e < 2; e++) {
         float old = max[m][e], top = old, part = 0.0f;
         GPU_UNROLL for (int j = 0; j < MMA_OTHER / 8; j++) top = fmaxf(top, fmaxf(s[m][j][2 * e], s[m][j][2 * e + 1]));
@@ -37,18 +40,21 @@ template <int MT> GPU_FN void mma_softmax(const FlashParams &p, const FlashHead 
     }
 }
 
-template <int MT> GPU_FN void mma_write_rows(const FlashParams &p, float (*acc)[MMA_DV / 8][4], float (*factor)[2], bool (*write)[2], bf16 *o, i64 n) {
+template <int MT>
+GPU_FN void mma_write_rows(const FlashParams &p, float (*acc)[MMA_DV / 8][4], float (*factor)[2], bool (*write)[2], bf16 *o,
+                           i64 n) {
     GPU_UNROLL for (int m = 0; m < MT; m++) GPU_UNROLL for (int e = 0; e < 2; e++) {
         int r = mma_row<MT>(m, e);
         if (r >= n || !write[m][e]) continue;
-        GPU_UNROLL for (int j = 0; j < MMA_DV / 8; j++)
-            if (mma_col() + 8 * j < FLASH_DV)
-                mma_store2(o + (i64)r * FLASH_DV + mma_col() + 8 * j, acc[m][j][2 * e] * factor[m][e], acc[m][j][2 * e + 1] * factor[m][e]);
+        GPU_UNROLL for (int j = 0; j < MMA_DV / 8; j++) if (mma_col() + 8 * j < FLASH_DV) mma_store2(
+            o + (i64)r * FLASH_DV + mma_col() + 8 * j, acc[m][j][2 * e] * factor[m][e], acc[m][j][2 * e + 1] * factor[m][e]);
     }
 }
 
 // Rows that saw no key, when such rows attend to all keys alike.
-template <int MT> GPU_FN void mma_uniform(const FlashParams &p, const FlashHead &at, float (*acc)[MMA_DV / 8][4], bool (*blind)[2], i64 (*pos)[2], u16 *sv) {
+template <int MT>
+GPU_FN void mma_uniform(const FlashParams &p, const FlashHead &at, float (*acc)[MMA_DV / 8][4], bool (*blind)[2], i64 (*pos)[2],
+                        u16 *sv) {
     const bf16 *v = (const bf16 *)p.v + at.kv * p.nk * FLASH_DV;
     mma_zero<FLASH_DV, MT>(acc);
     for (i64 k0 = 0; k0 < p.nk; k0 += MMA_OTHER) {
@@ -71,7 +77,8 @@ GPU_KERNEL(flash_mma_forward, FlashParams, FLASH_THREADS) {
     enum { MT = FLASH_MT, BQ = 64 * MT, STAGE = MMA_OTHER * (MMA_LD(FLASH_D) + MMA_LD(FLASH_DV)), NJ = MMA_DV / 8 };
     MMA_SHARED(shared);
     u16 *sq = shared, *stage = shared + BQ * MMA_LD(FLASH_D);
-    i64 ntile = flash_blocks(p.nq, BQ), bh = gpu_block_x / ntile, q0 = (ntile - 1 - gpu_block_x % ntile) * BQ, n = flash_min(BQ, p.nq - q0);
+    i64 ntile = flash_blocks(p.nq, BQ), bh = gpu_block_x / ntile, q0 = (ntile - 1 - gpu_block_x % ntile) * BQ,
+        n = flash_min(BQ, p.nq - q0);
     FlashHead at = flash_head(p, bh / p.heads, bh % p.heads);
     const bf16 *k = (const bf16 *)p.k + at.kv * p.nk * FLASH_D, *v = (const bf16 *)p.v + at.kv * p.nk * FLASH_DV;
     float acc[MT][NJ][4], max[MT][2], sum[MT][2], fade[MT][2];
@@ -104,7 +111,8 @@ GPU_KERNEL(flash_mma_forward, FlashParams, FLASH_THREADS) {
         mma_dot<FLASH_D, MT>(s, sq + (int)gpu_thread_x / 32 * 16 * MT * MMA_LD(FLASH_D), sk);
         mma_scores<MT>(p, at, s, verdict, q0, pos, k0);
         mma_softmax<MT>(p, at, s, max, sum, fade, pos, k0);
-        GPU_UNROLL for (int m = 0; m < MT; m++) GPU_UNROLL for (int j = 0; j < NJ; j++) GPU_UNROLL for (int i = 0; i < 4; i++) acc[m][j][i] *= fade[m][i / 2];
+        GPU_UNROLL for (int m = 0; m < MT; m++) GPU_UNROLL for (int j = 0; j < NJ; j++) GPU_UNROLL for (int i = 0; i < 4; i++)
+            acc[m][j][i] *= fade[m][i / 2];
         mma_apply<FLASH_DV, MT>(acc, s, sv);
     }
     bf16 *o = (bf16 *)p.out0 + (bh * p.nq + q0) * FLASH_DV;

@@ -84,7 +84,7 @@ Status cuda_fused_prepare(Device *dev, const KernelArgs *k, void **state, Diag *
     return ST_OK;
 }
 
-// ---- launching -----------------------------------------------------------------------------------------------------------------------
+// ---- launching ----------------------------------------------------------------------------------------------------------
 
 // n / d as (mulhi(n, m) + n) >> s for n < 2^31 (Granlund and Montgomery 1994).
 static void put_divisor(char *at, int64_t divisor) {
@@ -136,7 +136,8 @@ static bool may_take_over(const FusedSpace *s, int i, int j, const KernelArgs *k
 static Status check_addresses(const FusedSpace *s, const KernelArgs *k, Diag *d) {
     for (int n = 0; n < s->nin + s->nout; n++) {
         const Operand *x = n < s->nin ? &k->in[n] : &k->out[n - s->nin];
-        if ((uintptr_t)x->data % 16) return diag_error(d, ST_UNSUPPORTED, "%s: an operand does not start at a multiple of 16 bytes", s->label);
+        if ((uintptr_t)x->data % 16)
+            return diag_error(d, ST_UNSUPPORTED, "%s: an operand does not start at a multiple of 16 bytes", s->label);
     }
     for (int j = 0; j < s->nout; j++)
         for (int i = 0; i < s->nin; i++) {
@@ -182,5 +183,7 @@ Status cuda_fused(const KernelArgs *k, Diag *d) {
 }
 
 size_t cuda_pointwise_scratch(const Node *n, const Operand *in, const Operand *out) { return cuda_fused_scratch(n, in, out); }
-Status cuda_pointwise_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) { return cuda_fused_prepare(dev, k, state, d); }
+Status cuda_pointwise_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
+    return cuda_fused_prepare(dev, k, state, d);
+}
 Status cuda_pointwise(const KernelArgs *k, Diag *d) { return cuda_fused(k, d); }

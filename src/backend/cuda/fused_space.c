@@ -2,7 +2,7 @@
 #include "backend/cuda/fused_space.h"
 #include "backend/cuda/codegen_expr.h"
 
-// ---- the local space -------------------------------------------------------------------------------------------------------------
+// ---- the local space ----------------------------------------------------------------------------------------------------
 
 static Shape global_shape(const Operand *x) { return shape_of(x->ndim, x->global); }
 
@@ -48,7 +48,7 @@ static void output_access(const FusedSpace *s, FusedOut kind, DType t, Access *a
     }
 }
 
-// ---- merging dims ----------------------------------------------------------------------------------------------------------------
+// ---- merging dims -------------------------------------------------------------------------------------------------------
 
 static bool has_window(const Access *a, int dim) {
     for (int k = 0; k < a->nwin; k++)
@@ -131,7 +131,7 @@ static void insert_dim(FusedSpace *s, int at) {
     s->ndim++;
 }
 
-// ---- the program -----------------------------------------------------------------------------------------------------------------
+// ---- the program --------------------------------------------------------------------------------------------------------
 
 static void find_levels(FusedSpace *s) {
     const Program *p = s->p;
@@ -173,7 +173,8 @@ static Status check_types(const FusedSpace *s, Diag *d) {
     for (int i = 0; i < s->nin + s->nout; i++) {
         DType t = i < s->nin ? s->in[i].dtype : s->out[i - s->nin].dtype;
         if (!expr_memory_type(t))
-            return diag_error(d, ST_UNSUPPORTED, "%s: operands of %s are not for the GPU: use float32 or bfloat16", s->label, dtype_name(t));
+            return diag_error(d, ST_UNSUPPORTED, "%s: operands of %s are not for the GPU: use float32 or bfloat16", s->label,
+                              dtype_name(t));
     }
     return ST_OK;
 }
@@ -184,7 +185,9 @@ static const Program *program_of(Arena *a, const Node *n, const Operand *in, con
     Instr *x = ARENA_ARRAY(a, Instr, n->nin + 1);
     int32_t *result = ARENA_NEW(a, int32_t);
     for (int i = 0; i < n->nin; i++) x[i] = (Instr){.code = PROG_INPUT, .dtype = in[i].dtype, .a = i, .b = -1, .c = -1};
-    x[n->nin] = (Instr){.code = PROG_OP + n->op, .dtype = out[0].dtype, .a = 0, .b = n->nin > 1 ? 1 : -1, .c = n->nin > 2 ? 2 : -1};
+    x[n->nin] = (Instr){.code = PROG_OP + n->op, .dtype = out[0].dtype, .a = 0, .b = -1, .c = -1};
+    if (n->nin > 1) x[n->nin].b = 1;
+    if (n->nin > 2) x[n->nin].c = 2;
     *result = n->nin;
     Program *p = ARENA_NEW(a, Program);
     *p = (Program){.ninstr = n->nin + 1, .instr = x, .nout = 1, .out = result};
@@ -241,7 +244,7 @@ Status fused_space(Arena *a, const Node *n, const Operand *in, const Operand *ou
     return ST_OK;
 }
 
-// ---- questions -------------------------------------------------------------------------------------------------------------------
+// ---- questions ----------------------------------------------------------------------------------------------------------
 
 int64_t fused_nrows(const FusedSpace *s) {
     int64_t n = 1;

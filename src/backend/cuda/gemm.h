@@ -16,7 +16,10 @@ typedef struct Gemm {
     float alpha, beta;       // beta 0: C is not read. C may be D
     bool bias;               // a vector [n] of dtype cd is added
 } Gemm;
-enum { GEMM_WORKSPACE_NBYTES = 32 << 20 };  // scratch that every product is given
+enum { GEMM_WORKSPACE_NBYTES = 32 << 20 };  // scratch that a product is given, but for small ones
+// A launch takes longer than the work: not timed, and without workspace.
+static inline bool gemm_small(const Gemm *g) { return 2.0 * (double)g->m * (double)g->n * (double)g->k * (double)g->batch < 1e8; }
+static inline size_t gemm_workspace(const Gemm *g) { return gemm_small(g) ? 0 : GEMM_WORKSPACE_NBYTES; }
 // What gemm_prepare chose; owned by the device, shared by equal products.
 typedef struct GemmPlan GemmPlan;
 // Picks the fastest algorithm: measured on these addresses unless the cache on disk knows it (D is overwritten then). m, n and batch

@@ -113,7 +113,7 @@ static void plan_key(const Device *dev, const GemmDevice *gd, const Gemm *g, con
                      g->trans_a ? 't' : 'n', g->trans_b ? 't' : 'n', (long long)g->lda, (long long)g->ldb, (long long)g->ldc,
                      (long long)g->ldd, (long long)g->stride_a, (long long)g->stride_b, (long long)g->stride_c, (long long)g->stride_d,
                      dtype_name(g->ab), dtype_name(g->cd), (double)g->alpha, (double)g->beta, g->bias, alignment(at->a),
-                     alignment(at->b), alignment(at->c), alignment(at->d), at->c == at->d, GEMM_WORKSPACE_NBYTES);
+                     alignment(at->b), alignment(at->c), alignment(at->d), at->c == at->d, (int)gemm_workspace(g));
     CHECK(n > 0 && n < MAX_KEY, "the key of a product is too long");
 }
 
@@ -160,7 +160,7 @@ static cublasStatus_t launch(const Device *dev, const GemmDevice *gd, const Gemm
     }
     const void *c = p->g.beta != 0 ? at->c : at->d;
     return gd->lt->cublasLtMatmul(gd->handle, p->desc, &p->g.alpha, at->b, p->left, at->a, p->right, &p->g.beta, c, p->c, at->d, p->d,
-                                  algo, at->workspace, GEMM_WORKSPACE_NBYTES, (cudaStream_t)dev->stream);
+                                  algo, at->workspace, gemm_workspace(&p->g), (cudaStream_t)dev->stream);
 }
 
 // ---- candidates -----------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ static void add_splits(const GemmDevice *gd, const Device *dev, const GemmPlan *
             if (gd->lt->cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts[s], sizeof parts[s]) ||
                 gd->lt->cublasLtMatmulAlgoConfigSetAttribute(&a, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme) ||
                 gd->lt->cublasLtMatmulAlgoCheck(gd->handle, p->desc, p->left, p->right, p->c, p->d, &a, &r) ||
-                r.state != CUBLAS_STATUS_SUCCESS || r.workspaceSize > GEMM_WORKSPACE_NBYTES)
+                r.state != CUBLAS_STATUS_SUCCESS || r.workspaceSize > gemm_workspace(g))
                 continue;
             add_candidate(gd, g, &a, all);
         }
@@ -298,14 +298,13 @@ static Status tune(const Device *dev, GemmDevice *gd, GemmPlan *p, const Address
     static _Thread_local Candidates all;
     all.n = 0;
     if (g->batch <= INT32_MAX) {
-        TRY(ask(gd, p, at, GEMM_WORKSPACE_NBYTES, 32, &all, d));
+        TRY(ask(gd, p, at, gemm_workspace(g), 32, &all, d));
         TRY(ask(gd, p, at, 0, 16, &all, d));
-        TRY(ask(gd, p, at, GEMM_WORKSPACE_NBYTES / 8, 8, &all, d));
+        TRY(ask(gd, p, at, gemm_workspace(g) / 8, 8, &all, d));
         add_splits(gd, dev, p, &all);
     }
     p->tuning.ncandidate = all.n;
-    double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k * (double)g->batch;
-    if (flops < 1e8) {  // a launch takes longer than the work
+    if (gemm_small(g)) {
         for (int i = 0; i < all.n; i++) {
             p->algo = all.algo[i];
             if (runs(dev, gd, p, at)) return ST_OK;
@@ -336,7 +335,7 @@ static bool from_cache(const Device *dev, const GemmDevice *gd, GemmPlan *p, con
         p->tuning = (GemmTuning){.from_cache = true, .ncandidate = choice->ncandidate, .first_us = choice->first_us,
                                  .best_us = choice->best_us, .splitk = choice->splitk};
         found = gd->lt->cublasLtMatmulAlgoCheck(gd->handle, p->desc, p->left, p->right, p->c, p->d, &p->algo, &r) == CUBLAS_STATUS_SUCCESS &&
-                r.state == CUBLAS_STATUS_SUCCESS && r.workspaceSize <= GEMM_WORKSPACE_NBYTES && acceptable(gd, &p->g, &p->algo) &&
+                r.state == CUBLAS_STATUS_SUCCESS && r.workspaceSize <= gemm_workspace(&p->g) && acceptable(gd, &p->g, &p->algo) &&
                 runs(dev, gd, p, at);  // loads it, too: nothing may be loaded while launches are captured
     }
     if (!found) p->tuning = (GemmTuning){0};

@@ -24,7 +24,11 @@ static HeadArgs both_args(const Operand *in, const Operand *out) {  // (h, w, id
 
 static HeadSizes sizes_of(const Operand *in) { return head_sizes(in[0].dim[0], in[0].dim[1], in[1].dim[0], in[0].dtype); }
 
-static size_t head_scratch(const Operand *in) { return (size_t)sizes_of(in).logits_nbytes + GEMM_WORKSPACE_NBYTES; }
+static size_t head_scratch(const Operand *in) {
+    HeadSizes s = sizes_of(in);
+    Gemm any = {.m = s.rows, .n = s.v, .k = s.d, .batch = 1};  // the three products of a chunk are equally large, and the last's are no larger
+    return (size_t)s.logits_nbytes + gemm_workspace(&any);
+}
 
 // The products of a chunk, [1]: of the last one; dw is overwritten by the first chunk and added to by the others. NULL: not needed.
 typedef struct HeadState {

@@ -40,7 +40,7 @@ static struct {
     int ncompilers;
 } modules = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-// ---- compiling ----------------------------------------------------------------------------------------------------------------
+// ---- compiling ----------------------------------------------------------------------------------------------------------
 
 static const char *line_of(const char *source, int line, int *len) {
     while (--line > 0 && (source = strchr(source, '\n'))) source++;
@@ -56,8 +56,8 @@ static Status compile_error(const Module *m, const char *log, Diag *d) {
     const char *number = at ? strstr(at, "generated.cu") : NULL;
     if (number) line = atoi(number + sizeof "generated.cu");
     const char *text = line_of(m->source, line, &len);
-    return diag_error(d, ST_UNSUPPORTED, "kernel %s does not compile (please report this): %.*s; line %d: %.*s", m->what, n < 400 ? n : 400,
-                      at ? at : log, line, len < 300 ? len : 300, text);
+    return diag_error(d, ST_UNSUPPORTED, "kernel %s does not compile (please report this): %.*s; line %d: %.*s", m->what,
+                      n < 400 ? n : 400, at ? at : log, line, len < 300 ? len : 300, text);
 }
 
 static Status compile_now(Module *m, Diag *d) {
@@ -101,6 +101,7 @@ static void *compiler(void *unused) {
         pthread_cond_broadcast(&modules.changed);
     }
     modules.ncompilers--;
+    pthread_cond_broadcast(&modules.changed);
     pthread_mutex_unlock(&modules.lock);
     return NULL;
 }
@@ -136,7 +137,7 @@ static Status await(Module *m, Diag *d) {
     return m->state == MODULE_READY ? ST_OK : diag_error(d, m->diag.status, "%s", m->diag.text);
 }
 
-// ---- functions ----------------------------------------------------------------------------------------------------------------
+// ---- functions ----------------------------------------------------------------------------------------------------------
 
 static Status device_modules(Device *dev, DeviceModules **out, Diag *d) {
     if (!dev->modules) {
@@ -193,7 +194,8 @@ Status module_function(Device *dev, const char *source, const char *name, const 
             return ST_OK;
         }
     GpuFunction *f = ARENA_NEW(dm->arena, GpuFunction);
-    *f = (GpuFunction){.next = dm->functions, .module = m, .name = arena_strdup(dm->arena, name), .what = arena_strdup(dm->arena, what)};
+    *f = (GpuFunction){.next = dm->functions, .module = m};
+    f->name = arena_strdup(dm->arena, name), f->what = arena_strdup(dm->arena, what);
     dm->functions = f;
     *out = f;
     return ST_OK;
@@ -212,7 +214,8 @@ Status module_wait(Device *dev, Diag *d) {
     return ST_OK;
 }
 
-Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d) {
+Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes,
+                     const void *params, size_t nparams, Diag *d) {
     TRY(function_ready(f, d));
     Status st = module_start(dev, f->entry, grid, threads, shared_nbytes, params, nparams, d);
     return st == ST_OK ? ST_OK : diag_where(d, "kernel %s", f->what);
@@ -224,7 +227,15 @@ Arena *module_arena(Device *dev) {
     return device_modules(dev, &dm, &d) == ST_OK ? dm->arena : NULL;
 }
 
+// A process must not end while a compiler is at work in it.
+static void finish_work(void) {
+    pthread_mutex_lock(&modules.lock);
+    while (modules.ncompilers > 0) pthread_cond_wait(&modules.changed, &modules.lock);
+    pthread_mutex_unlock(&modules.lock);
+}
+
 void module_close(Device *dev) {
+    if (dev->modules) finish_work();
     if (dev->modules) arena_free(((DeviceModules *)dev->modules)->arena);
     dev->modules = NULL;
 }

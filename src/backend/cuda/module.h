@@ -20,7 +20,8 @@ typedef struct Grid {
     unsigned x, y, z;
 } Grid;
 // `params` is the kernel's one parameter struct, nparams bytes (at most 4 KB).
-Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d);
+Status module_launch(Device *dev, GpuFunction *f, Grid grid, int threads, size_t shared_nbytes,
+                     const void *params, size_t nparams, Diag *d);
 void module_close(Device *dev);
 // Lives until module_close: for what `prepare` makes.
 Arena *module_arena(Device *dev);

@@ -12,4 +12,5 @@ Status module_compile(int capability, const char *source, void **image, size_t *
 Status module_load(const void *image, size_t nbytes, void **library, Diag *d);
 // A kernel of a loaded library, ready to be launched; shared_nbytes: the most dynamic shared memory it may be given.
 Status module_find(void *library, const char *name, void **entry, Diag *d);
-Status module_start(Device *dev, void *entry, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d);
+Status module_start(Device *dev, void *entry, Grid grid, int threads, size_t shared_nbytes,
+                     const void *params, size_t nparams, Diag *d);

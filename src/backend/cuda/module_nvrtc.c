@@ -78,10 +78,12 @@ Status module_find(void *library, const char *name, void **entry, Diag *d) {
     return ST_OK;
 }
 
-Status module_start(Device *dev, void *entry, Grid grid, int threads, size_t shared_nbytes, const void *params, size_t nparams, Diag *d) {
+Status module_start(Device *dev, void *entry, Grid grid, int threads, size_t shared_nbytes,
+                     const void *params, size_t nparams, Diag *d) {
     CHECK(nparams <= 4096, "%zu bytes of kernel parameters", nparams);
     if (shared_nbytes > (48u << 10))
-        CUDA_TRY(cudaKernelSetAttributeForDevice(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_nbytes, dev->ordinal));
+        CUDA_TRY(cudaKernelSetAttributeForDevice(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_nbytes,
+                                                 dev->ordinal));
     void *args[] = {(void *)params};
     dim3 g = {grid.x, grid.y, grid.z}, b = {(unsigned)threads, 1, 1};
     CUDA_TRY(cudaLaunchKernel(entry, g, b, args, shared_nbytes, dev->stream));
