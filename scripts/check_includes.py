@@ -51,14 +51,14 @@ def main():
     errors, n = [], 0
     for top in ("src", "tools", "include", "test", "bench"):
         for path in sorted((root / top).rglob("*")):
-            if path.suffix not in (".c", ".h", ".def", ".cu", ".py", ".sh"):
+            if path.suffix not in (".c", ".h", ".def", ".cu", ".cuh", ".py", ".sh"):
                 continue
             lines = path.read_text().splitlines()
             short = path.relative_to(root)
             n += 1
             if len(lines) > MAX_FILE:
                 errors.append(f"{short}: {len(lines)} lines (at most {MAX_FILE})")
-            if path.suffix in (".c", ".h", ".cu"):
+            if path.suffix in (".c", ".h", ".cu", ".cuh"):
                 check_includes(short, lines, errors)
                 check_functions(short, lines, errors)
     print("\n".join(errors) if errors else f"{n} files: includes, lengths of files and functions are fine")

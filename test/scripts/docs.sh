@@ -33,7 +33,7 @@ for file in $(git ls-files '*.md' 2>/dev/null || find . -name '*.md' -not -path 
         [ -e "$(dirname "$file")/$link" ] || complain "$file: link to $link, which does not exist"
     done
 done
-for folder in src src/*/ src/pass/shard src/backend/cpu tools test bench examples scripts python docs; do
+for folder in src src/*/ src/pass/shard src/backend/cpu src/backend/cuda tools test bench examples scripts python docs; do
     [ -f "$folder/README.md" ] || complain "$folder has no README.md"
 done
 [ $bad = 0 ]

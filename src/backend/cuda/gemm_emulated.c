@@ -1,4 +1,4 @@
-// gemm.h without a GPU: element by element, summed in double.
+// gemm.h without a GPU: plain loops in double.
 #include <string.h>
 #include "backend/cuda/gemm.h"
 #include "base/arena.h"
@@ -46,23 +46,39 @@ static void store(void *p, DType t, int64_t i, float f) {
     ((uint16_t *)p)[i] = f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+// op(x)[rows, cols] of one matrix of the batch, in double.
+static void unpack(double *to, const void *x, DType t, int64_t at, bool trans, int64_t ld, int64_t rows, int64_t cols) {
+    int64_t row = trans ? 1 : ld, col = trans ? ld : 1;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) to[i * cols + j] = load(x, t, at + i * row + j * col);
+}
+
+// Each element is summed over k in order.
+static void multiply(double *restrict sum, const double *restrict a, const double *restrict b, int64_t m, int64_t n, int64_t k) {
+    memset(sum, 0, (size_t)(m * n) * sizeof *sum);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t e = 0; e < k; e++)
+            for (int64_t j = 0; j < n; j++) sum[i * n + j] += a[i * k + e] * b[e * n + j];
+}
+
 Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d) {
     (void)dev, (void)workspace, (void)d;
     const Gemm *g = &p->g;
-    int64_t a_m = g->trans_a ? 1 : g->lda, a_k = g->trans_a ? g->lda : 1, b_k = g->trans_b ? 1 : g->ldb, b_n = g->trans_b ? g->ldb : 1;
-    for (int64_t t = 0; t < g->batch; t++)
+    Arena *arena = arena_new();
+    double *left = ARENA_ARRAY(arena, double, g->m * g->k), *right = ARENA_ARRAY(arena, double, g->k * g->n);
+    double *sum = ARENA_ARRAY(arena, double, g->m * g->n);
+    for (int64_t t = 0; t < g->batch; t++) {
+        unpack(left, a, g->ab, t * g->stride_a, g->trans_a, g->lda, g->m, g->k);
+        unpack(right, b, g->ab, t * g->stride_b, g->trans_b, g->ldb, g->k, g->n);
+        multiply(sum, left, right, g->m, g->n, g->k);
         for (int64_t i = 0; i < g->m; i++)
             for (int64_t j = 0; j < g->n; j++) {
-                int64_t pa = t * g->stride_a + i * a_m, pb = t * g->stride_b + j * b_n;
-                double sum = 0;
-                if (g->ab == DT_F32)
-                    for (int64_t k = 0; k < g->k; k++) sum += (double)((const float *)a)[pa + k * a_k] * ((const float *)b)[pb + k * b_k];
-                else
-                    for (int64_t k = 0; k < g->k; k++) sum += (double)load(a, DT_BF16, pa + k * a_k) * load(b, DT_BF16, pb + k * b_k);
-                double v = g->alpha * sum;
+                double v = g->alpha * sum[i * g->n + j];
                 if (g->beta != 0) v += (double)g->beta * load(c, g->cd, t * g->stride_c + i * g->ldc + j);
                 if (g->bias) v += load(bias, g->cd, j);
                 store(dst, g->cd, t * g->stride_d + i * g->ldd + j, (float)v);
             }
+    }
+    arena_free(arena);
     return ST_OK;
 }
