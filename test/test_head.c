@@ -66,7 +66,7 @@ static void test_memory(void **state) {
         Made m;
         make(&m, a, SEQ, WIDTH, VOCAB);
         finish(&m, build_dot(&m.b, m.h, m.w, 0, 1, false, true));
-        Compiled c;
+        Compiled c = {0};
         compile(a, m.g, nranks, &c);
         assert_int_equal(count(c.graph, OP_HEAD), 1);
         assert_int_equal(c.shard.logits.len, 0);
@@ -86,7 +86,7 @@ static void test_label_out_of_range(void **state) {
     Made m;
     make(&m, a, SEQ, WIDTH, VOCAB);
     finish(&m, build_dot(&m.b, m.h, m.w, 0, 1, false, true));
-    Compiled c;
+    Compiled c = {0};
     compile(a, m.g, 2, &c);
     Runtime *rt = NULL;
     Diag d = {0};
@@ -112,7 +112,7 @@ static void test_whole(void **state) {
         if (k == 0) z = build_binary(&m.b, OP_ADD, z, build_iota(&m.b, SHAPE(11), 0, 0, 1, DT_F32));
         finish(&m, z);
         if (k == 1) graph_add_output(m.g, OUT_AUX, -1, 0, "logits", z);
-        Compiled c;
+        Compiled c = {0};
         compile(a, m.g, 1, &c);
         assert_int_equal(count(c.graph, OP_HEAD) + count(c.graph, OP_HEAD_FWD), 0);
         assert_int_equal(c.shard.logits.len, 1);
@@ -136,7 +136,7 @@ static void test_dependent(void **state) {
         ValueId loss = build_sum_all(b, nll);
         assert_int_equal(b->status, ST_OK);
         graph_add_output(m.g, OUT_LOSS, -1, 0, "loss", loss);
-        Compiled c;
+        Compiled c = {0};
         compile(a, m.g, 1, &c);
         assert_int_equal(count(c.graph, OP_HEAD), 0);
         assert_int_equal(count(c.graph, OP_HEAD_FWD), k);

@@ -69,8 +69,7 @@ static Status infer_head(const Graph *g, const Node *n, int *nout, TypeOut *out,
 }
 
 // ---- gradient ----------------------------------------------------------------------------------------------------------
-// The gradient of w comes out wide. Where w is narrow it is rounded here like any cotangent; the pass head takes the rounding away
-// again where the next thing is a cast back.
+// The gradient of w comes out wide, also where w is narrow: that is how gradients of parameters are summed (pass/grad.c).
 static Status grad_head_fwd(GradCtx *c, Diag *d) {
     (void)d;
     Builder *b = c->b;
@@ -84,7 +83,7 @@ static Status grad_head_fwd(GradCtx *c, Diag *d) {
     build_multi(b, OP_HEAD_GRAD, 6, in, 2, attr, 2, out);
     if (b->status != ST_OK) return b->status;
     c->gin[HEAD_H] = out[0];
-    c->gin[HEAD_W] = build_cast(b, out[1], build_dtype(b, n->in[HEAD_W]));
+    c->gin[HEAD_W] = out[1];
     return b->status;
 }
 

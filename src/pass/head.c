@@ -6,7 +6,7 @@
 //   %11 = pick(%9, %labels)
 //
 // What stands between the product and its readers is moved out of the way: reshapes, slices and permutes of rows onto h, slices of
-// classes onto w, a constant factor and tanh's soft cap into attributes; casts go (the op's arithmetic is wide). A log-softmax of
+// classes onto w, a constant factor and tanh's soft cap into attributes; casts from bf16 to f32 go (the op's arithmetic is f32). A log-softmax of
 // which only picked elements are read is pick - logsumexp; a sum over classes, weighted or not (label smoothing), is a product with the
 // sum of w's rows. Anything else that reads the logits keeps them whole; the plan's report says so.
 //
@@ -59,11 +59,14 @@ static bool scan_rows(Scan *s, NodeId id, const Node *n) {
     return true;
 }
 
+// A cast that the op makes by itself. Others round, or what follows them is computed in a wider type than the op's.
+static bool is_kept(DType from, DType to) { return from == DT_BF16 && to == DT_F32; }
+
 static bool scan_step(Scan *s, Use use) {
     if (use.node == NO_NODE) return false;
     const Node *n = graph_node(s->g, use.node);
     switch (n->op) {
-    case OP_CAST: return dtype_is_float(graph_value(s->g, n->out[0])->dtype);
+    case OP_CAST: return is_kept(graph_value(s->g, n->in[0])->dtype, graph_value(s->g, n->out[0])->dtype);
     case OP_MUL:
     case OP_DIV: return scan_factor(s, n, use.slot);
     case OP_TANH:

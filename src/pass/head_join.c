@@ -6,7 +6,7 @@
 //   %23, %24 = head_grad(%h, %w, %idx, %9, %20, %21)
 //
 // Where the cotangents depend on the forward's results (a z-loss, the loss of a loss) both stay, and the backward makes the logits
-// again. Also: the gradient of a narrow w stays wide, cast(cast(dw, bf16), f32) -> dw.
+// again.
 //
 // Requires: grad ran, canonical form.
 #include "ops/op.h"
@@ -67,37 +67,13 @@ static Status join(PassContext *c, const Graph *in, const Pair *p, Graph **out, 
     return rewrite_finish(&r, out);
 }
 
-// The gradient of w that v is a rounded copy of, cast back: NO_VALUE if v is no such thing.
-static ValueId wide_gradient(const Graph *g, const Node *n) {
-    if (n->op != OP_CAST) return NO_VALUE;
-    const Node *narrow = graph_def(g, n->in[0]);
-    if (narrow->op != OP_CAST) return NO_VALUE;
-    ValueId dw = narrow->in[0];
-    const Node *def = graph_def(g, dw);
-    bool is_dw = (def->op == OP_HEAD_GRAD && dw == def->out[1]) || (def->op == OP_HEAD && dw == def->out[3]);
-    return is_dw && graph_value(g, dw)->dtype == graph_value(g, n->out[0])->dtype ? dw : NO_VALUE;
-}
-
-static Status keep_wide(PassContext *c, const Graph *in, Graph **out, Diag *d) {
-    Rewrite r;
-    rewrite_begin(&r, in, c->scratch, d);
-    for (NodeId i = 0; i < in->nodes.len && r.b.status == ST_OK; i++) {
-        const Node *n = graph_node(in, i);
-        ValueId dw = wide_gradient(in, n);
-        if (dw != NO_VALUE) r.map[n->out[0]] = r.map[dw];
-        else rewrite_copy(&r, i);
-    }
-    return rewrite_finish(&r, out);
-}
-
 Status pass_head_join(PassContext *c, Graph *in, Graph **out, Diag *d) {
-    Graph *g = NULL;
-    TRY(keep_wide(c, in, &g, d));
+    Graph *g = in;
     Pair p;
     while (find_pair(g, &p, c->scratch)) {
         Graph *next = NULL;
         Status st = join(c, g, &p, &next, d);
-        graph_free_vecs(g);
+        if (g != in) graph_free_vecs(g);
         TRY(st);
         g = next;
     }
