@@ -133,7 +133,7 @@ static Status trace_run(const CheckOptions *options, const TensorFile *inputs, i
         copy_param_table(t, c.graph);
         RuntimeOptions run = o->runtime;
         run.run_seed = o->seed;
-        run.processes = run.processes && o->compile.nranks > 1;
+        run.processes = run.processes && o->compile.backend && o->compile.backend->device;
         st = runtime_new_with(c.plan, &run, &rt, d);
     }
     if (st == ST_OK) st = run_steps(o, &c, inputs, o->hold_routing ? &held : NULL, rt, t, d);

@@ -237,7 +237,6 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("\n");
     RuntimeOptions run = r->o->runtime;
     run.run_seed = r->o->seed;
-    run.processes = run.processes && r->o->compile.nranks > 1;
     TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
     TRY(load_start(r, d));
     printf("ready in %.1f s\n", now() - r->opened);
