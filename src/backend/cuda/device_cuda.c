@@ -5,10 +5,9 @@
 
 #include "backend/cuda/box.h"
 #include "backend/cuda/device_api.h"
+#include "backend/cuda/dnn.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/module.h"
-
-void dnn_close(Device *dev) __attribute__((weak));
 
 #define CUDA_TRY(dev, call)                                                                                                     \
     do {                                                                                                                        \
@@ -125,7 +124,7 @@ static void device_close(Device *dev) {
     struct DeviceImpl *m = dev->impl;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
     if (dev->blas) gemm_close(dev);
-    if (dnn_close && dev->dnn) dnn_close(dev);
+    if (dev->dnn) dnn_close(dev);
     if (dev->modules) module_close(dev);
     for (int64_t i = 0; i < m->graph.len; i++) cudaGraphExecDestroy(m->graph.data[i]);
     for (int64_t i = 0; i < m->mark.len; i++) cudaEventDestroy(m->mark.data[i]);
