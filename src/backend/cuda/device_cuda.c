@@ -184,7 +184,7 @@ static Status device_finish(Device *dev, NodeId *failed, Diag *d) {
     if (m->error.code == DEVICE_OK) return ST_OK;
     *failed = m->error.node;
     if (m->error.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
-    return diag_error(d, ST_NUMERIC, "index %lld is out of range [0, %lld)", m->error.value, m->error.limit);
+    return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", m->error.value, m->error.limit);
 }
 
 static Status device_read(Device *dev, void *host, const void *device, size_t nbytes, Diag *d) {
