@@ -9,6 +9,7 @@ typedef struct RefCall {
     int64_t shift, window;
     double scale;
     const uint16_t *q, *k, *v, *dout;  // dense, as the call's
+    const int64_t *first, *end;        // packed: of the document of each position [batch, nq]; NULL: one
 } RefCall;
 
 // o[dim], lse and dq[dim] of query row r = (b * heads + h) * nq + i; delta = sum(do * o). Any may be NULL.
