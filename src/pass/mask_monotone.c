@@ -4,7 +4,8 @@
 //   %1 = cumsum(%0: 0 or 1) {dim=1}                        attention(%q, %k, %v, %2, %2) {..., monotone=3}
 //   %2 = reshape(%1) : i64[B,1,S]
 //
-// Equal numbers are then neighbours: a kernel may take documents as ranges of positions. Only integers that cannot overflow count.
+// Equal numbers are then neighbours: a kernel may take documents as ranges of positions. Only integers that cannot overflow
+// count.
 #include <stdlib.h>
 
 #include "pass/mask.h"

@@ -280,7 +280,8 @@ static const Case cases[] = {
 };
 
 static DnnCall call_of(const Case *k) {
-    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, 1 / sqrt((double)k->d), false, k->cut, 0, false};
+    double scale = 1 / sqrt((double)k->d);
+    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, scale, false, k->cut, 0, false};
 }
 
 static void run_case(const Case *k) {

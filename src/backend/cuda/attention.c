@@ -1,6 +1,7 @@
 // Which attention node goes to cuDNN and which to our own kernel. The choice and the scratch follow from the node and its
 // operands' shapes alone. cuDNN takes bf16 with a mask that is a band of keys at each rank's contiguous queries, where every
-// query sees a key, within packed documents too where their numbers are proven to rise; everything else (other vectors, biases, soft-cap, dropout, several spans of queries, f32) is ours.
+// query sees a key; and documents packed into whole sequences, whose numbers are proven to rise. Everything else (other vectors,
+// biases, soft-cap, dropout, several spans of queries, f32) is ours.
 #include <math.h>
 #include "backend/cuda/attention_kind.h"
 #include "backend/cuda/dnn.h"
@@ -61,7 +62,8 @@ static bool documents(const Node *n, const Operand *in, const Operand *vec, Atte
     if (n->nin != first + 2 || n->in[first] != n->in[first + 1] || node_int_or(n, ATTR_MONOTONE, 0) != 3) return false;
     if (q->sdim == 2 || q->global[2] != k->global[2]) return false;
     if (!attention_documents(node_prog(n, ATTR_PROG), q->global[2], k->global[2], band, &docs)) return false;
-    if (vec->dtype != DT_I64 || vec->global[1] != 1 || vec->dim[2] != c->nq || (vec->dim[0] != 1 && vec->dim[0] != c->batch)) return false;
+    if (vec->dtype != DT_I64 || vec->global[1] != 1 || vec->dim[2] != c->nq) return false;
+    if (vec->dim[0] != 1 && vec->dim[0] != c->batch) return false;
     if (vec->global[0] != 1 && vec->sdim != (q->sdim == 0 ? 0 : -1)) return false;
     c->slots = dnn_slots(c->nq), c->one_packing = vec->dim[0] == 1;
     return c->slots > 0;

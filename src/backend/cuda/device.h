@@ -16,8 +16,8 @@ typedef enum DeviceErrorCode {
 } DeviceErrorCode;
 // What the host says to the errors of packed documents: with value and limit; with value.
 #define DEVICE_DOCUMENTS_TEXT \
-    "a sequence holds %lld packed documents, at most %lld were planned for: pack fewer, or set AUTOSP_DOCUMENTS to as many as there " \
-    "may be (0: attention of packed documents by kernels that take any number, slower)"
+    "a sequence holds %lld packed documents, at most %lld were planned for: pack fewer, or set AUTOSP_DOCUMENTS to as many as " \
+    "there may be (0: attention of packed documents by kernels that take any number, slower)"
 #define DEVICE_UNSORTED_TEXT \
     "document numbers of a packed sequence fall at position %lld, though the compiler proved that they cannot (this is a bug; " \
     "AUTOSP_DOCUMENTS=0 avoids it)"

@@ -80,9 +80,21 @@ static DnnAttention group_of(const DnnPlan *p) {
     int64_t group = c->heads / c->kv_heads;
     if (c->slots) {  // every document of every head is an entry
         struct DnnStride s = {c->nq * c->dim, c->nq * c->dim, c->dim};
-        return (DnnAttention){.batch = p->groups.batch * p->groups.kv_heads * group * c->slots, .heads = 1, .kv_heads = 1, .nq = c->nq,
-                              .nk = c->nk, .dim = c->dim, .mask = c->mask, .cut = true, .packed = true, .q = s, .k = s, .v = s, .o = s,
-                              .lse_batch = c->nq, .lse_head = c->nq};
+        return (DnnAttention){.batch = p->groups.batch * p->groups.kv_heads * group * c->slots,
+                              .heads = 1,
+                              .kv_heads = 1,
+                              .nq = c->nq,
+                              .nk = c->nk,
+                              .dim = c->dim,
+                              .mask = c->mask,
+                              .cut = true,
+                              .packed = true,
+                              .q = s,
+                              .k = s,
+                              .v = s,
+                              .o = s,
+                              .lse_batch = c->nq,
+                              .lse_head = c->nq};
     }
     struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
                      k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};

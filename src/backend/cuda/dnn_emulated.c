@@ -144,8 +144,9 @@ Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch
             int64_t r = (b * c->heads + kv * group) * c->nq, i = r * c->dim * 2, j = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
             DnnCall part = *c;
             part.batch = g.batch, part.heads = g.kv_heads * group, part.kv_heads = g.kv_heads;
-            DnnData y = {.q = (const char *)x->q + i, .k = (const char *)x->k + j, .v = (const char *)x->v + j, .o = (char *)x->o + i,
-                         .lse = (char *)x->lse + r * 4, .ids = (const int64_t *)x->ids + (c->one_packing ? 0 : b * c->nq), .node = x->node};
+            DnnData y = {.q = (const char *)x->q + i, .k = (const char *)x->k + j, .v = (const char *)x->v + j, .node = x->node};
+            y.o = (char *)x->o + i, y.lse = (char *)x->lse + r * 4;
+            y.ids = (const int64_t *)x->ids + (c->one_packing ? 0 : b * c->nq);
             if (c->backward)
                 y.dout = (const char *)x->dout + i, y.dq = (char *)x->dq + i, y.dk = (char *)x->dk + j, y.dv = (char *)x->dv + j;
             run_packed(dev, &part, &y, scratch);

@@ -108,7 +108,8 @@ extern "C" void gpu_packed(const Device *dev, const GpuPacked *d) {
     GpuDim chunks = util_grid(dev->nsm, d->rows * p.chunks, 1);
     GPU_LAUNCH(packed_count, dev->stream, chunks, util_block(), 0, p);
     GPU_LAUNCH(packed_begin, dev->stream, chunks, util_block(), 0, p);
-    GPU_LAUNCH(packed_entries, dev->stream, util_grid(dev->nsm, d->rows * d->heads * d->slots + 1, UTIL_BLOCK), util_block(), 0, p);
+    GpuDim entries = util_grid(dev->nsm, d->rows * d->heads * d->slots + 1, UTIL_BLOCK);
+    GPU_LAUNCH(packed_entries, dev->stream, entries, util_block(), 0, p);
 }
 
 extern "C" void gpu_packed_sum(const Device *dev, const void *x, void *out, long long n, long long group, long long elems) {
