@@ -34,7 +34,7 @@ static Status check_pass_name(const char *option, const char *name, bool all, Di
 }
 
 static Status parse_dtype(const char *text, DType *out, Diag *d) {
-    *out = text && !strcmp(text, "bf16") ? DT_BF16 : DT_F32;
+    *out = !text ? COMPUTE_AS_ARCHIVE : !strcmp(text, "bf16") ? DT_BF16 : DT_F32;
     if (!text || *out == DT_BF16 || !strcmp(text, "fp32")) return ST_OK;
     return diag_error(d, ST_INPUT, "--dtype %s: there are fp32 and bf16", text);
 }
