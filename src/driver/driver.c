@@ -6,6 +6,12 @@
 
 #include "backend/backend.h"
 
+Status compute_from_name(const char *name, DType *out, Diag *d) {
+    *out = !name ? COMPUTE_AS_ARCHIVE : !strcmp(name, "bf16") ? DT_BF16 : DT_F32;
+    if (!name || *out == DT_BF16 || !strcmp(name, "fp32")) return ST_OK;
+    return diag_error(d, ST_INPUT, "dtype %s: there are fp32 and bf16", name);
+}
+
 void compile_defaults(CompileOptions *o) {
     *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
     o->import.real = o->compute = DT_F32;
