@@ -50,6 +50,8 @@ typedef struct autosp_options {
     const char *weights;     /* safetensors file or checkpoint folder that overrides the archive's weights; NULL */
     int optimizer;           /* 1: the step ends with AdamW; 0: loss and gradients only */
     double beta1, beta2, eps, weight_decay, clip_norm;  /* AdamW; clip_norm 0: no clipping */
+    const char *device;      /* "cpu", "cuda" (where it was built in; compiling and planning need no GPU) */
+    const char *dtype;       /* "fp32", "bf16" (mixed precision, on a GPU); NULL: the archive's, fp32 on the CPU */
     int random_missing;      /* 1: parameters without bytes are drawn from the session's seed instead of being an error */
 } autosp_options;
 

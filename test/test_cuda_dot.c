@@ -183,6 +183,31 @@ static void test_added(void **state) {
                     for (int b = 0; b < 3; b++) check_added(pairs[p], bias, k, a, b);
 }
 
+// Contractions in pieces: a weight's gradient, and everything that may be added.
+static void test_pieces(void **state) {
+    (void)state;
+    static const int64_t piece[] = {8, 20, 42, 43};
+    for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
+        dot_piece = piece[i];
+        for (int bias = 0; bias < 2; bias++)
+            for (int a = 0; a < 2; a++)
+                for (int b = 0; b < 3; b++) check_added((Pair){DT_BF16, DT_F32}, bias, 43, a, b);
+        Operand in[2] = {OPERAND(DT_BF16, 0, 43, 5), OPERAND(DT_BF16, 1, 43, 7)}, out = OPERAND(DT_F32, -1, 5, 7);
+        Attr attr[] = {attr_i(ATTR_NCONTRACT, 1), attr_i(ATTR_TRANS_A, 1)};
+        Node node = {.op = OP_DOT, .nin = 2, .nout = 1, .nattr = 2, .attr = attr};
+        KernelArgs args = {.node = &node, .nin = 2, .nout = 1, .in = in, .out = &out};
+        Diag d = {0};
+        if (run_dot(&args, &d) != ST_OK) fail_msg("%s", d.text);
+        for (int64_t x = 0; x < 35; x++) {
+            double sum = 0;
+            for (int64_t k = 0; k < 43; k++) sum += get(&in[0], k * 5 + x / 7) * get(&in[1], k * 7 + x % 7);
+            check(&out, x, sum, 43, "a weight's gradient in pieces");
+        }
+        free(in[0].data), free(in[1].data), free(out.data);
+    }
+    dot_piece = DOT_PIECE;
+}
+
 static void test_refused(void **state) {
     (void)state;
     Operand in[2] = {OPERAND(DT_F32, 0, 2, 3), OPERAND(DT_F32, 1, 3, 4)}, out = OPERAND(DT_BF16, -1, 2, 4);
@@ -359,7 +384,7 @@ static void test_head_index(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm),   cmocka_unit_test(test_added), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_gemm),   cmocka_unit_test(test_added), cmocka_unit_test(test_pieces), cmocka_unit_test(test_refused),
         cmocka_unit_test(test_expert), cmocka_unit_test(test_head),  cmocka_unit_test(test_head_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,6 +23,7 @@ static Status parse_and_run(Arena *a, const char *path, const char *after, Compi
     if (!after) return ST_OK;
     TRY(check_forward(g, path, d));
     o->stop_after = after;
+    if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = DT_F32;
     return compile_graph(a, g, o, out, d);
 }
 

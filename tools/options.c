@@ -33,12 +33,6 @@ static Status check_pass_name(const char *option, const char *name, bool all, Di
     return st;
 }
 
-static Status parse_dtype(const char *text, DType *out, Diag *d) {
-    *out = text && !strcmp(text, "bf16") ? DT_BF16 : DT_F32;
-    if (!text || *out == DT_BF16 || !strcmp(text, "fp32")) return ST_OK;
-    return diag_error(d, ST_INPUT, "--dtype %s: there are fp32 and bf16", text);
-}
-
 Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d) {
     compile_defaults(o);
     if (c->ranks < 1 || c->ranks > 65536) return diag_error(d, ST_INPUT, "--ranks %lld: must be between 1 and 65536", (long long)c->ranks);
@@ -57,7 +51,7 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->stop_after = c->stop_after;
     TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
     TRY(parse_attention(c->attention, &o->attention, d));
-    TRY(parse_dtype(c->dtype, &o->compute, d));
+    TRY(compute_from_name(c->dtype, &o->compute, d));
     TRY(check_pass_name("--dump-after", c->dump_after, true, d));
     TRY(check_pass_name("--stop-after", c->stop_after, false, d));
     if (c->decisions) TRY(decisions_load(a, c->decisions, o, d));

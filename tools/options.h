@@ -18,7 +18,7 @@ typedef struct CommonArgs {
     {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                       \
     {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                  \
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},  \
-    {"--dtype", OPT_TEXT, &(c).dtype, "T", "fp32 (default), bf16 (mixed precision; parameters stay fp32)"},                        \
+    {"--dtype", OPT_TEXT, &(c).dtype, "T", "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                        \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"}, \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                        \
     {"", 0, NULL, NULL, "debugging:"},                                                                                     \

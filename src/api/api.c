@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "backend/registry.h"
 #include "driver/plan_report.h"
 #include "ir/convert.h"
 #include "train/values.h"
@@ -29,7 +30,7 @@ static autosp_status give(Status st, const Diag *d, autosp_error *e) {
 const char *autosp_version(void) { return "0.1.0"; }
 
 autosp_options autosp_options_default(void) {
-    return (autosp_options){.ranks = 1, .attention = "auto", .optimizer = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
+    return (autosp_options){.ranks = 1, .attention = "auto", .device = "cpu", .optimizer = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
 }
 
 static Status convert_options(const char *path, const autosp_options *o, CompileOptions *c, Diag *d) {
@@ -44,6 +45,8 @@ static Status convert_options(const char *path, const autosp_options *o, Compile
     c->update = o->optimizer != 0;
     c->adamw = (AdamWOptions){o->beta1, o->beta2, o->eps, o->weight_decay, o->clip_norm};
     if (o->batch < 0 || o->seq < 0) return diag_error(d, ST_INPUT, "batch and sequence length must not be negative");
+    TRY(backend_find(o->device ? o->device : "cpu", &c->backend, d));
+    TRY(compute_from_name(o->dtype, &c->compute, d));
     const char *want = o->attention ? o->attention : "auto";
     for (int i = ATTN_AUTO; i <= ATTN_GATHER_KV; i++)
         if (!strcmp(want, attention_choice_name((AttentionChoice)i))) {

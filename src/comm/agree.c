@@ -4,16 +4,9 @@
 #include <stdlib.h>
 
 Status comm_agree(Comm *c, uint64_t hash, const char *what, Diag *d) {
-    size_t n = (size_t)c->nranks;
-    int64_t *table = calloc(4 * n, sizeof *table);  // offsets of the one word sent, received; byte counts; hashes received
-    if (!table) return diag_error(d, ST_MEMORY, "rank %d: out of memory comparing the %s", c->rank, what);
-    int64_t *zero = table, *off = table + n, *nbytes = table + 2 * n;
-    uint64_t *got = (uint64_t *)(table + 3 * n);
-    for (size_t r = 0; r < n; r++) {
-        off[r] = (int64_t)(r * sizeof hash);
-        nbytes[r] = sizeof hash;
-    }
-    Status st = c->vt->alltoallv(c, &hash, zero, nbytes, got, off, nbytes, what, d);
+    uint64_t *got = calloc((size_t)c->nranks, sizeof *got);
+    if (!got) return diag_error(d, ST_MEMORY, "rank %d: out of memory comparing the %s", c->rank, what);
+    Status st = c->vt->share(c, hash, got, what, d);
     // Every rank compares with rank 0's neighbours in the same order, so that all of them fail together.
     for (int r = 0; st == ST_OK && r < c->nranks; r++) {
         if (got[r] == got[0]) continue;
@@ -21,6 +14,6 @@ Status comm_agree(Comm *c, uint64_t hash, const char *what, Diag *d) {
         st = diag_error(d, ST_COMM, "rank %d and rank %d do not have the same %s (%016llx, %016llx)", c->rank, other, what,
                         (unsigned long long)got[c->rank], (unsigned long long)got[other]);
     }
-    free(table);
+    free(got);
     return st;
 }

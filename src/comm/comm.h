@@ -10,6 +10,8 @@ typedef struct CommVtable {
     // is complete and send may be reused. `label` names the collective in errors. All ranks call in the same order.
     Status (*alltoallv)(Comm *c, const void *send, const int64_t *send_off, const int64_t *send_nbytes, void *recv,
                         const int64_t *recv_off, const int64_t *recv_nbytes, const char *label, Diag *d);
+    // Every rank shows the others one word of host memory: all[r] becomes rank r's.
+    Status (*share)(Comm *c, uint64_t mine, uint64_t *all, const char *label, Diag *d);
     Status (*barrier)(Comm *c, const char *label, Diag *d);
     // Tell the other ranks that this one failed, so that they return ST_COMM instead of waiting for ever.
     void (*abort)(Comm *c, const char *why);

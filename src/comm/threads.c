@@ -14,6 +14,7 @@ typedef struct Slot {        // what a rank shows the others during a collective
     const char *send;
     const int64_t *send_off, *send_nbytes;
     const char *label;
+    uint64_t word;           // of share
     uint64_t arrivals;       // barriers this rank has entered
 } Slot;
 typedef struct World {
@@ -23,7 +24,7 @@ typedef struct World {
     uint64_t generation;     // barriers completed
     double timeout_s;
     bool aborted;
-    bool shared;             // by processes: an anonymous mapping
+    bool shared;             // by processes
     char why[512];
     Slot slot[];
 } World;
@@ -133,6 +134,18 @@ static Status threads_alltoallv(Comm *c, const void *send, const int64_t *send_o
     return st;
 }
 
+static Status threads_share(Comm *c, uint64_t mine, uint64_t *all, const char *label, Diag *d) {
+    World *w = ((ThreadsComm *)c)->world;
+    pthread_mutex_lock(&w->lock);
+    w->slot[c->rank].send_nbytes = NULL;
+    w->slot[c->rank].word = mine;
+    Status st = world_meet(w, c->rank, label, d);
+    for (int r = 0; r < c->nranks && st == ST_OK; r++) all[r] = w->slot[r].word;
+    if (st == ST_OK) st = world_meet(w, c->rank, label, d);  // nobody goes on and shows another word before all have read
+    pthread_mutex_unlock(&w->lock);
+    return st;
+}
+
 static Status threads_barrier(Comm *c, const char *label, Diag *d) {
     World *w = ((ThreadsComm *)c)->world;
     pthread_mutex_lock(&w->lock);
@@ -156,9 +169,7 @@ static void threads_free(Comm *c) {
     pthread_mutex_lock(&w->lock);
     bool last = --w->nusers == 0;
     pthread_mutex_unlock(&w->lock);
-    if (w->shared) {  // each process lets go of its view; the last one's end frees the memory
-        munmap(w, world_nbytes(w->nranks));
-    } else if (last) {
+    if (last) {
         pthread_cond_destroy(&w->wake);
         pthread_mutex_destroy(&w->lock);
         free(w);
@@ -166,8 +177,15 @@ static void threads_free(Comm *c) {
     free(c);
 }
 
-static const CommVtable threads_vtable = {"threads", threads_alltoallv, threads_barrier, threads_abort, threads_free};
-static const CommVtable processes_vtable = {"processes", threads_alltoallv, threads_barrier, threads_abort, threads_free};
+// Each process has its own view of the world: rank 0's communicator, freed last, lets go of it.
+static void processes_free(Comm *c) {
+    World *w = ((ThreadsComm *)c)->world;
+    if (c->rank == 0) munmap(w, world_nbytes(w->nranks));
+    free(c);
+}
+
+static const CommVtable threads_vtable = {"threads", threads_alltoallv, threads_share, threads_barrier, threads_abort, threads_free};
+static const CommVtable processes_vtable = {"processes", threads_alltoallv, threads_share, threads_barrier, threads_abort, processes_free};
 
 static void world_init(World *w, int nranks, double timeout_s, bool shared) {
     w->nranks = w->nusers = nranks;

@@ -6,6 +6,12 @@
 
 #include "backend/backend.h"
 
+Status compute_from_name(const char *name, DType *out, Diag *d) {
+    *out = !name ? COMPUTE_AS_ARCHIVE : !strcmp(name, "bf16") ? DT_BF16 : DT_F32;
+    if (!name || *out == DT_BF16 || !strcmp(name, "fp32")) return ST_OK;
+    return diag_error(d, ST_INPUT, "dtype %s: there are fp32 and bf16", name);
+}
+
 void compile_defaults(CompileOptions *o) {
     *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
     o->import.real = o->compute = DT_F32;
@@ -128,6 +134,7 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
+    CHECK(o->compute != COMPUTE_AS_ARCHIVE, "a graph has no archive: say what it computes in");
     *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
@@ -144,7 +151,19 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     return st;
 }
 
-Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
+// In what a program is computed whose user did not say.
+static DType compute_of_archive(const CompileOptions *o, const Graph *g) {
+    int64_t half = 0, all = 0;
+    for (int64_t i = 0; i < g->params.len; i++) {
+        int64_t n = shape_numel(&g->params.data[i].shape);
+        all += n;
+        if (g->params.data[i].dtype == DT_BF16) half += n;
+    }
+    return 2 * half > all && (backend_of(o)->features & BACKEND_BF16) ? DT_BF16 : DT_F32;
+}
+
+Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
+    CompileOptions copy = *options, *o = &copy;
     double start = now();
     *out = (Compiled){0};
     Arena *a = arena_new();
@@ -153,6 +172,9 @@ Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
     Graph *g = NULL;
     TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
     out->graph = g;
+    if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = compute_of_archive(o, g);
+    if (o->compute != DT_BF16 && out->import.narrowed)
+        vec_push(&out->import.notes, arena_printf(a, "half-precision values are computed in %s", dtype_name(o->import.real)));
     double imported = now() - start;
     Status st = compile_graph(a, g, o, out, d);
     out->seconds += imported;

@@ -45,8 +45,6 @@ Status rank_open(Rank *r, Diag *d) {
     r->peer = calloc((size_t)r->runtime->plan->nranks, sizeof *r->peer);
     if (!r->operand || !r->state || !r->peer) return diag_error(d, ST_MEMORY, "out of memory for rank %d", r->index);
     TRY(runtime_device(r->runtime) ? open_device(r, d) : open_host(r, d));
-    r->view = r->arena;
-    r->access = r->device;
     return ST_OK;
 }
 
@@ -83,7 +81,7 @@ static Status memory_fence(void *ctx, Diag *d) {
 }
 
 void rank_set_comm(Rank *r, Comm *c) {
-    if (r->comm) r->comm->vt->free(r->comm);
+    if (r->comm && r->comm != c) r->comm->vt->free(r->comm);
     r->comm = c;
     r->comm_memory = (CommMemory){r, memory_copy, memory_fence};
     c->memory = r->device ? &r->comm_memory : NULL;
@@ -181,10 +179,20 @@ static Status prepare_all(Rank *r, Diag *d) {
     return memory_fence(r, d);
 }
 
+static Status run_errand(Rank *r, bool read, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    const Errand *e = &r->runtime->errand;
+    if (e->rank != r->index) return ST_OK;
+    return read ? api->read(r->device, r->runtime->courier, r->arena + e->offset, (size_t)e->nbytes, d)
+                : api->write(r->device, r->arena + e->offset, r->runtime->courier, (size_t)e->nbytes, d);
+}
+
 static Status run_command(Rank *r, Command c, Diag *d) {
     switch (c) {
     case CMD_AGREE: return comm_agree(r->comm, r->runtime->plan->hash, "plan", d);
     case CMD_PREPARE: return prepare_all(r, d);
+    case CMD_READ:
+    case CMD_WRITE: return run_errand(r, c == CMD_READ, d);
     default: return r->device ? step_on_device(r, d) : run_all(r, false, d);
     }
 }

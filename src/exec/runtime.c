@@ -132,25 +132,13 @@ static _Noreturn void rank_process(Rank *r, int parent) {
     _exit(0);
 }
 
-// The commanding process maps every arena, to read and write values; it runs no step itself.
-static Status map_arenas(Runtime *rt, Diag *d) {
-    const DeviceApi *api = runtime_device(rt);
-    for (int i = 0; i < rt->plan->nranks; i++) {
-        Rank *r = &rt->rank[i];
-        void *unused = NULL, *view = NULL;
-        TRY(api->open(i, rt->plan->nranks, 0, &r->access, &unused, d));
-        TRY(api->open_peer(r->access, r->handle, &view, d));
-        r->view = view;
-    }
-    return ST_OK;
-}
-
 static Status start_processes(Runtime *rt, Diag *d) {
     int n = rt->plan->nranks, parent = getpid();
     if (!runtime_device(rt)) return diag_error(d, ST_UNSUPPORTED, "ranks as processes need a device; on the CPU ranks are threads");
     Comm **c = calloc((size_t)n, sizeof *c);
     if (!c) return diag_error(d, ST_MEMORY, "out of memory for %d ranks", n);
-    Status st = comm_processes_new(n, COMM_TIMEOUT_S, c, d);
+    rt->courier = mmap(NULL, COURIER_NBYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    Status st = rt->courier == MAP_FAILED ? diag_error(d, ST_MEMORY, "out of shared memory") : comm_processes_new(n, COMM_TIMEOUT_S, c, d);
     rt->nbusy = n;
     for (int i = 0; i < n && st == ST_OK; i++) {
         rt->rank[i].comm = c[i];
@@ -161,8 +149,7 @@ static Status start_processes(Runtime *rt, Diag *d) {
     }
     free(c);
     TRY(st);
-    TRY(await_ranks(rt, d));
-    return map_arenas(rt, d);
+    return await_ranks(rt, d);
 }
 
 static Runtime *runtime_alloc(const Plan *p, const RuntimeOptions *o) {
@@ -223,14 +210,14 @@ Status runtime_new(const Plan *p, uint64_t run_seed, Runtime **out, Diag *d) {
 }
 
 static void stop_processes(Runtime *rt) {
-    const DeviceApi *api = runtime_device(rt);
     for (int i = 0; i < rt->plan->nranks; i++) {
         Rank *r = &rt->rank[i];
         if (r->pid > 0 && rt->broken) kill(r->pid, SIGKILL);
         if (r->pid > 0) waitpid(r->pid, NULL, 0);
-        if (r->access) api->close(r->access);
-        free(r->seconds);
     }
+    for (int i = rt->plan->nranks - 1; i >= 0; i--)
+        if (rt->rank[i].comm) rt->rank[i].comm->vt->free(rt->rank[i].comm);
+    if (rt->courier && rt->courier != MAP_FAILED) munmap(rt->courier, COURIER_NBYTES);
 }
 
 void runtime_free(Runtime *rt) {
@@ -255,6 +242,29 @@ void runtime_free(Runtime *rt) {
     pthread_cond_destroy(&rt->start);
     pthread_cond_destroy(&rt->finish);
     free(rt);
+}
+
+// ---- a device's memory ------------------------------------------------------------------------------------------------------------
+Status runtime_read(Runtime *rt, int rank, int64_t offset, void *host, int64_t nbytes, Diag *d) {
+    const Rank *r = &rt->rank[rank];
+    if (!rt->options.processes) return runtime_device(rt)->read(r->device, host, r->arena + offset, (size_t)nbytes, d);
+    for (int64_t at = 0; at < nbytes; at += COURIER_NBYTES) {
+        rt->errand = (Errand){rank, offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
+        TRY(command_all(rt, CMD_READ, d));
+        memcpy((char *)host + at, rt->courier, (size_t)rt->errand.nbytes);
+    }
+    return ST_OK;
+}
+
+Status runtime_write(Runtime *rt, int rank, int64_t offset, const void *host, int64_t nbytes, Diag *d) {
+    const Rank *r = &rt->rank[rank];
+    if (!rt->options.processes) return runtime_device(rt)->write(r->device, r->arena + offset, host, (size_t)nbytes, d);
+    for (int64_t at = 0; at < nbytes; at += COURIER_NBYTES) {
+        rt->errand = (Errand){rank, offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
+        memcpy(rt->courier, (const char *)host + at, (size_t)rt->errand.nbytes);
+        TRY(command_all(rt, CMD_WRITE, d));
+    }
+    return ST_OK;
 }
 
 Status runtime_step(Runtime *rt, int64_t step, double *loss, Diag *d) {
@@ -285,7 +295,7 @@ Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **s
 bool runtime_device_used(const Runtime *rt, double *nbytes) {
     size_t have, total;
     Diag d = {0};
-    if (!runtime_device(rt) || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
+    if (!runtime_device(rt) || rt->options.processes || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
     *nbytes = (double)(total - have);
     return true;
 }

@@ -21,8 +21,6 @@ typedef struct Rank {
     int64_t nrun;            // own: steps run
     void **peer;             // own; processes: arenas of the other ranks as mapped here
     Operand *operand;        // own: room for the operands of any step
-    char *view;              // the arena as the commanding thread sees it
-    Device *access;          // devices: what the commanding thread reads and writes it by
     char handle[64];         // processes: names the arena
     double *seconds;         // [nstep] when profiled: of each step, by the device's clock
     pthread_t thread;
@@ -32,7 +30,14 @@ typedef struct Rank {
     Diag diag;
 } Rank;
 
-typedef enum Command { CMD_AGREE, CMD_PREPARE, CMD_STEP, CMD_QUIT } Command;
+typedef enum Command { CMD_AGREE, CMD_PREPARE, CMD_STEP, CMD_READ, CMD_WRITE, CMD_QUIT } Command;
+// Processes: one rank's bytes to or from memory that all processes share. The commanding process never touches a device itself: a
+// process that did could not fork again.
+typedef struct Errand {
+    int rank;
+    int64_t offset, nbytes;  // in the arena
+} Errand;
+enum { COURIER_NBYTES = 8 << 20 };
 struct Runtime {
     const Plan *plan;
     RuntimeOptions options;
@@ -46,6 +51,8 @@ struct Runtime {
     int64_t step;
     bool profile;            // the next step is timed kernel by kernel
     bool broken;             // processes: one failed, the others cannot go on
+    Errand errand;
+    char *courier;           // processes: COURIER_NBYTES that all share
     size_t shared_nbytes;    // processes: of this struct and what follows it
 };
 
@@ -53,9 +60,9 @@ static inline const DeviceApi *runtime_device(const Runtime *rt) { return rt->pl
 static inline void *rank_buffer(const Rank *r, int32_t buf) {
     return r->arena + r->runtime->plan->rank[r->index].buffer[buf].offset;
 }
-static inline void *rank_view(const Rank *r, int32_t buf) {
-    return r->view + r->runtime->plan->rank[r->index].buffer[buf].offset;
-}
+// Bytes [offset, offset + nbytes) of a rank's arena on a device, from and to host memory.
+Status runtime_read(Runtime *rt, int rank, int64_t offset, void *host, int64_t nbytes, Diag *d);
+Status runtime_write(Runtime *rt, int rank, int64_t offset, const void *host, int64_t nbytes, Diag *d);
 // In the rank's own thread or process.
 Status rank_open(Rank *r, Diag *d);   // arena, workers or device
 void rank_close(Rank *r);

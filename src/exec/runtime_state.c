@@ -55,33 +55,33 @@ static int64_t operand_nbytes_local(const Operand *o) {
 }
 
 // This rank's part of value v in host memory: the arena itself, or a copy of it that the caller frees.
-static Status local_part(const Runtime *rt, ValueId v, int rank, const Operand *o, bool read, char **out, Diag *d) {
-    const Rank *r = &rt->rank[rank];
-    char *at = rank_view(r, rt->plan->rank[rank].value_buf[v]);
+static Status local_part(Runtime *rt, ValueId v, int rank, const Operand *o, bool read, char **out, Diag *d) {
+    int32_t buf = rt->plan->rank[rank].value_buf[v];
     if (!runtime_device(rt)) {
-        *out = at;
+        *out = rank_buffer(&rt->rank[rank], buf);
         return ST_OK;
     }
     int64_t nbytes = operand_nbytes_local(o);
     *out = malloc((size_t)max_i64(nbytes, 1));
     if (!*out) return diag_error(d, ST_MEMORY, "out of memory for a copy of %lld bytes", (long long)nbytes);
-    Status st = read ? runtime_device(rt)->read(r->access, *out, at, (size_t)nbytes, d) : ST_OK;
+    Status st = read ? runtime_read(rt, rank, rt->plan->rank[rank].buffer[buf].offset, *out, nbytes, d) : ST_OK;
     if (st != ST_OK) free(*out);
     return st;
 }
 
-static Status transfer(const Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
-    const Rank *r = &rt->rank[rank];
-    const DeviceApi *api = runtime_device(rt);
+static Status transfer(Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
     Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
+    int64_t at = rt->plan->rank[rank].buffer[rt->plan->rank[rank].value_buf[v]].offset;
+    if (runtime_device(rt) && o.sdim < 0 && t == o.dtype)  // nothing to cut or convert
+        return direction == INTO_ARENA ? runtime_write(rt, rank, at, data, operand_nbytes_local(&o), d)
+                                       : runtime_read(rt, rank, at, data, operand_nbytes_local(&o), d);
     char *local = NULL;
     TRY(local_part(rt, v, rank, &o, direction == OUT_OF_ARENA, &local, d));
     Transfer x = {data, local, t, o.dtype, direction};
     for_each_run(&o, transfer_run, &x);
-    if (!api) return ST_OK;
+    if (!runtime_device(rt)) return ST_OK;
     Status st = ST_OK;
-    if (direction == INTO_ARENA)
-        st = api->write(r->access, rank_view(r, rt->plan->rank[rank].value_buf[v]), local, (size_t)operand_nbytes_local(&o), d);
+    if (direction == INTO_ARENA) st = runtime_write(rt, rank, at, local, operand_nbytes_local(&o), d);
     free(local);
     return st;
 }
@@ -95,7 +95,7 @@ static Status scatter_value(Runtime *rt, ValueId v, const void *data, DType t, D
     return ST_OK;
 }
 
-static Status gather_copies(const Runtime *rt, ValueId v, void *data, DType t, Diag *d) {
+static Status gather_copies(Runtime *rt, ValueId v, void *data, DType t, Diag *d) {
     bool shard = graph_value(rt->plan->graph, v)->place.kind == PLACE_SHARD;
     for (int r = 0; r < (shard ? rt->plan->nranks : 1); r++) TRY(transfer(rt, v, r, data, t, OUT_OF_ARENA, d));
     return ST_OK;
@@ -118,7 +118,7 @@ static void reduce_run(void *ctx, int64_t whole, int64_t local, int64_t n) {
     }
 }
 
-static Status gather_terms(const Runtime *rt, ValueId v, double *data, Diag *d) {
+static Status gather_terms(Runtime *rt, ValueId v, double *data, Diag *d) {
     const Value *x = graph_value(rt->plan->graph, v);
     int64_t n = shape_numel(&x->shape);
     for (int64_t i = 0; i < n; i++) data[i] = x->place.reduce == RED_MAX ? -INFINITY : 0;

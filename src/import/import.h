@@ -12,6 +12,7 @@ typedef struct ImportOptions {
 typedef struct ImportReport {
     VEC(const char *) missing;   // parameters without bytes anywhere
     VEC(const char *) leftover;  // tensors in `weights` that nothing took
+    bool narrowed;               // some values are half precision in the archive
     VEC(const char *) notes;     // "bf16 weights are computed in f32", ...
 } ImportReport;
 

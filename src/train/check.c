@@ -23,6 +23,7 @@ typedef struct Routing {
 typedef struct Trace {
     Arena *arena;
     int nstep;
+    DType compute;           // what it was compiled for
     double *loss;            // [nstep]
     int64_t nparam;
     const char **name;       // [nparam]
@@ -130,10 +131,11 @@ static Status trace_run(const CheckOptions *options, const TensorFile *inputs, i
     Status st = compile_file(&o->compile, &c, d);
     if (st == ST_OK) {
         if (o->notes) o->notes(&c.import);
+        t->compute = c.compute;
         copy_param_table(t, c.graph);
         RuntimeOptions run = o->runtime;
         run.run_seed = o->seed;
-        run.processes = run.processes && o->compile.nranks > 1;
+        run.processes = run.processes && o->compile.backend && o->compile.backend->device;
         st = runtime_new_with(c.plan, &run, &rt, d);
     }
     if (st == ST_OK) st = run_steps(o, &c, inputs, o->hold_routing ? &held : NULL, rt, t, d);
@@ -358,7 +360,7 @@ Status check_run(const CheckOptions *options, CheckResult *r, Diag *d) {
     Trace t = {0};
     Status st = o.golden ? check_golden(&o, a, &t, r, d) : check_against_one(&o, a, &t, r, d);
     if (st == ST_OK && o.out) st = write_trace(o.out, &t, d);
-    CheckLimits limit = check_limits(o.compile.compute);
+    CheckLimits limit = check_limits(t.compute);
     if (st == ST_OK) r->pass = r->loss_relerr <= limit.loss && r->grad_relerr <= limit.grad && r->adamw_relerr <= limit.adamw;
     trace_free(&t);
     arena_free(a);

@@ -22,7 +22,8 @@ static const char *phase_name(Phase p) {
 }
 
 static bool is_compute(OpKind op) {
-    return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION || op == OP_ATTENTION_GRAD;
+    return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION || op == OP_ATTENTION_GRAD ||
+           op == OP_HEAD || op == OP_HEAD_FWD || op == OP_HEAD_GRAD;
 }
 
 static Kind *find_kind(Kind *k, int *n, OpKind op, Phase phase, bool exchange) {

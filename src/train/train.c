@@ -237,10 +237,11 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("\n");
     RuntimeOptions run = r->o->runtime;
     run.run_seed = r->o->seed;
-    run.processes = run.processes && r->o->compile.nranks > 1;
+    double device = now();
     TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
+    double params = now();
     TRY(load_start(r, d));
-    printf("ready in %.1f s\n", now() - r->opened);
+    printf("ready in %.1f s: compiled %.2f, memory and kernels %.2f, parameters %.2f\n", now() - r->opened, r->c->seconds, params - device, now() - params);
     fflush(stdout);
     TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));

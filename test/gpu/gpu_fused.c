@@ -3,7 +3,7 @@
 //   gpu_fused bench [NAME]          GB/s of what a transformer needs, beside a device copy
 //   gpu_fused large                 more than 2^31 elements
 //   gpu_fused compile [COUNT]       no GPU: every source through NVRTC for compute capability 9.0
-//   gpu_fused source NAME           prints the source of a bench case
+//   gpu_fused source NAME|NUMBER    prints the source of a bench case, of a random one
 // Without arguments: random, large, bench. PASS or FAIL at the end.
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -370,10 +370,11 @@ static int run_compile(int count, const char *print) {
         fused_case_free(&c);
         arena_free(a);
     }
-    for (int i = 0; i < count && !print; i++, n++) {
+    bool one = print && strspn(print, "0123456789") == strlen(print);
+    for (int i = one ? atoi(print) : 0; i < (one ? atoi(print) + 1 : print ? 0 : count); i++, n++) {
         FusedCase c;
-        fused_case_random(&c, (uint64_t)i, 6000);
-        failed += !compile_case(&c, false, &seconds);
+        fused_case_random(&c, (uint64_t)i, one ? 20000 : 6000);
+        failed += !compile_case(&c, one, &seconds);
         fused_case_free(&c);
     }
     if (!print) printf("%s compile: %d of %d failed, %.3f s each\n", failed ? "FAIL" : "PASS", failed, n, seconds / n);

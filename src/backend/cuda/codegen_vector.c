@@ -13,8 +13,8 @@ static const char vector_prelude[] =
     "template <int N> GPU_FN void gx_words(u32 *w, const void *p) { w[0] = 0, memcpy(w, p, N); }\n"
     "template <int N> GPU_FN void gx_put_words(void *p, const u32 *w) { memcpy(p, w, N); }\n"
     "GPU_FN u32 gx_pack_bf16(float lo, float hi) { return to_bf16(lo).bits | (u32)to_bf16(hi).bits << 16; }\n"
-    "template <int G> GPU_FN float gx_group_sum(float v) { return v; }\n"
-    "template <int G> GPU_FN float gx_group_max(float v) { return v; }\n"
+    "template <int G> GPU_FN float gx_group_sum(float v, int &) { return v; }\n"
+    "template <int G> GPU_FN float gx_group_max(float v, int &) { return v; }\n"
     "#else\n"
     "template <int N> GPU_FN void gx_words(u32 *w, const void *p) {\n"
     "    if constexpr (N >= 16) {\n"
@@ -43,20 +43,34 @@ static const char vector_prelude[] =
     "    asm(\"cvt.rn.bf16x2.f32 %0, %1, %2;\" : \"=r\"(r) : \"f\"(hi), \"f\"(lo));\n"
     "    return r;\n"
     "}\n"
-    "template <int G> GPU_FN float gx_group_sum(float v) {\n"
+    // One barrier is enough: `turn` alternates, and whoever writes to an array has passed the barrier of the reduction between,
+    // before which all had read it.
+    "template <int G> GPU_FN float gx_group_sum(float v, int &turn) {\n"
     "    if constexpr (G > 32) {\n"
-    "        GPU_SHARED float part[32];\n"
-    "        return gpu_block_reduce_sum(v, part);\n"
+    "        __shared__ __align__(16) float part[2][G / 32];\n"
+    "        v = gpu_warp_sum(v);\n"
+    "        turn ^= 1;\n"
+    "        if (threadIdx.x % 32 == 0) part[turn][threadIdx.x / 32] = v;\n"
+    "        __syncthreads();\n"
+    "        v = 0;\n"
+    "        GPU_UNROLL for (int i = 0; i < G / 32; i++) v += part[turn][i];\n"
+    "        return v;\n"
     "    }\n"
     "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v += __shfl_xor_sync(0xffffffffu, v, m);\n"
     "    return v;\n"
     "}\n"
-    "template <int G> GPU_FN float gx_group_max(float v) {\n"
+    "template <int G> GPU_FN float gx_group_max(float v, int &turn) {\n"
     "    if constexpr (G > 32) {\n"
-    "        GPU_SHARED float part[32];\n"
-    "        return gpu_block_reduce_max(v, part);\n"
+    "        __shared__ __align__(16) float part[2][G / 32];\n"
+    "        GPU_UNROLL for (int m = 16; m > 0; m /= 2) v = gx_larger(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
+    "        turn ^= 1;\n"
+    "        if (threadIdx.x % 32 == 0) part[turn][threadIdx.x / 32] = v;\n"
+    "        __syncthreads();\n"
+    "        v = part[turn][0];\n"
+    "        GPU_UNROLL for (int i = 1; i < G / 32; i++) v = gx_larger(v, part[turn][i]);\n"
+    "        return v;\n"
     "    }\n"
-    "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v = gx_max(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
+    "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v = gx_larger(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
     "    return v;\n"
     "}\n"
     "#endif\n"
@@ -213,6 +227,10 @@ void gen_positions(Gen *g, const char *from, int first, int last, int unit) {
     if (first > last) return;
     gen_line(g, "%s h%d = (%s)%s;", t, last, t, from);
     for (int k = last; k >= first; k--) {
+        if (g->along && k == g->many_dim) {  // the kernel's own loop
+            if (k > first) gen_line(g, "const %s h%d = h%d;", t, k - 1, k);
+            continue;
+        }
         char scale[24] = "", name[16] = "many0";
         if (k != g->many_dim) snprintf(name, sizeof name, "q%d", k);
         if (unit > 1 && k == last) snprintf(scale, sizeof scale, " * %d", unit);
@@ -271,12 +289,13 @@ static bool has_outer_window(const Gen *g, int i, int ndims) {
 void gen_declare_input(Gen *g, int i, const char *array) {
     const char *t = expr_memory_type(g->s->in[i].dtype);
     InputClass c = gen_class(g, i);
-    if (c == INPUT_SPLAT) gen_line(g, "%s x%d%s;", t, i, array);
-    else gen_line(g, "%s<%s, %d> x%d%s;", c == INPUT_VECTOR ? "GxVec" : "GxElems", t, g->v, i, array);
+    char x = g->next ? 'n' : 'x';
+    if (c == INPUT_SPLAT) gen_line(g, "%s %c%d%s;", t, x, i, array);
+    else gen_line(g, "%s<%s, %d> %c%d%s;", c == INPUT_VECTOR ? "GxVec" : "GxElems", t, g->v, x, i, array);
 }
 
 static const char *input_name(const Gen *g, int i, char *out, size_t n) {
-    snprintf(out, n, "x%d%s", i, g->cached[i] ? "[k]" : "");
+    snprintf(out, n, "%c%d%s", g->next ? 'n' : 'x', i, g->cached[i] ? "[k]" : "");
     return out;
 }
 
@@ -327,6 +346,8 @@ void gen_instr(Gen *g, int i) {
         str_printf(&value, gen_class(g, x->a) == INPUT_SPLAT ? "gx_value(%s)" : "gx_get(%s, e)", name);
     } else if (x->code == PROG_INDEX) {
         index_text(g, &value, x->a, !s->row_const[i]);
+    } else if (gen_divides_by_row(g, i)) {
+        str_printf(&value, "gx_div_by(v%d, d%d)", x->a, x->b);
     } else {
         char name[3][16];
         snprintf(name[0], sizeof name[0], "v%d", x->a), snprintf(name[1], sizeof name[1], "v%d", x->b);
@@ -343,12 +364,20 @@ void gen_instr(Gen *g, int i) {
     str_free(&value);
 }
 
+bool gen_divides_by_row(const Gen *g, int i) {
+    const FusedSpace *s = g->s;
+    const Instr *x = &s->p->instr[i];
+    bool divides = x->code == PROG_OP + OP_DIV && x->dtype == DT_F32 && s->p->instr[x->a].dtype == DT_F32;
+    return divides && s->row && s->fast && s->row_const[x->b] && !s->row_const[i];
+}
+
 void gen_row_input(Gen *g, int i) {
     int slot = g->s->p->instr[i].a;
     const char *type = expr_register_type(g->s->p->instr[i].dtype), *t = expr_memory_type(g->s->in[slot].dtype);
-    if (has_outer_window(g, slot, fused_nouter(g->s)))
-        gen_line(g, "const %s v%d = gx_value(w%d ? p.i%d[f%d] : %s());", type, i, slot, slot, slot, t);
-    else gen_line(g, "const %s v%d = gx_value(p.i%d[f%d]);", type, i, slot, slot);
+    if (g->next) gen_line(g, "m%d =", i);
+    else gen_line(g, "const %s v%d =", type, i);
+    if (has_outer_window(g, slot, fused_nouter(g->s))) gen_line(g, "    gx_value(w%d ? p.i%d[f%d] : %s());", slot, slot, slot, t);
+    else gen_line(g, "    gx_value(p.i%d[f%d]);", slot, slot);
 }
 
 void gen_need(const FusedSpace *s, int i, bool stop, bool *need) {

@@ -159,6 +159,12 @@ static Status device_open(int rank, int nranks, size_t arena_nbytes, Device **ou
     return ST_OK;
 }
 
+// A rank's thread starts with device 0 as its current one, whatever its rank's is: what is created in preparing belongs to the current one.
+static Status device_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
+    CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
+    return cuda_prepare(dev, k, state, d);
+}
+
 // ---- steps --------------------------------------------------------------------------------------------------------------------
 static Status device_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
     Mirror *m = dev->impl->mirror;
@@ -178,7 +184,7 @@ static Status device_finish(Device *dev, NodeId *failed, Diag *d) {
     if (m->error.code == DEVICE_OK) return ST_OK;
     *failed = m->error.node;
     if (m->error.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
-    return diag_error(d, ST_NUMERIC, "index %lld is out of range [0, %lld)", m->error.value, m->error.limit);
+    return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", m->error.value, m->error.limit);
 }
 
 static Status device_read(Device *dev, void *host, const void *device, size_t nbytes, Diag *d) {
@@ -298,7 +304,7 @@ const DeviceApi device_api = {
     .open = device_open,
     .close = device_close,
     .available = device_available,
-    .prepare = cuda_prepare,
+    .prepare = device_prepare,
     .begin = device_begin,
     .finish = device_finish,
     .read = device_read,

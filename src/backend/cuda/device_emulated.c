@@ -1,8 +1,10 @@
 // The device on host memory: launches run at once, in order. With it the whole backend runs, and is sanitized, without a GPU.
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 #include "backend/cuda/box.h"
 #include "backend/cuda/device_api.h"
 #include "backend/cuda/gemm.h"
@@ -10,11 +12,18 @@
 
 enum { EMULATED_SMS = 3, MARKS = 4096 };  // few multiprocessors: small grids, whose blocks take several turns
 
+typedef struct PeerMap {
+    void *at;
+    size_t nbytes;
+} PeerMap;
+
 struct DeviceImpl {
     DeviceError error;
     DeviceStep step;
     void *arena;
     size_t arena_nbytes;
+    int fd;                  // the file in memory behind the arena: other processes map it
+    VEC(PeerMap) peer;
     double mark[MARKS];
 };
 
@@ -28,7 +37,10 @@ static void emulated_close(Device *dev) {
     if (!dev) return;
     if (&gemm_close) gemm_close(dev);
     if (&module_close) module_close(dev);
+    for (int64_t i = 0; i < dev->impl->peer.len; i++) munmap(dev->impl->peer.data[i].at, dev->impl->peer.data[i].nbytes);
+    vec_free(&dev->impl->peer);
     if (dev->impl->arena) munmap(dev->impl->arena, dev->impl->arena_nbytes);
+    if (dev->impl->fd >= 0) close(dev->impl->fd);
     free(dev->impl);
     free(dev);
 }
@@ -37,15 +49,18 @@ static Status emulated_open(int rank, int nranks, size_t arena_nbytes, Device **
     Device *dev = calloc(1, sizeof *dev);
     struct DeviceImpl *impl = calloc(1, sizeof *impl);
     size_t nbytes = arena_nbytes ? arena_nbytes : 1;
-    void *p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int fd = memfd_create("arena", MFD_CLOEXEC);
+    void *p = MAP_FAILED;
+    if (fd >= 0 && ftruncate(fd, (off_t)nbytes) == 0) p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (!dev || !impl || p == MAP_FAILED) {
         if (p != MAP_FAILED) munmap(p, nbytes);
+        if (fd >= 0) close(fd);
         free(impl);
         free(dev);
         return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate its arena of %zu bytes", rank,
                           arena_nbytes);
     }
-    *impl = (struct DeviceImpl){.arena = p, .arena_nbytes = nbytes};
+    *impl = (struct DeviceImpl){.arena = p, .arena_nbytes = nbytes, .fd = fd};
     *dev = (Device){.ordinal = -1, .rank = rank, .nsm = EMULATED_SMS, .error = &impl->error, .step = &impl->step,
                     .name = "emulated", .key = "emulated", .impl = impl};
     *arena = p;
@@ -108,12 +123,26 @@ static Status emulated_elapsed(Device *dev, int from, int to, double *seconds, D
     return ST_OK;
 }
 
+typedef struct Handle {
+    int64_t pid, fd, nbytes;
+} Handle;
+
 static Status emulated_export(Device *dev, void *handle64, Diag *d) {
-    return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
+    *(Handle *)handle64 = (Handle){getpid(), dev->impl->fd, (int64_t)dev->impl->arena_nbytes};
+    return ST_OK;
 }
 
 static Status emulated_open_peer(Device *dev, const void *handle64, void **arena, Diag *d) {
-    return diag_error(d, ST_UNSUPPORTED, "the emulated device's memory belongs to one process");
+    const Handle *h = handle64;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%lld/fd/%lld", (long long)h->pid, (long long)h->fd);
+    int fd = open(path, O_RDWR);
+    void *p = fd < 0 ? MAP_FAILED : mmap(NULL, (size_t)h->nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd >= 0) close(fd);
+    if (p == MAP_FAILED) return diag_error(d, ST_COMM, "cannot map the memory of process %lld", (long long)h->pid);
+    vec_push(&dev->impl->peer, ((PeerMap){p, (size_t)h->nbytes}));
+    *arena = p;
+    return ST_OK;
 }
 
 static void emulated_about(char *text, size_t nbytes) { snprintf(text, nbytes, "emulated on the host, for tests"); }

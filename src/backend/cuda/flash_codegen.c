@@ -22,7 +22,7 @@ static Status check_types(const Node *n, const Operand *in, const Operand *out, 
         ok = ok && in[3].dtype == in[0].dtype && in[5].dtype == in[0].dtype && gpu_float(in[4].dtype) &&
              gpu_float(out[0].dtype) && out[1].dtype == out[0].dtype && out[2].dtype == out[0].dtype;
     else ok = ok && out[0].dtype == in[0].dtype && gpu_float(out[1].dtype);
-    return ok ? ST_OK : refuse(n, d, "the element types are not all float32 or all bfloat16", "use --dtype f32 or bf16");
+    return ok ? ST_OK : refuse(n, d, "the element types are not all float32 or all bfloat16", "use --dtype fp32 or bf16");
 }
 
 Status flash_check(const Node *n, const Operand *in, const Operand *out, Diag *d) {

@@ -27,6 +27,9 @@ typedef struct GemmPlan GemmPlan;
 Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d);
 Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d);
 void gemm_close(Device *dev);
+// dot sums a longer contraction of bf16 that gives f32 piece by piece: see dot.c.
+enum { DOT_PIECE = 1 << 17 };
+extern int64_t dot_piece;  // DOT_PIECE; tests set it
 
 // Zeroed host memory that lives until gemm_close: for what a kernel's `prepare` keeps beside plans.
 void *gemm_alloc(Device *dev, size_t nbytes);
