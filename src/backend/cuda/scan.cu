@@ -78,7 +78,7 @@ extern "C" void gpu_logsumexp(const Device *dev, const GpuScan *s) {
     else GPU_LAUNCH(scan_lse_bf16, dev->stream, grid, block, 0, p);
 }
 
-// ---- cumsum: sums of the pieces of every line, their own running sums, then every piece from where it starts ------------------
+// ---- cumsum: sums of the pieces of every line, their own running sums, then every piece from where it starts --------------
 
 GPU_FN double scan_value(float x) { return (double)x; }
 GPU_FN double scan_value(bf16 x) { return (double)to_float(x); }
