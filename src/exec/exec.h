@@ -30,8 +30,8 @@ Status runtime_step(Runtime *r, int64_t step, double *loss, Diag *d);
 Status runtime_profile(Runtime *r, int64_t step, double *loss, const double **seconds, Diag *d);
 // The whole value of graph output `i`, gathered over ranks, as float64. `data` has its numel.
 Status runtime_get_output(Runtime *r, int i, double *data, Diag *d);
-// Devices: bytes in use on rank 0's device now, by everybody; false on the CPU.
-bool runtime_device_used(const Runtime *r, double *nbytes);
+// Devices: bytes in use on rank 0's device now, by everybody, and how many bytes of arenas the plan has there; false on the CPU.
+bool runtime_device_used(const Runtime *r, double *used, double *planned);
 int64_t runtime_arena_nbytes(const Runtime *r, int rank);  // what was really allocated
 
 // The oracle: evaluates the graph's nodes one by one in float64, no plan, no threads, ignoring placements (exec/reference.c).

@@ -292,11 +292,14 @@ Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **s
     return st;
 }
 
-bool runtime_device_used(const Runtime *rt, double *nbytes) {
+bool runtime_device_used(const Runtime *rt, double *used, double *planned) {
     size_t have, total;
     Diag d = {0};
     if (!runtime_device(rt) || rt->options.processes || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
-    *nbytes = (double)(total - have);
+    *used = (double)(total - have);
+    *planned = 0;
+    int count = runtime_device(rt)->count();
+    for (int r = 0; r < rt->plan->nranks; r += count > 0 ? count : 1) *planned += (double)rt->rank[r].arena_nbytes;
     return true;
 }
 

@@ -89,6 +89,7 @@ static int repeated_dim(const Gen *g, const Flat *f, int *many) {
 // close together. Only where places fill the blocks.
 static int64_t choose_steps(const Gen *g, const Flat *f, int64_t nvec) {
     const FusedSpace *s = g->s;
+    if (nvec == 0) return 1;
     int64_t turns = s->dim[g->many_dim] / g->many, places = nvec / s->dim[g->many_dim], large = 0;
     for (int i = 0; i < s->nin; i++) {
         int64_t n = 1;
@@ -96,9 +97,10 @@ static int64_t choose_steps(const Gen *g, const Flat *f, int64_t nvec) {
         for (int k = 0; k < s->ndim; k++) n *= runs_along(&s->in[i], k) ? s->dim[k] : 1;
         large = max_i64(large, n);
     }
-    if (large < fused_tuning.along_elements || (places % FLAT_THREADS && places < FLAT_THREADS * 8)) return 1;
+    if (large < fused_tuning.along_elements || (places % FLAT_THREADS && places < fused_tuning.along_places)) return 1;
     int64_t chunks = ceil_div(turns, max_i64(1, fused_tuning.along_steps));
-    int64_t enough = ceil_div((int64_t)fused_tuning.sms * 16, ceil_div(places, FLAT_THREADS));  // blocks, or the last ones leave much idle
+    // With few blocks the last ones would leave much of the GPU idle.
+    int64_t enough = ceil_div((int64_t)fused_tuning.sms * 16, ceil_div(places, FLAT_THREADS));
     return ceil_div(turns, min_i64(turns, max_i64(chunks, enough)));
 }
 

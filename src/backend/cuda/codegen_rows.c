@@ -143,7 +143,7 @@ static void choose_prefetch(const Gen *g, Rows *r) {
     if (r->bound) now = then = min_i64(now, r->bound);
     if (r->group <= 32 || g->s->nlevel == 0 || row == 0 || row > fused_tuning.prefetch_words) return;
     if (now >= fused_tuning.blocks_per_level * g->s->nlevel) return;
-    int64_t registers = fused_tuning.row_registers + kept + row;
+    int64_t registers = fused_tuning.row_registers + fused_tuning.prefetch_registers + kept + row;
     if (registers > SM_REGISTERS / r->threads || registers > THREAD_REGISTERS) return;
     if (r->bound && registers > SM_REGISTERS / (r->threads * r->bound)) return;
     r->prefetch = true;
@@ -161,7 +161,8 @@ static void choose_workers(const Gen *g, Rows *r) {
         int resident = r->mode == ROW_KEPT && words * r->ne > 28 ? 512 : 1024;
         r->bound = (int)max_i64(1, resident / r->threads);
         int64_t row = (int64_t)(words - r->ncolsum * g->v) * r->ne;
-        if (r->mode == ROW_KEPT && only_columns(g, r)) r->row_unroll = (int)max_i64(1, min_i64(4, fused_tuning.column_words / max_i64(1, row)));
+        if (r->mode == ROW_KEPT && only_columns(g, r))
+            r->row_unroll = (int)max_i64(1, min_i64(4, fused_tuning.column_words / max_i64(1, row)));
         n = min_i64((int64_t)sms * r->bound * per_block, max_i64(ceil_div(r->nrow, 16), min_i64(r->nrow, sms)));
         n = max_i64(1, min_i64(n, ((int64_t)1 << 24) / max_i64(1, r->ncol)));
     } else {
@@ -424,7 +425,8 @@ static void gen_take_row(Gen *g, const Rows *r) {
     const Program *p = g->s->p;
     for (int i = 0; i < g->s->nin; i++)
         if (g->cached[i] && !r->hoisted[i])
-            gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++)\n    if ((NV > 0 && NV %% G == 0) || lane + k * G < NV) x%d[k] = n%d[k];", i, i);
+            gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++)\n"
+                     "    if ((NV > 0 && NV %% G == 0) || lane + k * G < NV) x%d[k] = n%d[k];", i, i);
     for (int i = 0; i < p->ninstr; i++)
         if (r->need[i] && g->s->row_const[i] && p->instr[i].code == PROG_INPUT && g->s->level[i] == 0)
             gen_line(g, "const %s s%d = m%d;", expr_register_type(p->instr[i].dtype), i, i);

@@ -15,9 +15,10 @@ FusedTuning fused_tuning = {
     .hoist = 1,
     // A block waits in every reduction of a row. Where a multiprocessor holds fewer than `blocks_per_level` blocks for each of the
     // reductions that wait for each other, nothing hides that: each block then loads its next row before it reduces this one, if
-    // that takes at most `prefetch_words` registers. 0: never.
+    // that takes at most `prefetch_words` registers and leaves `prefetch_registers` free (ptxas took up to 32 more for it). 0: never.
     .blocks_per_level = 2,
-    .prefetch_words = 32,
+    .prefetch_words = 16,
+    .prefetch_registers = 24,
     // Threads of a multiprocessor beyond which more blocks are not asked for, and rows of a worker from which on there are just as
     // many workers as fit on the GPU at once (fewer rows: uneven shares would leave too much of it idle).
     .resident = 1024,
@@ -28,7 +29,9 @@ FusedTuning fused_tuning = {
     .split_blocks = 4,
     .split_unroll = 4,
     // Pointwise kernels: an input of at least `along_elements` that repeats along a dim stays in registers for up to `along_steps`
-    // turns of a thread along that dim. 1: one turn.
+    // turns of a thread along that dim. 1: one turn. Not where the other dims have fewer than `along_places` vectors that are no
+    // multiple of a block: too many of its threads would idle.
     .along_elements = 1 << 18,
     .along_steps = 8,
+    .along_places = 256 * 8,
 };

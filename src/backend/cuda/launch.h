@@ -46,7 +46,7 @@ typedef struct GpuScan {
     const void *src;
     void *dst, *partial;           // cumsum: [pieces, outer * inner] of 8 bytes, where pieces > 1
     GpuType type;
-    long long outer, n, inner, pieces;
+    long long outer, n, inner, pieces, length;  // length: elements of a piece, all but the last one's
     int reverse;
 } GpuScan;
 void gpu_logsumexp(const Device *dev, const GpuScan *s);
