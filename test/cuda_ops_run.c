@@ -34,9 +34,9 @@ static bool takes_type(OpKind op, DType t) {
     return true;
 }
 
-// ---- the head in bf16 -------------------------------------------------------------------------------------------------------
-// Statistics of rows and their cotangents stay f32; logits and their gradients are bf16 between the products (docs/cuda.md). That is
-// computed here, so that results need not be compared more loosely than they are rounded.
+// ---- the head in bf16 -----------------------------------------------------------------------------------------------------
+// Statistics of rows and their cotangents stay f32; logits and their gradients are bf16 between the products (docs/cuda.md). That
+// is computed here, so that results need not be compared more loosely than they are rounded.
 
 static bool is_head(OpKind op) { return op == OP_HEAD_FWD || op == OP_HEAD_GRAD || op == OP_HEAD; }
 
@@ -53,7 +53,8 @@ static double head_logits(const OpCase *c, int64_t i, int64_t nd, int64_t nv, do
     return log(sum);
 }
 
-static void head_row_gradients(OpCase *c, int64_t i, int64_t nd, int64_t nv, const double *z, double lse, double *dh, double *dw) {
+static void head_row_gradients(OpCase *c, int64_t i, int64_t nd, int64_t nv, const double *z, double lse, double *dh,
+                               double *dw) {
     double scale = node_float_or(op_case_node(c), ATTR_SCALE, 1), cap = node_float_or(op_case_node(c), ATTR_SOFTCAP, 0);
     int g = c->op == OP_HEAD ? 3 : 4, last = c->nout - 1;
     for (int64_t v = 0; v < nv; v++) {
@@ -81,7 +82,7 @@ static void head_expect_bf16(OpCase *c) {
     }
 }
 
-// ---- samples ----------------------------------------------------------------------------------------------------------------
+// ---- samples --------------------------------------------------------------------------------------------------------------
 
 static Status new_case(OpCase *c, OpKind op, const Sample *s, DType t, int nranks, Diag *d) {
     if (!is_head(op) || t != DT_BF16) return op_case_new(c, op, s, t, nranks, SEED, d);
@@ -106,7 +107,7 @@ static void run_sample(OpsRun *r, OpKind op, const Sample *s, DType t, int nrank
     op_case_free(&c);
 }
 
-// ---- larger than the op table's: tiles, packs, pieces, chunks, and what is not aligned ----------------------------------------
+// ---- larger than the op table's: tiles, packs, pieces, chunks, and what is not aligned ------------------------------------
 
 #define I(KEY, value) {.key = ATTR_##KEY, .u.i = (value)}
 #define F(KEY, value) {.key = ATTR_##KEY, .u.f = (value)}
@@ -179,7 +180,7 @@ static const LargeSample large[] = {
     SAMPLE(HISTOGRAM, "many bins", 1, WRAP(DIM(3000)), WRAP(DT_I64), .lo = {-5}, .hi = {2600}, ATTRS(I(NROWS, 2500))),
 };
 
-// ---- reshard: whole -> intervals, where nothing comes from other ranks --------------------------------------------------------
+// ---- reshard: whole -> intervals, where nothing comes from other ranks ----------------------------------------------------
 
 static void run_reshard(OpsRun *all) {
     static const Sample s = {.label = "own part", .nin = 1, .shape = {DIM(6, 10, 3)}, .dtype = {DT_F32}};
@@ -208,7 +209,7 @@ static void run_reshard(OpsRun *all) {
     all->nrun += r.nrun, all->nfail += r.nfail + (r.nmissing > 0);
 }
 
-// ---- special values and errors ------------------------------------------------------------------------------------------------
+// ---- special values and errors --------------------------------------------------------------------------------------------
 
 static const LargeSample special[] = {
     ONE(AMAX, "not finite", WRAP(DIM(40, 12)), INTS(DIMS, 1)),
@@ -321,10 +322,38 @@ static void run_op(OpsRun *all, OpKind op) {
 }
 
 // The ops of this test; attention and generated kernels have their own.
-static const OpKind ops[] = {OP_FULL, OP_IOTA, OP_RANDOM, OP_RESHAPE, OP_PERMUTE, OP_BROADCAST, OP_SLICE, OP_PAD, OP_CONCAT, OP_SUM, OP_AMAX,
-                             OP_LOGSUMEXP, OP_CUMSUM, OP_EMBEDDING, OP_EMBEDDING_GRAD, OP_PICK, OP_GATHER, OP_SCATTER_ADD, OP_INDEX_PUT,
-                             OP_SORT, OP_TOPK, OP_HISTOGRAM, OP_CONV1D, OP_CONV1D_GRAD_X, OP_CONV1D_GRAD_W, OP_ADAMW,
-                             OP_DOT, OP_EXPERT_MATMUL, OP_EXPERT_MATMUL_GRAD, OP_HEAD_FWD, OP_HEAD_GRAD, OP_HEAD};
+static const OpKind ops[] = {OP_FULL,
+                             OP_IOTA,
+                             OP_RANDOM,
+                             OP_RESHAPE,
+                             OP_PERMUTE,
+                             OP_BROADCAST,
+                             OP_SLICE,
+                             OP_PAD,
+                             OP_CONCAT,
+                             OP_SUM,
+                             OP_AMAX,
+                             OP_LOGSUMEXP,
+                             OP_CUMSUM,
+                             OP_EMBEDDING,
+                             OP_EMBEDDING_GRAD,
+                             OP_PICK,
+                             OP_GATHER,
+                             OP_SCATTER_ADD,
+                             OP_INDEX_PUT,
+                             OP_SORT,
+                             OP_TOPK,
+                             OP_HISTOGRAM,
+                             OP_CONV1D,
+                             OP_CONV1D_GRAD_X,
+                             OP_CONV1D_GRAD_W,
+                             OP_ADAMW,
+                             OP_DOT,
+                             OP_EXPERT_MATMUL,
+                             OP_EXPERT_MATMUL_GRAD,
+                             OP_HEAD_FWD,
+                             OP_HEAD_GRAD,
+                             OP_HEAD};
 
 int cuda_ops_run(const char *only, FILE *report) {
     OpsRun all = {.report = report};

@@ -98,6 +98,7 @@ static void devices(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(devices), cmocka_unit_test(test_loss_falls_and_ranks_agree), cmocka_unit_test(test_errors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(devices), cmocka_unit_test(test_loss_falls_and_ranks_agree),
+                                       cmocka_unit_test(test_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,8 +35,10 @@ static Status check_pass_name(const char *option, const char *name, bool all, Di
 
 Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d) {
     compile_defaults(o);
-    if (c->ranks < 1 || c->ranks > 65536) return diag_error(d, ST_INPUT, "--ranks %lld: must be between 1 and 65536", (long long)c->ranks);
-    if (c->threads < 0 || c->threads > 4096) return diag_error(d, ST_INPUT, "--threads %lld: must be between 1 and 4096", (long long)c->threads);
+    if (c->ranks < 1 || c->ranks > 65536)
+        return diag_error(d, ST_INPUT, "--ranks %lld: must be between 1 and 65536", (long long)c->ranks);
+    if (c->threads < 0 || c->threads > 4096)
+        return diag_error(d, ST_INPUT, "--threads %lld: must be between 1 and 4096", (long long)c->threads);
     if (c->seq < 0 || c->batch < 0) return diag_error(d, ST_INPUT, "sequence length and batch must be positive");
     o->path = path;
     o->nranks = (int)c->ranks;
@@ -58,10 +60,14 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     return ST_OK;
 }
 
-void print_error(const char *command, const Diag *d) { fprintf(stderr, "%s: %s: %s\n", command, status_name(d->status), d->text); }
+void print_error(const char *command, const Diag *d) {
+    fprintf(stderr, "%s: %s: %s\n", command, status_name(d->status), d->text);
+}
 
 void print_import_notes(const char *command, const ImportReport *r) {
     for (int64_t i = 0; i < r->notes.len; i++) fprintf(stderr, "%s: note: %s\n", command, r->notes.data[i]);
-    for (int64_t i = 0; i < r->leftover.len && i < 10; i++) fprintf(stderr, "%s: note: not used: tensor \"%s\"\n", command, r->leftover.data[i]);
-    if (r->leftover.len > 10) fprintf(stderr, "%s: note: ... and %lld more tensors not used\n", command, (long long)r->leftover.len - 10);
+    for (int64_t i = 0; i < r->leftover.len && i < 10; i++)
+        fprintf(stderr, "%s: note: not used: tensor \"%s\"\n", command, r->leftover.data[i]);
+    if (r->leftover.len > 10)
+        fprintf(stderr, "%s: note: ... and %lld more tensors not used\n", command, (long long)r->leftover.len - 10);
 }

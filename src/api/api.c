@@ -9,7 +9,8 @@
 #include "ir/convert.h"
 #include "train/values.h"
 
-_Static_assert((int)AUTOSP_MISMATCH == (int)ST_MISMATCH && (int)AUTOSP_COMM == (int)ST_COMM, "public statuses are the internal ones");
+_Static_assert((int)AUTOSP_MISMATCH == (int)ST_MISMATCH && (int)AUTOSP_COMM == (int)ST_COMM,
+               "public statuses are the internal ones");
 
 struct autosp_program {
     Compiled c;
@@ -30,7 +31,15 @@ static autosp_status give(Status st, const Diag *d, autosp_error *e) {
 const char *autosp_version(void) { return "0.1.0"; }
 
 autosp_options autosp_options_default(void) {
-    return (autosp_options){.ranks = 1, .attention = "auto", .device = "cpu", .optimizer = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
+    return (autosp_options){.ranks = 1,
+                            .attention = "auto",
+                            .device = "cpu",
+                            .optimizer = 1,
+                            .beta1 = 0.9,
+                            .beta2 = 0.95,
+                            .eps = 1e-8,
+                            .weight_decay = 0.1,
+                            .clip_norm = 1.0};
 }
 
 static Status convert_options(const char *path, const autosp_options *o, CompileOptions *c, Diag *d) {
@@ -80,7 +89,9 @@ void autosp_program_free(autosp_program *p) {
 
 int autosp_ranks(const autosp_program *p) { return p->c.plan->nranks; }
 static bool has_rank(const autosp_program *p, int rank) { return rank >= 0 && rank < p->c.plan->nranks; }
-int64_t autosp_peak_nbytes(const autosp_program *p, int rank) { return has_rank(p, rank) ? p->c.plan->rank[rank].arena_nbytes : -1; }
+int64_t autosp_peak_nbytes(const autosp_program *p, int rank) {
+    return has_rank(p, rank) ? p->c.plan->rank[rank].arena_nbytes : -1;
+}
 double autosp_step_flops(const autosp_program *p, int rank) { return has_rank(p, rank) ? p->c.plan->rank[rank].flops : -1; }
 
 autosp_status autosp_print_plan(const autosp_program *p, FILE *f, int json, autosp_error *e) {
@@ -139,7 +150,8 @@ autosp_status autosp_step(autosp_session *s, double lr, double *loss, autosp_err
     Diag d = {0};
     double t = (double)(s->step + 1);
     Status st = ST_OK;
-    if (s->p->o.optimizer) st = runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)}, &d);
+    if (s->p->o.optimizer)
+        st = runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)}, &d);
     if (st == ST_OK) st = runtime_step(s->rt, s->step, loss, &d);
     if (st == ST_OK) s->step++;
     return give(st, &d, e);

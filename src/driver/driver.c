@@ -108,9 +108,17 @@ static double default_square_limit(void) {
 }
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
-    PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = features_of(o), .adamw = &o->adamw,
-                     .routing = o->routing, .compute = o->compute, .report = &out->shard};
+    PassContext c = {.scratch = scratch,
+                     .nranks = o->nranks,
+                     .attention = o->attention,
+                     .strategies = o->strategies,
+                     .nstrategies = o->nstrategies,
+                     .device = compile_device_model(o),
+                     .features = features_of(o),
+                     .adamw = &o->adamw,
+                     .routing = o->routing,
+                     .compute = o->compute,
+                     .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
@@ -144,7 +152,11 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = backend_of(o), .device = compile_device_model(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o),
+                          .device = compile_device_model(o),
+                          .nthreads = backend_of(o)->device ? 1
+                                      : o->nthreads > 0     ? o->nthreads
+                                                            : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;

@@ -24,7 +24,8 @@ static Status open_host(Rank *r, Diag *d) {
     if (r->arena_nbytes > 0 && !r->arena)
         return diag_error(d, ST_MEMORY, "rank %d: cannot allocate its arena of %lld bytes", r->index, (long long)r->arena_nbytes);
     if (b->pool_new) r->pool = b->pool_new(plan->nthreads);
-    if (b->pool_new && !r->pool) return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", r->index, plan->nthreads);
+    if (b->pool_new && !r->pool)
+        return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", r->index, plan->nthreads);
     return ST_OK;
 }
 
@@ -60,7 +61,7 @@ void rank_close(Rank *r) {
     r->comm = NULL, r->pool = NULL, r->device = NULL, r->arena = NULL, r->operand = NULL, r->state = NULL, r->peer = NULL;
 }
 
-// ---- what a communicator does on a device -----------------------------------------------------------------------------------
+// ---- what a communicator does on a device ---------------------------------------------------------------------------------
 static Status memory_copy(void *ctx, void *dst, int from, const void *src, size_t nbytes, Diag *d) {
     Rank *r = ctx;
     const DeviceApi *api = runtime_device(r->runtime);
@@ -87,7 +88,7 @@ void rank_set_comm(Rank *r, Comm *c) {
     c->memory = r->device ? &r->comm_memory : NULL;
 }
 
-// ---- steps --------------------------------------------------------------------------------------------------------------------
+// ---- steps ----------------------------------------------------------------------------------------------------------------
 static KernelArgs step_args(Rank *r, int index) {
     const Runtime *rt = r->runtime;
     const RankPlan *p = &rt->plan->rank[r->index];
@@ -103,9 +104,19 @@ static KernelArgs step_args(Rank *r, int index) {
     }
     void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
     return (KernelArgs){
-        .node = graph_node(rt->plan->graph, s->node), .id = s->node, .nin = s->nin, .nout = s->nout, .in = in, .out = out, .scratch = scratch,
+        .node = graph_node(rt->plan->graph, s->node),
+        .id = s->node,
+        .nin = s->nin,
+        .nout = s->nout,
+        .in = in,
+        .out = out,
+        .scratch = scratch,
         .scratch_nbytes = scratch ? (size_t)p->buffer[s->scratch_buf].nbytes : 0,
-        .pool = r->pool, .device = r->device, .state = r->state[index], .run_seed = rt->run_seed, .step = rt->step,
+        .pool = r->pool,
+        .device = r->device,
+        .state = r->state[index],
+        .run_seed = rt->run_seed,
+        .step = rt->step,
     };
 }
 
@@ -162,7 +173,8 @@ static Status step_on_device(Rank *r, Diag *d) {
     TRY(launch_step(r, d));
     TRY(memory_fence(r, d));
     const RankPlan *p = &r->runtime->plan->rank[r->index];
-    for (int i = 0; i < p->nstep && r->runtime->profile && r->seconds; i++) TRY(api->elapsed(r->device, i, i + 1, &r->seconds[i], d));
+    for (int i = 0; i < p->nstep && r->runtime->profile && r->seconds; i++)
+        TRY(api->elapsed(r->device, i, i + 1, &r->seconds[i], d));
     return ST_OK;
 }
 

@@ -250,9 +250,9 @@ static void check_all(const DnnCall *c, const Operands *x, int64_t row_step, int
 }
 
 // bf16 results from bf16 probabilities: errors of about 2^-9 each; f32 sums for lse. `size` of lse's error grows with lse itself.
-// Where keys have a mean far from 0, gradients of scores (which add up to 0 over a row) are rounded to bf16 and then multiplied by
-// that mean: no kernel is better than `ideal`. An H100 had 1.00 of it in o and dq, and up to 1.5 in dk and dv, where cuDNN rounds
-// each head of a group before it adds them. Twice is allowed.
+// Where keys have a mean far from 0, gradients of scores (which add up to 0 over a row) are rounded to bf16 and then multiplied
+// by that mean: no kernel is better than `ideal`. An H100 had 1.00 of it in o and dq, and up to 1.5 in dk and dv, where cuDNN
+// rounds each head of a group before it adds them. Twice is allowed.
 static bool report(const Errors *e, double lse_size) {
     static const char *const name[] = {"o", "dq", "dk", "dv"};
     bool ok = e->lse <= 3e-6 * (1 + lse_size) && !e->lse_nan;

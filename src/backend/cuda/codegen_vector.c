@@ -3,7 +3,8 @@
 #include "backend/cuda/codegen_expr.h"
 #include "backend/cuda/codegen_fused.h"
 
-// Loads and stores of V elements in as few accesses as there can be; elements stay packed as they were in memory until they are used.
+// Loads and stores of V elements in as few accesses as there can be; elements stay packed as they were in memory until they are
+// used.
 static const char vector_prelude[] =
     "struct GxDiv { u32 d, m, s, z; };  // n / d is (mulhi(n, m) + n) >> s for n < 2^31\n"
     "GPU_FN u32 gx_quot(u32 n, GxDiv d) { return ((u32)(((u64)n * d.m) >> 32) + n) >> d.s; }\n"
@@ -84,7 +85,8 @@ static const char vector_prelude[] =
     "template <int V> GPU_FN float gx_get(const GxVec<bf16, V> &x, int e) {\n"
     "    return gpu_bits_float(e & 1 ? x.w[e / 2] & 0xffff0000u : x.w[e / 2] << 16);\n"
     "}\n"
-    "template <int V> GPU_FN i64 gx_get(const GxVec<i64, V> &x, int e) { return (i64)(x.w[2 * e] | (u64)x.w[2 * e + 1] << 32); }\n"
+    "template <int V> GPU_FN i64 gx_get(const GxVec<i64, V> &x, int e) { return (i64)(x.w[2 * e] | (u64)x.w[2 * e + 1] << 32); "
+    "}\n"
     "template <int V> GPU_FN bool gx_get(const GxVec<u8, V> &x, int e) { return ((x.w[e / 4] >> (e % 4 * 8)) & 255) != 0; }\n"
     "template <class T, int V> GPU_FN auto gx_get(const GxElems<T, V> &x, int e) { return gx_value(x.at[e]); }\n"
     "template <int V> GPU_FN void gx_store(float *p, const float *y) {\n"
@@ -315,7 +317,8 @@ void gen_load_input(Gen *g, int i, int ndims) {
     char x[32];
     const char *name = input_name(g, i, x, sizeof x), *t = expr_memory_type(s->in[i].dtype);
     if (c == INPUT_VECTOR) {
-        if (inside.len) gen_line(g, "if (%s) gx_load(%s, p.i%d + (%s)); else gx_clear(%s);", inside.data, name, i, offset.data, name);
+        if (inside.len)
+            gen_line(g, "if (%s) gx_load(%s, p.i%d + (%s)); else gx_clear(%s);", inside.data, name, i, offset.data, name);
         else gen_line(g, "gx_load(%s, p.i%d + (%s));", name, i, offset.data);
     } else {
         const char *at = c == INPUT_ELEMENTS ? ".at[e]" : "";
@@ -401,11 +404,11 @@ Status fused_plan(Arena *a, const FusedSpace *s, FusedPlan *plan, Diag *d) {
     size_t nbytes = 0;
     for (int64_t i = 0; i < g.slots.len; i++) nbytes += g.slots.data[i].kind == SLOT_DIV ? 16 : 8;
     if (st == ST_OK && nbytes > FUSED_MAX_PARAMS)
-        st = diag_error(d, ST_UNSUPPORTED, "%s: %d operands need %zu bytes of parameters, a kernel takes %d: fuse fewer", s->label,
-                        s->nin + s->nout, nbytes, FUSED_MAX_PARAMS);
+        st = diag_error(d, ST_UNSUPPORTED, "%s: %d operands need %zu bytes of parameters, a kernel takes %d: fuse fewer",
+                        s->label, s->nin + s->nout, nbytes, FUSED_MAX_PARAMS);
     if (st == ST_OK) {
-        plan->source = arena_printf(a, "#include \"gpu.h\"\n%s%sstruct FusedParams {\n%s};\n%s", expr_prelude_text, vector_prelude,
-                                    str_text(&g.fields), str_text(&g.body));
+        plan->source = arena_printf(a, "#include \"gpu.h\"\n%s%sstruct FusedParams {\n%s};\n%s", expr_prelude_text,
+                                    vector_prelude, str_text(&g.fields), str_text(&g.body));
         plan->nslot = (int)g.slots.len;
         plan->slot = arena_copy(a, g.slots.data, sizeof(Slot) * (size_t)g.slots.len);
     }
