@@ -137,7 +137,9 @@ static Status run_all(Rank *r, bool marks, Diag *d) {
         if (st == ST_OK && r->runtime->options.trace) st = rank_trace(r, i, d);
         if (st == ST_OK) continue;
         diag_error(d, st, "failed");  // in case the kernel gave no text
-        if (st != ST_COMM) name_failure(r, p->step[i].node, d);
+        // What a kernel recorded comes to light in the next exchange, whose fence has named the kernel.
+        bool named = p->step[i].kind == STEP_EXCHANGE && st == ST_NUMERIC;
+        if (st != ST_COMM && !named) name_failure(r, p->step[i].node, d);
         return st;
     }
     return marks ? api->mark(r->device, p->nstep, d) : ST_OK;

@@ -69,10 +69,14 @@ static Status collect_errors(Runtime *rt, Diag *d) {
     return diag_error(d, worst->status, "%s", worst->diag.text);
 }
 
-// A rank's process that ended without a word.
-static const Rank *lost_process(const Runtime *rt) {
-    for (int i = 0; i < rt->plan->nranks && rt->options.processes; i++)
-        if (rt->rank[i].pid > 0 && waitpid(rt->rank[i].pid, NULL, WNOHANG) != 0) return &rt->rank[i];
+// A rank's process that ended without a word. Its number may belong to somebody else from now on.
+static const Rank *lost_process(Runtime *rt) {
+    for (int i = 0; i < rt->plan->nranks && rt->options.processes; i++) {
+        Rank *r = &rt->rank[i];
+        if (r->pid <= 0 || waitpid(r->pid, NULL, WNOHANG) == 0) continue;
+        r->pid = 0;
+        return r;
+    }
     return NULL;
 }
 
