@@ -31,14 +31,16 @@ typedef struct CommonArgs {
 #define RUNTIME_OPTIONS(r)                                                                                                       \
     {"--processes", OPT_FLAG, &(r).processes, NULL, "with --device cuda: each rank is a process of its own (default: a thread)"}, \
     {"--trace", OPT_TEXT, &(r).trace, "F", "debugging: a line for every value that a step makes (norm, ends, NaNs) to this file; slow"}, \
+    {"--poison", OPT_FLAG, &(r).poison, NULL, "debugging: memory begins as NaN: what is read before it was written shows"}, \
     {"--no-graph", OPT_FLAG, &(r).no_graph, NULL, "with --device cuda: launch kernel by kernel instead of replaying a captured step"}
 
 typedef struct RuntimeArgs {
-    bool processes, no_graph;
+    bool processes, no_graph, poison;
     const char *trace;
 } RuntimeArgs;
 static inline RuntimeOptions options_runtime(const RuntimeArgs *r) {
-    return (RuntimeOptions){.processes = r->processes, .capture = !r->no_graph, .trace = r->trace ? fopen(r->trace, "w") : NULL};
+    return (RuntimeOptions){.processes = r->processes, .capture = !r->no_graph, .poison = r->poison,
+                            .trace = r->trace ? fopen(r->trace, "w") : NULL};
 }
 
 // Fills o; the strategies of --decisions live in `a`. The Diag says what is wrong with the options.
