@@ -9,6 +9,7 @@ typedef struct RuntimeOptions {
     uint64_t run_seed;
     bool processes;  // devices: each rank is a process of its own (forked by runtime_new_with: nothing may have used the device before)
     FILE *trace;     // NULL, or: what every step makes, a line each (slow)
+    bool poison;     // memory begins as NaN (-1, true) where nothing promises zeros: what is read before it was written shows
     bool capture;    // devices: from the second step on, replay captured launches where the plan allows
 } RuntimeOptions;
 Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d);

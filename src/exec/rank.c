@@ -1,5 +1,6 @@
 // One rank: its arena, and the steps of its plan in order.
 #include <stdlib.h>
+#include <string.h>
 
 #include "exec/runtime.h"
 
@@ -38,6 +39,24 @@ static Status open_device(Rank *r, Diag *d) {
     return ST_OK;
 }
 
+// A buffer's bytes: 0xff or zero.
+static Status set_bytes(Rank *r, int64_t offset, int64_t nbytes, int value, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    char *to = (char *)r->arena + offset;
+    if (api) return api->fill(r->device, to, DT_I64, nbytes / 8, value, d);
+    memset(to, value, (size_t)nbytes);
+    return ST_OK;
+}
+
+// Everything, gaps too, but what a run may count on: parameters and moments begin as zeros.
+static Status poison(Rank *r, const RankPlan *p, Diag *d) {
+    TRY(set_bytes(r, 0, r->arena_nbytes, -1, d));
+    for (int i = 0; i < p->nbuffer; i++)
+        if (p->buffer[i].kind == BUF_PARAM || p->buffer[i].kind == BUF_MOMENT)
+            TRY(set_bytes(r, p->buffer[i].offset, round_up(p->buffer[i].nbytes, 8), 0, d));
+    return ST_OK;
+}
+
 Status rank_open(Rank *r, Diag *d) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     r->arena_nbytes = p->arena_nbytes;
@@ -46,6 +65,7 @@ Status rank_open(Rank *r, Diag *d) {
     r->peer = calloc((size_t)r->runtime->plan->nranks, sizeof *r->peer);
     if (!r->operand || !r->state || !r->peer) return diag_error(d, ST_MEMORY, "out of memory for rank %d", r->index);
     TRY(runtime_device(r->runtime) ? open_device(r, d) : open_host(r, d));
+    if (r->runtime->options.poison && r->arena_nbytes > 0) TRY(poison(r, p, d));
     return ST_OK;
 }
 
