@@ -22,7 +22,8 @@ static void *run_part(void *arg) {
 
 void parallel_for(int64_t n, int64_t grain, ParallelFn fn, void *ctx) {
     Part part[MAX_THREADS];
-    int64_t cores = max_i64(sysconf(_SC_NPROCESSORS_ONLN), 1), count = min_i64(min_i64(cores, MAX_THREADS), max_i64(n / max_i64(grain, 1), 1));
+    int64_t cores = max_i64(sysconf(_SC_NPROCESSORS_ONLN), 1),
+            count = min_i64(min_i64(cores, MAX_THREADS), max_i64(n / max_i64(grain, 1), 1));
     int64_t started = 0;
     for (; started + 1 < count; started++) {
         Part *p = &part[started];

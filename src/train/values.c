@@ -47,7 +47,8 @@ static void draw_part(void *ctx, int64_t begin, int64_t end) {
 
 // An element is a function of the seed and its index, so any number of threads draws the same numbers.
 static void draw_initial(const Param *p, uint64_t key, DType t, void *data, int64_t n) {
-    Draw w = {.key = key, .matrix = p->shape.ndim >= 2, .constant = ends_with(p->name, "weight") ? 1.0 : 0.0, .type = t, .data = data};
+    Draw w = {
+        .key = key, .matrix = p->shape.ndim >= 2, .constant = ends_with(p->name, "weight") ? 1.0 : 0.0, .type = t, .data = data};
     parallel_for(n, 65536, draw_part, &w);
 }
 
@@ -69,7 +70,9 @@ Status values_param(const Graph *g, int32_t index, bool random_missing, uint64_t
         return ST_OK;
     }
     if (!random_missing)
-        return diag_error(d, ST_INPUT, "parameter \"%s\" has no bytes in the archive: give its checkpoint with --weights FILE-OR-FOLDER", p->name);
+        return diag_error(d, ST_INPUT,
+                          "parameter \"%s\" has no bytes in the archive: give its checkpoint with --weights FILE-OR-FOLDER",
+                          p->name);
     uint64_t key = random_key(seed, -1, index);
     draw_initial(p, key, t, data, n);
     return ST_OK;
@@ -92,7 +95,7 @@ Status values_load_params(Runtime *rt, const Graph *g, bool random_missing, uint
     return st;
 }
 
-// ---- inputs ----------------------------------------------------------------------------------------------------------------
+// ---- inputs ---------------------------------------------------------------------------------------------------------------
 
 // Whether value v is input `index`, possibly reshaped, sliced, padded or moved.
 static bool comes_from_input(const Graph *g, ValueId v, int32_t index) {
@@ -122,8 +125,9 @@ Status values_check_dtype(const Input *in, const TensorView *t, Diag *d) {
     bool both_float = dtype_is_float(in->dtype) && dtype_is_float(t->dtype);
     bool both_whole = !dtype_is_float(in->dtype) && !dtype_is_float(t->dtype);
     if (t->known_dtype && (both_float || both_whole)) return ST_OK;
-    return diag_error(d, ST_INPUT, "input \"%s\" has %s%s in the file, the program wants %s", in->name, t->known_dtype ? "dtype " : "a dtype of an unknown kind",
-                      t->known_dtype ? dtype_name(t->dtype) : "", dtype_name(in->dtype));
+    return diag_error(d, ST_INPUT, "input \"%s\" has %s%s in the file, the program wants %s", in->name,
+                      t->known_dtype ? "dtype " : "a dtype of an unknown kind", t->known_dtype ? dtype_name(t->dtype) : "",
+                      dtype_name(in->dtype));
 }
 
 static Status input_from_file(const Input *in, const TensorView *t, void *data, Diag *d) {
@@ -165,14 +169,17 @@ static Status input_made_up(const Graph *g, int32_t index, uint64_t seed, void *
         for (int64_t i = 0; i < n; i++) convert_array(&one, DT_F64, (char *)data + i * dtype_nbytes(in->dtype), in->dtype, 1);
         return ST_OK;
     }
-    return diag_error(d, ST_INPUT, "input \"%s\" (%s) has no role that says what to feed it: give it with --inputs FILE.safetensors (a tensor \"%s\" of the bound shape)",
+    return diag_error(d, ST_INPUT,
+                      "input \"%s\" (%s) has no role that says what to feed it: give it with --inputs FILE.safetensors (a tensor "
+                      "\"%s\" of the bound shape)",
                       in->name, dtype_name(in->dtype), in->name);
 }
 
 Status values_set_inputs(Runtime *rt, const Graph *g, const TensorFile *file, uint64_t seed, Diag *d) {
     for (int64_t i = 0; i < g->inputs.len; i++) {
         const Input *in = &g->inputs.data[i];
-        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8))) continue;  // made by passes
+        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8)))
+            continue;  // made by passes
         const TensorView *t = file ? tensors_find(file, in->name) : NULL;
         if (file && !t) return diag_error(d, ST_INPUT, "the inputs file has no tensor \"%s\"", in->name);
         void *data = malloc((size_t)max_i64(shape_numel(&in->shape), 1) * 8);

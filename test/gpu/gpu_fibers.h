@@ -11,7 +11,7 @@
 enum { FIBERS = 128, FIBER_STACK = 256 << 10, FIBER_COPIES = 4096 };
 struct FiberBarrier { int count; u64 turn; };
 struct FiberCopy { u16 *to; const void *from; bool there; };
-static ucontext_t fiber_first[FIBERS];       // at its start; from then on by jumps, since swapcontext asks the kernel for signal masks
+static ucontext_t fiber_first[FIBERS];  // at its start; from then on by jumps, since swapcontext asks the kernel for signal masks
 static jmp_buf fiber_main, fiber_at[FIBERS];
 static bool fiber_begun[FIBERS], fiber_done[FIBERS], fiber_vote;
 static int fiber_id;
@@ -85,7 +85,7 @@ static void fiber_run_block(void (*body)(const void *), const void *params) {
     }                                                                                         \
     static void name##_body(const Params &p)
 
-// ---- what flash_mma.h asks of the hardware ------------------------------------------------------------------------------------
+// ---- what flash_mma.h asks of the hardware --------------------------------------------------------------------------------
 #define MMA_SHARED(name) u16 *name = fiber_shared
 static const u16 *fiber_address[FIBERS];
 static u32 fiber_a[FIBERS][4], fiber_b[FIBERS][2];

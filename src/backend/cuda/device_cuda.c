@@ -47,8 +47,10 @@ static Status no_device(Diag *d) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     cudaGetLastError();
-    return diag_error(d, ST_UNSUPPORTED, "no NVIDIA GPU can be used here (%s): run on a machine with one, or take --device cpu; plan --device cuda works anywhere",
-                      e == cudaSuccess ? "the driver shows none" : cudaGetErrorString(e));
+    return diag_error(
+        d, ST_UNSUPPORTED,
+        "no NVIDIA GPU can be used here (%s): run on a machine with one, or take --device cpu; plan --device cuda works anywhere",
+        e == cudaSuccess ? "the driver shows none" : cudaGetErrorString(e));
 }
 
 static Status use_device(int rank, int *ordinal, Diag *d) {
@@ -78,7 +80,8 @@ static Status name_device(Device *dev, Diag *d) {
     snprintf(dev->name, sizeof dev->name, "%.63s", p.name);
     snprintf(dev->key, sizeof dev->key, "%s sm_%d driver %d", dev->name, dev->capability, driver);
     if (dev->capability < 80)
-        return diag_error(d, ST_UNSUPPORTED, "%s has compute capability %d.%d; 8.0 (Ampere) is the least that is supported", dev->name, p.major, p.minor);
+        return diag_error(d, ST_UNSUPPORTED, "%s has compute capability %d.%d; 8.0 (Ampere) is the least that is supported",
+                          dev->name, p.major, p.minor);
     return ST_OK;
 }
 
@@ -91,7 +94,8 @@ static Status allocate(Device *dev, size_t arena_nbytes, Diag *d) {
     if (e != cudaSuccess) {
         cudaGetLastError();
         return diag_error(d, ST_MEMORY,
-                          "rank %d: the plan needs %.2f GB on %s, %.2f of %.2f GB are free: take a shorter sequence, a smaller batch, or more GPUs",
+                          "rank %d: the plan needs %.2f GB on %s, %.2f of %.2f GB are free: take a shorter sequence, a smaller "
+                          "batch, or more GPUs",
                           dev->rank, (double)arena_nbytes / 1e9, dev->name, (double)have / 1e9, (double)total / 1e9);
     }
     CUDA_TRY(dev, cudaMemsetAsync(m->memory, 0, m->arena_nbytes + RECORD_NBYTES, dev->stream));
@@ -159,13 +163,14 @@ static Status device_open(int rank, int nranks, size_t arena_nbytes, Device **ou
     return ST_OK;
 }
 
-// A rank's thread starts with device 0 as its current one, whatever its rank's is: what is created in preparing belongs to the current one.
+// A rank's thread starts with device 0 as its current one, whatever its rank's is: what is created in preparing belongs to the
+// current one.
 static Status device_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
     return cuda_prepare(dev, k, state, d);
 }
 
-// ---- steps --------------------------------------------------------------------------------------------------------------------
+// ---- steps ----------------------------------------------------------------------------------------------------------------
 static Status device_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
     Mirror *m = dev->impl->mirror;
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
@@ -224,7 +229,7 @@ static Status device_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
     return ST_OK;
 }
 
-// ---- captured steps, times ------------------------------------------------------------------------------------------------------
+// ---- captured steps, times ------------------------------------------------------------------------------------------------
 static Status device_capture_begin(Device *dev, Diag *d) {
     CUDA_TRY(dev, cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal));
     return ST_OK;
@@ -265,7 +270,7 @@ static Status device_elapsed(Device *dev, int from, int to, double *seconds, Dia
     return ST_OK;
 }
 
-// ---- other processes --------------------------------------------------------------------------------------------------------------
+// ---- other processes ------------------------------------------------------------------------------------------------------
 static Status device_export_arena(Device *dev, void *handle64, Diag *d) {
     cudaIpcMemHandle_t h;
     CUDA_TRY(dev, cudaIpcGetMemHandle(&h, dev->impl->memory));

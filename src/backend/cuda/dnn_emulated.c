@@ -1,5 +1,5 @@
-// dnn.h without a GPU: for each query the definition of attention, in float64, from the same operands, masks and shapes. Proves what attention.c
-// asks cuDNN for, not cuDNN.
+// dnn.h without a GPU: for each query the definition of attention, in float64, from the same operands, masks and shapes. Proves
+// what attention.c asks cuDNN for, not cuDNN.
 #include <math.h>
 #include <string.h>
 #include "backend/cuda/dnn.h"
@@ -73,7 +73,8 @@ static void backward_row(const DnnCall *c, const DnnData *x, const Part *at, int
     for (int64_t k = 0; k < at->nk; k++) {
         int64_t ki = (at->k + k) * n, to = (at->dk + k) * n;
         if (!sees(c, q, k)) continue;
-        double p = exp(c->scale * dot(x->q, qi, x->k, ki, n) - lse), ds = p * (dot(x->dout, qi, x->v, ki, n) - dsum) * c->scale;
+        double p = exp(c->scale * dot(x->q, qi, x->k, ki, n) - lse);
+        double ds = p * (dot(x->dout, qi, x->v, ki, n) - dsum) * c->scale;
         for (int64_t e = 0; e < n; e++) {
             dq[e] += ds * load(x->k, ki + e);
             dk[to + e] += ds * load(x->q, qi + e);

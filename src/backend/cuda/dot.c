@@ -1,6 +1,7 @@
-// dot: every matrix product. Operands are dense and their dims come in groups (ops.def), so a group merges into one extent and the whole
-// op is one batch of row-major products (gemm.h). A third operand is added: of the result's shape (C with beta = 1), or with
-// attribute bias a vector over the last dim. Sharding needs no care: a contraction over a sharded dim gives this rank's term.
+// dot: every matrix product. Operands are dense and their dims come in groups (ops.def), so a group merges into one extent and
+// the whole op is one batch of row-major products (gemm.h). A third operand is added: of the result's shape (C with beta = 1), or
+// with attribute bias a vector over the last dim. Sharding needs no care: a contraction over a sharded dim gives this rank's
+// term.
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels.h"
 #include "base/containers.h"
@@ -31,14 +32,14 @@ static Gemm dot_gemm(const Node *node, const Operand *in, const Operand *out) {
     return g;
 }
 
-// A bias over a last dim that is not all of the product's columns (two free dims of b, or none): it is spread over the result first,
-// and the product added to that.
+// A bias over a last dim that is not all of the product's columns (two free dims of b, or none): it is spread over the result
+// first, and the product added to that.
 static bool dot_spreads(const Node *node, const Gemm *g) { return node->nin > 2 && has_bias(node) && !g->bias; }
 
 // Tensor cores cut their f32 sums towards zero after every 16 products, so what they lose grows linearly with the contraction: up
-// to 0.6 % over 2^20 tokens where all products have one sign (derived in test/gpu/gpu_gemm.c). Sums of pieces are rounded, so pieces
-// of 2^17 keep that below 0.1 % for any length; each costs one more pass over the result. Results in bf16 are not cut: they would be
-// rounded at each piece by more than that.
+// to 0.6 % over 2^20 tokens where all products have one sign (derived in test/gpu/gpu_gemm.c). Sums of pieces are rounded, so
+// pieces of 2^17 keep that below 0.1 % for any length; each costs one more pass over the result. Results in bf16 are not cut:
+// they would be rounded at each piece by more than that.
 int64_t dot_piece = DOT_PIECE;
 typedef struct DotPieces {
     int64_t n, each;      // the last may be shorter
@@ -73,8 +74,8 @@ static Status check_dot(const KernelArgs *k, const Gemm *g, Diag *d) {
                  (in[0].dtype == DT_BF16 && (out->dtype == DT_F32 || out->dtype == DT_BF16));
     if (!types || in[1].dtype != in[0].dtype || (k->nin > 2 && in[2].dtype != out->dtype))
         return diag_error(d, ST_UNSUPPORTED, "dot: CUDA has no product of %s and %s that gives %s%s%s: use f32 or bf16",
-                          dtype_name(in[0].dtype), dtype_name(in[1].dtype), dtype_name(out->dtype), k->nin > 2 ? " and adds " : "",
-                          k->nin > 2 ? dtype_name(in[2].dtype) : "");
+                          dtype_name(in[0].dtype), dtype_name(in[1].dtype), dtype_name(out->dtype),
+                          k->nin > 2 ? " and adds " : "", k->nin > 2 ? dtype_name(in[2].dtype) : "");
     if (k->nin == 2) return ST_OK;
     int64_t have = product(&in[2], 0, in[2].ndim), want = has_bias(k->node) ? last_dim(out) : g->batch * g->m * g->n;
     CHECK(have == want, "dot: what is added has %lld elements, not %lld", (long long)have, (long long)want);

@@ -8,7 +8,7 @@
 extern const char flash_params_h_text[], flash_interval_h_text[], flash_common_h_text[], flash_kernel_h_text[],
     flash_backward_h_text[], flash_mma_h_text[], flash_mma_forward_h_text[], flash_mma_backward_h_text[];
 
-// ---- what can be done ---------------------------------------------------------------------------------------------------------
+// ---- what can be done -----------------------------------------------------------------------------------------------------
 static Status refuse(const Node *n, Diag *d, const char *why, const char *advice) {
     return diag_error(d, ST_UNSUPPORTED, "%s on the GPU: %s; %s (%s)", op_name(n->op), why, advice, n->source ? n->source : "?");
 }
@@ -60,7 +60,7 @@ size_t flash_mma_shared(const FlashForm *f, const Operand *in, FlashMma kernel) 
     return (size_t)(own + 2 * 64 * row) * 2;
 }
 
-// ---- the program --------------------------------------------------------------------------------------------------------------
+// ---- the program ----------------------------------------------------------------------------------------------------------
 // The element of vector `slot` at local (lb, lh, l): "((const i64 *)p.vec[2].data)[...]".
 static void vector_element(Str *s, const Operand *vec, int slot, const char *position) {
     const char *type = expr_memory_type(vec->dtype);
@@ -184,7 +184,7 @@ static void vector_code(const Operand *vec, int nvec, Str *s) {
     str_add(s, "    default: return true;\n    }\n}\n");
 }
 
-// ---- all of it ----------------------------------------------------------------------------------------------------------------
+// ---- all of it ------------------------------------------------------------------------------------------------------------
 Status flash_source(const Node *n, const Operand *in, const Operand *out, bool tensor, Str *s, Diag *d) {
     const Program *p = node_prog(n, ATTR_PROG);
     bool grad = n->op == OP_ATTENTION_GRAD;

@@ -23,6 +23,9 @@ static inline GpuDim util_grid(int nsm, i64 n, i64 per_block) {
     i64 blocks = util_min(util_ceil_div(n, per_block), (i64)nsm * UTIL_BLOCKS_PER_SM);
     return GpuDim{(u32)(blocks < 1 ? 1 : blocks), 1, 1};
 }
+// The same for kernels whose blocks are short: so many that those at the end fill the device too.
+enum { UTIL_WAVES = 4 };
+static inline GpuDim util_grid_many(int nsm, i64 n, i64 per_block) { return util_grid(nsm * UTIL_WAVES, n, per_block); }
 static inline int util_pow2(i64 n, int most) {  // the power of two in [1, most] that is at least n if there is one
     int p = 1;
     while (p < n && p < most) p *= 2;
@@ -68,16 +71,45 @@ GPU_FN void record_index(DeviceError *e, int node, i64 value, i64 limit) {
     e->value = value, e->limit = limit;
 }
 
+#if !defined(GPU_EMULATE)
+// v of the lane that `m` says, word by word: any plain value.
+template <class A> union LaneWords { A v; u32 w[(sizeof(A) + 3) / 4]; GPU_CALL LaneWords() {} };
+template <class A> GPU_FN A lane_xor(A v, int m) {
+    LaneWords<A> x;
+    x.v = v;
+    GPU_UNROLL for (int i = 0; i < (int)(sizeof(A) / 4); i++) x.w[i] = __shfl_xor_sync(0xffffffffu, x.w[i], m);
+    return x.v;
+}
+template <class A> GPU_FN A lane_up(A v, int m) {  // of m lanes before; the first m keep their own
+    LaneWords<A> x;
+    x.v = v;
+    GPU_UNROLL for (int i = 0; i < (int)(sizeof(A) / 4); i++) x.w[i] = __shfl_up_sync(0xffffffffu, x.w[i], (u32)m);
+    return x.v;
+}
+template <class A> GPU_FN A lane_at(A v, int lane) {
+    LaneWords<A> x;
+    x.v = v;
+    GPU_UNROLL for (int i = 0; i < (int)(sizeof(A) / 4); i++) x.w[i] = __shfl_sync(0xffffffffu, x.w[i], lane);
+    return x.v;
+}
+#endif
+
 // Over groups of `n` neighbouring threads of a block, n a power of two (the number of threads is a multiple of it); every thread
-// of the block calls it, with `part` one shared A a thread. All threads of a group get the result; the order is fixed.
+// of the block calls it, with `part` one shared A a thread. All threads of a group get the result; the order is fixed. Groups
+// within a warp need no barrier. merge(a, b) == merge(b, a).
 template <class R> GPU_FN typename R::Acc group_reduce(typename R::Acc v, typename R::Acc *part, int n) {
-    int at = (int)gpu_thread_x, lane = at % n;
-    gpu_sync();
-    part[at] = v;
-    gpu_sync();
-    for (int m = n / 2; m > 0; m /= 2) {
-        if (lane < m) part[at] = R::merge(part[at], part[at + m]);
+#if defined(GPU_EMULATE)
+    (void)part, (void)n;  // a group is one thread
+#else
+    for (int m = (n < gpu_warp_size ? n : gpu_warp_size) / 2; m > 0; m /= 2) v = R::merge(v, lane_xor(v, m));
+    if (n > gpu_warp_size) {
+        int warp = (int)gpu_thread_x / gpu_warp_size, warps = n / gpu_warp_size, first = warp / warps * warps;
         gpu_sync();
+        if ((int)gpu_thread_x % gpu_warp_size == 0) part[warp] = v;
+        gpu_sync();
+        v = part[first];
+        for (int i = 1; i < warps; i++) v = R::merge(v, part[first + i]);
     }
-    return part[at - lane];
+#endif
+    return v;
 }

@@ -9,7 +9,9 @@
 #include "backend/cuda/launch.h"
 #include "backend/cuda/operand.h"
 
-enum { BLOCK = 256, LANES = 32, ENOUGH_THREADS = 1 << 18, LEAST_STEPS = 8, MOST_PIECES = 4096 };
+enum { BLOCK = 256, LANES = 32, WARP = 32, LOADS = 4, ENOUGH_THREADS = 1 << 18, LEAST_STEPS = 8, MOST_PIECES = 4096 };
+// Blocks that reduce columns use many registers: no more of them than a device runs at once, else a few run alone at the end.
+enum { COLUMN_THREADS = 1 << 17 };
 
 typedef struct Merged {
     int n;
@@ -37,6 +39,12 @@ static int64_t pow2_at_least(int64_t n, int64_t most) {
     return p;
 }
 
+// Threads for a row of `packs` loads: each has a few of them under way. Where rows are many a warp is enough, and needs no barrier.
+static int row_group(int64_t packs, int64_t rows) {
+    int64_t group = pow2_at_least(ceil_div(packs, LOADS), BLOCK);
+    return (int)(group > WARP && rows >= ENOUGH_THREADS / WARP ? WARP : group);
+}
+
 static GpuReduction reduction_of(const Node *n, const Operand *in, GpuType type) {
     GpuReduction r = {.columns = 1, .chunks = 1, .type = type};
     Merged m = merge_dims(n, in);
@@ -52,7 +60,7 @@ static GpuReduction reduction_of(const Node *n, const Operand *in, GpuType type)
     if (m.n > 0 && m.reduced[m.n - 1]) {
         r.row = m.size[m.n - 1];
         r.chunks = ceil_div(r.row, GPU_REDUCE_CHUNK);
-        r.group = (int)pow2_at_least(ceil_div(min_i64(r.row, GPU_REDUCE_CHUNK), width), BLOCK);
+        r.group = row_group(ceil_div(min_i64(r.row, GPU_REDUCE_CHUNK), width), results);
         per_thread = r.group;
     } else {
         if (m.n > 0) r.columns = m.size[m.n - 1];
@@ -64,7 +72,8 @@ static GpuReduction reduction_of(const Node *n, const Operand *in, GpuType type)
     r.steps = steps * r.chunks;
     if (r.row == 0 && m.n > 0 && m.reduced[m.n - 1]) r.steps = 0;
     int64_t beside = r.row > 0 ? 1 : BLOCK / r.group;  // steps that a block takes at once
-    int64_t pieces = min_i64(ENOUGH_THREADS / max_i64(1, r.units * per_thread), r.steps / (LEAST_STEPS * beside));
+    int64_t enough = r.row > 0 ? ENOUGH_THREADS : COLUMN_THREADS;
+    int64_t pieces = min_i64(enough / max_i64(1, r.units * per_thread), r.steps / (LEAST_STEPS * beside));
     if (r.row > LEAST_STEPS * GPU_REDUCE_CHUNK) pieces = min_i64(ENOUGH_THREADS / max_i64(1, r.units * per_thread), r.steps);
     r.pieces = max_i64(1, min_i64(pieces, MOST_PIECES));
     return r;

@@ -1,37 +1,59 @@
-// The kernels of reduce.c. Sums of floats are kept in double: it costs nothing beside the memory traffic, and length does not
-// matter.
+// The kernels of reduce.c. What a thread loads at once is reduced in a tree, sums of floats in float; these go to an accumulator,
+// which is a double for sums: so the error does not grow with length, and conversions are few.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 
-// What is reduced: element type E, accumulator Acc of at most 8 bytes.
+// What is reduced: element type E, Part what few of them are joined in, accumulator Acc of at most 8 bytes.
 template <class E> struct SumFloat {
     typedef E Elem;
+    typedef float Part;
     typedef double Acc;
     GPU_CALL_STATIC Acc start() { return 0; }
-    GPU_CALL_STATIC Acc take(Acc a, E x) { return a + (double)to_float(x); }
+    GPU_CALL_STATIC Part none() { return 0; }
+    GPU_CALL_STATIC Part part(E x) { return to_float(x); }
+    GPU_CALL_STATIC Part join(Part a, Part b) { return a + b; }
+    GPU_CALL_STATIC Acc take(Acc a, Part x) { return a + (double)x; }
     GPU_CALL_STATIC Acc merge(Acc a, Acc b) { return a + b; }
 };
 template <class E> struct SumInt {
     typedef E Elem;
+    typedef u64 Part;
     typedef u64 Acc;
     GPU_CALL_STATIC Acc start() { return 0; }
-    GPU_CALL_STATIC Acc take(Acc a, E x) { return a + (u64)x; }
+    GPU_CALL_STATIC Part none() { return 0; }
+    GPU_CALL_STATIC Part part(E x) { return (u64)x; }
+    GPU_CALL_STATIC Part join(Part a, Part b) { return a + b; }
+    GPU_CALL_STATIC Acc take(Acc a, Part x) { return a + x; }
     GPU_CALL_STATIC Acc merge(Acc a, Acc b) { return a + b; }
 };
 template <class E> struct MaxFloat {  // once a is NaN no comparison replaces it
     typedef E Elem;
+    typedef float Part;
     typedef float Acc;
     GPU_CALL_STATIC Acc start() { return gpu_bits_float(0xff800000u); }
     GPU_CALL_STATIC Acc merge(Acc a, Acc b) { return b != b || b > a ? b : a; }
-    GPU_CALL_STATIC Acc take(Acc a, E x) { return merge(a, to_float(x)); }
+    GPU_CALL_STATIC Part none() { return start(); }
+    GPU_CALL_STATIC Part part(E x) { return to_float(x); }
+    GPU_CALL_STATIC Part join(Part a, Part b) { return merge(a, b); }
+    GPU_CALL_STATIC Acc take(Acc a, Part x) { return merge(a, x); }
 };
 struct MaxInt {
     typedef i64 Elem;
+    typedef i64 Part;
     typedef i64 Acc;
     GPU_CALL_STATIC Acc start() { return (i64)((u64)1 << 63); }
     GPU_CALL_STATIC Acc merge(Acc a, Acc b) { return b > a ? b : a; }
-    GPU_CALL_STATIC Acc take(Acc a, i64 x) { return merge(a, x); }
+    GPU_CALL_STATIC Part none() { return start(); }
+    GPU_CALL_STATIC Part part(i64 x) { return x; }
+    GPU_CALL_STATIC Part join(Part a, Part b) { return merge(a, b); }
+    GPU_CALL_STATIC Acc take(Acc a, Part x) { return merge(a, x); }
 };
+// The N values of v in a tree; N is a power of two.
+template <class R, int N> GPU_FN typename R::Part join_all(typename R::Part (&v)[N]) {
+    GPU_UNROLL for (int m = N / 2; m > 0; m /= 2)
+        GPU_UNROLL for (int j = 0; j < m; j++) v[j] = R::join(v[j], v[j + m]);
+    return v[0];
+}
 
 GPU_FN void store_result(void *dst, i64 at, GpuType t, double v) {
     if (t == GPU_F32) ((float *)dst)[at] = (float)v;
@@ -72,17 +94,34 @@ template <class R, int W> GPU_FN Chunk<R, W> load_chunk(const typename R::Elem *
 enum { AHEAD = 4 };  // loads under way before the first is used
 
 // Every `step`-th W elements of x[0, n) from the lane's on; n is a multiple of W.
-template <class R, int W> GPU_FN typename R::Acc reduce_row(const typename R::Elem *x, i64 n, int lane, int step) {
-    typename R::Acc acc = R::start();
+template <class R, int W> GPU_FN typename R::Acc reduce_row(typename R::Acc acc, const typename R::Elem *x, i64 n, int lane, int step) {
     i64 packs = n / W;
     for (i64 i = lane; i < packs; i += AHEAD * step) {
         Chunk<R, W> c[AHEAD];
         GPU_UNROLL for (int u = 0; u < AHEAD; u++)
             if (i + u * step < packs) c[u] = load_chunk<R, W>(x + (i + u * step) * W);
+        typename R::Part all[AHEAD];
         GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
-            if (i + u * step >= packs) continue;
-            GPU_UNROLL for (int j = 0; j < W; j++) acc = R::take(acc, c[u].v[j]);
+            typename R::Part v[W];
+            GPU_UNROLL for (int j = 0; j < W; j++) v[j] = R::part(c[u].v[j]);
+            all[u] = i + u * step < packs ? join_all<R, W>(v) : R::none();
         }
+        acc = R::take(acc, join_all<R, AHEAD>(all));
+    }
+    return acc;
+}
+
+// A piece is a range of steps; neighbouring chunks of a row are taken in one go.
+template <class R, int W>
+GPU_FN typename R::Acc reduce_steps(const GpuReduction &p, const typename R::Elem *x, i64 piece, int lane, int step) {
+    typename R::Acc acc = R::start();
+    i64 last = p.steps * (piece + 1) / p.pieces;
+    for (i64 s = p.steps * piece / p.pieces; s < last;) {
+        i64 index = p.chunks == 1 ? s : s / p.chunks, chunk = s - index * p.chunks, run = min_of(p.chunks - chunk, last - s);
+        i64 begin = chunk * GPU_REDUCE_CHUNK, end = min_of(p.row, (chunk + run) * GPU_REDUCE_CHUNK);
+        i64 off = reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, index);
+        acc = reduce_row<R, W>(acc, x + off + begin, end - begin, lane, step);
+        s += run;
     }
     return acc;
 }
@@ -94,20 +133,13 @@ template <class R, int W> GPU_FN void reduce_rows(const GpuReduction &p) {
     int slot = (int)gpu_thread_x / group, lane = (int)gpu_thread_x % group;
     i64 total = p.units * p.pieces;
     for (i64 base = gpu_block_x * slots; base < total; base += gpu_grid_x * slots) {
-        i64 unit = base + slot, result = unit % p.units, piece = unit / p.units;
+        i64 unit = base + slot, result = unit, piece = 0;
+        if (p.pieces > 1) result = unit % p.units, piece = unit / p.units;
         typename R::Acc acc = R::start();
         if (unit < total) {
             const typename R::Elem *x =
                 (const typename R::Elem *)p.src + reduce_offset(p.nkept, p.kept_size, p.kept_stride, result);
-            // a piece is a range of steps; neighbouring chunks of a row are taken in one go
-            i64 last = p.steps * (piece + 1) / p.pieces;
-            for (i64 s = p.steps * piece / p.pieces; s < last;) {
-                i64 chunk = s % p.chunks, index = s / p.chunks, run = min_of(p.chunks - chunk, last - s);
-                i64 begin = chunk * GPU_REDUCE_CHUNK, end = min_of(p.row, (chunk + run) * GPU_REDUCE_CHUNK);
-                i64 off = reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, index);
-                acc = R::merge(acc, reduce_row<R, W>(x + off + begin, end - begin, lane, group));
-                s += run;
-            }
+            acc = p.steps == 1 ? reduce_row<R, W>(acc, x, p.row, lane, group) : reduce_steps<R, W>(p, x, piece, lane, group);
         }
         acc = group_reduce<R>(acc, part, group);
         if (unit < total && lane == 0) reduce_store<R>(p, piece, result, acc);
@@ -139,12 +171,13 @@ template <class R, int W> GPU_FN void reduce_columns(const GpuReduction &p) {
         for (i64 s = p.steps * piece / p.pieces + ty; s < last && column < p.columns; s += AHEAD * beside) {
             Chunk<R, W> c[AHEAD];
             GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
-                i64 off = reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s + u * beside);
-                if (s + u * beside < last) c[u] = load_chunk<R, W>(x + off);
-            }
-            GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
                 if (s + u * beside >= last) continue;
-                GPU_UNROLL for (int j = 0; j < W; j++) acc[j] = R::take(acc[j], c[u].v[j]);
+                c[u] = load_chunk<R, W>(x + reduce_offset(p.nreduced, p.reduced_size, p.reduced_stride, s + u * beside));
+            }
+            GPU_UNROLL for (int j = 0; j < W; j++) {
+                typename R::Part v[AHEAD];
+                GPU_UNROLL for (int u = 0; u < AHEAD; u++) v[u] = s + u * beside < last ? R::part(c[u].v[j]) : R::none();
+                acc[j] = R::take(acc[j], join_all<R, AHEAD>(v));
             }
         }
         gpu_sync();
@@ -193,7 +226,7 @@ template <class R> GPU_FN void reduce_combine(const GpuReduction &p) {
         GpuDim block = util_block();                                                                \
         i64 per_block = r.row > 0 ? UTIL_BLOCK / r.group : 1;                                       \
         i64 units = r.row > 0 ? r.units : r.results / r.columns * column_groups(r, r.group * (wide ? W : 1)); \
-        GpuDim grid = util_grid(dev->nsm, units * r.pieces, per_block);                             \
+        GpuDim grid = util_grid_many(dev->nsm, units * r.pieces, per_block);                        \
         if (r.row > 0 && wide) GPU_LAUNCH(reduce_rows_##name, dev->stream, grid, block, 0, r);      \
         else if (r.row > 0) GPU_LAUNCH(reduce_rows1_##name, dev->stream, grid, block, 0, r);        \
         else if (wide) GPU_LAUNCH(reduce_columns_##name, dev->stream, grid, block, 0, r);           \
