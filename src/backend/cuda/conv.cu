@@ -112,8 +112,11 @@ enum { CONV_PACK = 4, CONV_MOST_TAPS = 4 };  // results of a thread at a time
 
 // x[i - lo, i - lo + N), zeros outside.
 template <class T, int N> GPU_FN void conv_window(const WideConv &p, const T *x, i64 at, float (&v)[N]) {
-    bool inside = at >= 0 && at + N <= p.x_n;
-    GPU_UNROLL for (int k = 0; k < N; k++) v[k] = inside || (at + k >= 0 && at + k < p.x_n) ? to_float(x[at + k]) : 0.0f;
+    if (at >= 0 && at + N <= p.x_n) {
+        GPU_UNROLL for (int k = 0; k < N; k++) v[k] = to_float(x[at + k]);
+    } else {
+        GPU_UNROLL for (int k = 0; k < N; k++) v[k] = at + k >= 0 && at + k < p.x_n ? to_float(x[at + k]) : 0.0f;
+    }
 }
 
 template <class T, int TAPS> GPU_FN void conv_wide(const WideConv &p) {
@@ -197,17 +200,16 @@ static bool conv_source(const GpuSpans &x, i64 x_len, i64 first, i64 last, i64 *
     return false;
 }
 
-// The launch for interval s of y (starting at local position y_at); x, y: operand and result (grad_w: both operands).
+// The launch for the interval [begin, end) of y, but for addresses; *skip: bytes of x before what it reads.
 static bool wide_conv_of(const GpuConv *c, const GpuSpans &from, i64 from_len, i64 from_n, i64 to_n, i64 begin, i64 end, i64 lo,
-                         WideConv *p) {
+                         WideConv *p, i64 *skip) {
     i64 local, lo_x, hi_x, channels = c->groups;
     if (c->in_ch != 1 || c->out_ch != 1 || c->stride != 1 || c->dilation != 1 || c->taps < 2 || c->taps > CONV_MOST_TAPS) return false;
     if (c->batch * channels >= (i64)1 << 31) return false;
     if (begin >= end || !conv_source(from, from_len, begin - lo, end + c->taps - 1 - lo, &local, &lo_x, &hi_x)) return false;
     *p = WideConv{0, 0, 0, c->batch * channels, end - begin, lo - begin + lo_x, hi_x - lo_x, from_n, to_n, 1, end - begin,
                   fast_div_of((u32)channels), 0, 0};
-    i64 elem = c->type == GPU_F32 ? 4 : 2;
-    p->x = (const char *)0 + local * elem;  // the caller adds the operand's address
+    *skip = local * (c->type == GPU_F32 ? 4 : 2);
     return true;
 }
 
@@ -243,10 +245,11 @@ static bool conv_wide_all(const Device *dev, const GpuConv *c, const void *x, co
         i64 at = 0, elem = c->type == GPU_F32 ? 4 : 2;
         for (int i = 0; i < to.n; at += to.end[i] - to.begin[i], i++) {
             WideConv p;
+            i64 skip;
             if (to.begin[i] >= to.end[i]) continue;
-            if (!wide_conv_of(c, from, from_len, from_n, to_n, to.begin[i], to.end[i], lo, &p)) return false;
+            if (!wide_conv_of(c, from, from_len, from_n, to_n, to.begin[i], to.end[i], lo, &p, &skip)) return false;
             if (run == 0) continue;
-            p.x = (const char *)x + (i64)(u64)p.x, p.w = c->w, p.y = (char *)c->out + at * elem, p.flip = flip;
+            p.x = (const char *)x + skip, p.w = c->w, p.y = (char *)c->out + at * elem, p.flip = flip;
             i64 across = util_min(util_ceil_div(p.n, CONV_PACK * UTIL_BLOCK), (i64)dev->nsm * UTIL_BLOCKS_PER_SM * UTIL_WAVES);
             i64 down = util_min(p.rows, util_ceil_div((i64)dev->nsm * UTIL_BLOCKS_PER_SM * UTIL_WAVES, across));
             GpuDim grid = {(u32)across, (u32)util_min(down, 65535), 1};
@@ -266,8 +269,9 @@ extern "C" i64 gpu_conv1d_grad_w_pieces(i64 channels, i64 n) {
 
 static bool conv_wide_grad_w(const Device *dev, const GpuConv *c, const GpuSpans &y, void *partial) {
     WideConv p;
-    if (y.n != 1 || !wide_conv_of(c, c->x_spans, c->x_len, c->x_n, c->y_n, y.begin[0], y.end[0], c->lo, &p)) return false;
-    p.x = (const char *)c->x + (i64)(u64)p.x, p.w = c->out, p.y = (void *)c->y, p.partial = (double *)partial;
+    i64 skip;
+    if (y.n != 1 || !wide_conv_of(c, c->x_spans, c->x_len, c->x_n, c->y_n, y.begin[0], y.end[0], c->lo, &p, &skip)) return false;
+    p.x = (const char *)c->x + skip, p.w = c->out, p.y = (void *)c->y, p.partial = (double *)partial;
     p.pieces = gpu_conv1d_grad_w_pieces(c->groups, p.n);
     p.length = util_ceil_div(util_ceil_div(p.n, p.pieces), CONV_PACK) * CONV_PACK;
     if (c->taps == 2) launch_wide_grad_2(dev, c->type, p);
