@@ -1,7 +1,7 @@
-// The kernels of conv.c. Those that are right for all: a thread for each element of the result, neighbouring threads at neighbouring
-// positions; a block for each element of the weights' gradient. And what language models have, depthwise ones of a few taps without
-// stride: where each interval of the result reads from one interval of the operand, a thread has the window of several results
-// in registers.
+// The kernels of conv.c. Those that are right for all: a thread for each element of the result, neighbouring threads at
+// neighbouring positions; a block for each element of the weights' gradient. And what language models have, depthwise ones of a
+// few taps without stride: where each interval of the result reads from one interval of the operand, a thread has the window of
+// several results in registers.
 #include "backend/cuda/gpu_util.h"
 #include "backend/cuda/launch.h"
 
@@ -204,7 +204,8 @@ static bool conv_source(const GpuSpans &x, i64 x_len, i64 first, i64 last, i64 *
 static bool wide_conv_of(const GpuConv *c, const GpuSpans &from, i64 from_len, i64 from_n, i64 to_n, i64 begin, i64 end, i64 lo,
                          WideConv *p, i64 *skip) {
     i64 local, lo_x, hi_x, channels = c->groups;
-    if (c->in_ch != 1 || c->out_ch != 1 || c->stride != 1 || c->dilation != 1 || c->taps < 2 || c->taps > CONV_MOST_TAPS) return false;
+    if (c->in_ch != 1 || c->out_ch != 1 || c->stride != 1 || c->dilation != 1) return false;
+    if (c->taps < 2 || c->taps > CONV_MOST_TAPS) return false;
     if (c->batch * channels >= (i64)1 << 31) return false;
     if (begin >= end || !conv_source(from, from_len, begin - lo, end + c->taps - 1 - lo, &local, &lo_x, &hi_x)) return false;
     *p = WideConv{0, 0, 0, c->batch * channels, end - begin, lo - begin + lo_x, hi_x - lo_x, from_n, to_n, 1, end - begin,

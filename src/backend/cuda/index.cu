@@ -238,7 +238,8 @@ GPU_KERNEL(gather_8, LineParams, UTIL_BLOCK) { gather<u64>(p); }
 template <class T> GPU_FN void scatter(const LineParams &p) {
     for (i64 i = gpu_thread(); i < p.l.n; i += gpu_nthreads()) {
         i64 small, large;
-        if (line_offsets(p, i, p.l.index[i], &small, &large)) gpu_atomic_add((float *)p.l.dst + large, to_float(((const T *)p.l.src)[small]));
+        if (!line_offsets(p, i, p.l.index[i], &small, &large)) continue;
+        gpu_atomic_add((float *)p.l.dst + large, to_float(((const T *)p.l.src)[small]));
     }
 }
 GPU_KERNEL(scatter_f32, LineParams, UTIL_BLOCK) { scatter<float>(p); }
@@ -246,7 +247,8 @@ GPU_KERNEL(scatter_bf16, LineParams, UTIL_BLOCK) { scatter<bf16>(p); }
 GPU_KERNEL(scatter_i64, LineParams, UTIL_BLOCK) {
     for (i64 i = gpu_thread(); i < p.l.n; i += gpu_nthreads()) {
         i64 small, large;
-        if (line_offsets(p, i, p.l.index[i], &small, &large)) gpu_atomic_add((u64 *)p.l.dst + large, ((const u64 *)p.l.src)[small]);
+        if (!line_offsets(p, i, p.l.index[i], &small, &large)) continue;
+        gpu_atomic_add((u64 *)p.l.dst + large, ((const u64 *)p.l.src)[small]);
     }
 }
 
