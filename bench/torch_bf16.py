@@ -3,11 +3,11 @@ autosp check. Prints a line for each fixture: name, relative error of the loss, 
 
 usage: torch_bf16.py FIXTURES_FOLDER [NAME ...]
 """
-import json
 import pathlib
 import sys
 
 import torch
+import transformers.integrations.moe  # noqa: F401  its operations occur in exported mixtures
 from safetensors.torch import load_file
 
 
@@ -15,10 +15,13 @@ def errors(folder, binding="b2s101"):
     program = torch.export.load(folder / "model.pt2")
     golden = load_file(folder / f"{binding}.safetensors")
     module = program.module()
-    inputs = {k: golden[k] for k in ("input_ids", "labels", "position_ids", "tokens", "ids") if k in golden}
+    for node in list(module.graph.nodes):  # exported checks of element types, which autocast changes
+        if "assert_tensor_metadata" in str(node.target):
+            module.graph.erase_node(node)
+    module.recompile()
     names = [s.arg.name for s in program.graph_signature.input_specs if s.kind == torch.export.graph_signature.InputKind.USER_INPUT]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = module(**{n: golden[n] for n in names if n in golden}) if all(n in golden for n in names) else module(**inputs)
+        loss = module(*[golden[n] for n in names])
     loss = loss[0] if isinstance(loss, (tuple, list)) else loss
     loss.backward()
     want = golden["loss"].double().reshape(())

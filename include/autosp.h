@@ -13,8 +13,8 @@
  *     autosp_set_input(s, "labels", labels, &e);
  *     autosp_step(s, 3e-4, &loss, &e);
  *
- * Functions that can fail return an autosp_status, 0 for success, and leave the reason in *e (which must not be NULL). Objects are not
- * thread-safe: use one from one thread at a time. Sizes are counted in elements unless the name says nbytes. */
+ * Functions that can fail return an autosp_status, 0 for success, and leave the reason in *e (which must not be NULL). Objects
+ * are not thread-safe: use one from one thread at a time. Sizes are counted in elements unless the name says nbytes. */
 #ifndef AUTOSP_H
 #define AUTOSP_H
 
@@ -50,6 +50,8 @@ typedef struct autosp_options {
     const char *weights;     /* safetensors file or checkpoint folder that overrides the archive's weights; NULL */
     int optimizer;           /* 1: the step ends with AdamW; 0: loss and gradients only */
     double beta1, beta2, eps, weight_decay, clip_norm;  /* AdamW; clip_norm 0: no clipping */
+    const char *device;      /* "cpu", "cuda" (where it was built in; compiling and planning need no GPU) */
+    const char *dtype;       /* "fp32", "bf16" (mixed precision, on a GPU); NULL: the archive's, fp32 on the CPU */
     int random_missing;      /* 1: parameters without bytes are drawn from the session's seed instead of being an error */
 } autosp_options;
 
@@ -76,14 +78,15 @@ int autosp_num_parameters(const autosp_program *p);              /* one per tied
 const char *autosp_parameter_name(const autosp_program *p, int i);
 int64_t autosp_parameter_numel(const autosp_program *p, int i);
 
-/* Allocates the ranks' arenas, starts their threads and loads the parameters. `seed` keys dropout and made-up parameters. The program
- * must outlive the session. */
+/* Allocates the ranks' arenas, starts their threads and loads the parameters. `seed` keys dropout and made-up parameters. The
+ * program must outlive the session. */
 autosp_status autosp_session_new(const autosp_program *p, uint64_t seed, autosp_session **out, autosp_error *e);
 void autosp_session_free(autosp_session *s);
 
 /* The whole value of an input, row-major: int64 for whole numbers, one byte per bool, float for reals. Copied during the call. */
 autosp_status autosp_set_input(autosp_session *s, const char *name, const void *data, autosp_error *e);
-/* One step on all ranks: forward, backward and, with the optimizer, AdamW at this learning rate. *loss is the loss before the update. */
+/* One step on all ranks: forward, backward and, with the optimizer, AdamW at this learning rate. *loss is the loss before the
+ * update. */
 autosp_status autosp_step(autosp_session *s, double lr, double *loss, autosp_error *e);
 /* Parameter i as float, its numel of them; and its gradient of the last step (zeros if the loss does not depend on it). */
 autosp_status autosp_get_parameter(autosp_session *s, int i, float *out, autosp_error *e);

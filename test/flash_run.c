@@ -97,46 +97,93 @@ static bool compare(const FlashHost *h, const Operand *o, const double *want, DT
     return why->len == 0;
 }
 
-static Status launch(const FlashHost *h, OpCase *c, bool backward, DType t, Operand *in, Operand *out, void **memory, Diag *d) {
+struct FlashRun {
+    Sample sample;
+    OpCase c;
+    bool backward;
+};
+
+FlashRun *flash_new(const FlashCase *fc, bool backward) {
+    FlashRun *r = calloc(1, sizeof *r);
+    CHECK(r, "out of memory");
+    Diag d = {0};
+    r->backward = backward;
+    r->sample = backward ? flash_case_backward(fc) : flash_case_forward(fc);
+    CHECK(op_case_new(&r->c, backward ? OP_ATTENTION_GRAD : OP_ATTENTION, &r->sample, DT_F32, 1, 11, &d) == ST_OK, "%s", d.text);
+    operands(&r->c, backward, &d);
+    CHECK(op_case_expect(&r->c, &d) == ST_OK, "%s", d.text);
+    return r;
+}
+
+void flash_free(FlashRun *r) {
+    op_case_free(&r->c);
+    free(r);
+}
+
+struct FlashLaunch {
+    const FlashHost *h;
+    FlashRun *r;
+    DType t;
+    Operand in[OP_MAX_IN], out[OP_MAX_OUT];
+    void *step;
+    KernelArgs k;
+    Diag diag;  // of asking
+};
+
+FlashLaunch *flash_request(const FlashHost *h, FlashRun *r, DType t) {
+    OpCase *c = &r->c;
+    bool backward = r->backward;
     const Node *n = op_case_node(c);
+    FlashLaunch *l = calloc(1, sizeof *l);
+    CHECK(l, "out of memory");
+    l->h = h, l->r = r, l->t = t;
     for (int i = 0; i < c->nin; i++)
-        in[i] = operand(h, c, n->in[i], i >= (backward ? 6 : 3) || (backward && i == 4) ? DT_F32 : t, c->in[i]);
-    for (int j = 0; j < c->nout; j++) out[j] = operand(h, c, n->out[j], !backward && j == 1 ? DT_F32 : t, NULL);
-    size_t nbytes = (backward ? flash_attention_grad_scratch : flash_attention_scratch)(n, in, out);
-    memory[0] = h->alloc(nbytes + 1), memory[1] = h->alloc(sizeof(DeviceStep));
+        l->in[i] = operand(h, c, n->in[i], i >= (backward ? 6 : 3) || (backward && i == 4) ? DT_F32 : t, c->in[i]);
+    for (int j = 0; j < c->nout; j++) l->out[j] = operand(h, c, n->out[j], !backward && j == 1 ? DT_F32 : t, NULL);
+    size_t nbytes = (backward ? flash_attention_grad_scratch : flash_attention_scratch)(n, l->in, l->out);
     DeviceStep step = {.run_seed = c->run_seed, .step = c->step};
-    h->put(memory[1], &step, sizeof step);
-    h->device->step = memory[1];
-    KernelArgs k = {.node = n,
-                    .nin = c->nin,
-                    .nout = c->nout,
-                    .in = in,
-                    .out = out,
-                    .scratch = memory[0],
-                    .scratch_nbytes = nbytes,
-                    .device = h->device,
-                    .run_seed = c->run_seed,
-                    .step = c->step};
-    TRY((backward ? flash_attention_grad_prepare : flash_attention_prepare)(h->device, &k, &k.state, d));
-    TRY(module_wait(h->device, d));
-    return (backward ? flash_attention_grad : flash_attention)(&k, d);
+    l->step = h->alloc(sizeof step);
+    h->put(l->step, &step, sizeof step);
+    l->k = (KernelArgs){.node = n,
+                        .nin = c->nin,
+                        .nout = c->nout,
+                        .in = l->in,
+                        .out = l->out,
+                        .scratch = h->alloc(nbytes + 1),
+                        .scratch_nbytes = nbytes,
+                        .device = h->device,
+                        .run_seed = c->run_seed,
+                        .step = c->step};
+    Status st = (backward ? flash_attention_grad_prepare : flash_attention_prepare)(h->device, &l->k, &l->k.state, &l->diag);
+    CHECK(st == l->diag.status, "a status without its text");
+    return l;
+}
+
+static Status launch(FlashLaunch *l, Diag *d) {
+    if (l->diag.status != ST_OK) return diag_error(d, l->diag.status, "%s", l->diag.text);
+    l->h->device->step = l->step;
+    TRY(module_wait(l->h->device, d));
+    return (l->r->backward ? flash_attention_grad : flash_attention)(&l->k, d);
+}
+
+bool flash_finish(FlashLaunch *l, FlashError *error, Str *why) {
+    const FlashHost *h = l->h;
+    OpCase *c = &l->r->c;
+    Diag d = {0};
+    *error = (FlashError){0};
+    if (launch(l, &d) != ST_OK) str_add(why, d.text);
+    for (int j = 0; j < c->nout && why->len == 0; j++) compare(h, &l->out[j], c->out[j], l->t, j, error, why);
+    bool ok = why->len == 0;
+    for (int i = 0; i < c->nin; i++) h->release(l->in[i].data);
+    for (int j = 0; j < c->nout; j++) h->release(l->out[j].data);
+    h->release(l->k.scratch), h->release(l->step);
+    free(l);
+    return ok;
 }
 
 bool flash_run(const FlashHost *h, const FlashCase *fc, bool backward, DType t, FlashError *error, Str *why) {
-    Sample s = backward ? flash_case_backward(fc) : flash_case_forward(fc);
-    OpCase c;
-    Diag d = {0};
-    CHECK(op_case_new(&c, backward ? OP_ATTENTION_GRAD : OP_ATTENTION, &s, DT_F32, 1, 11, &d) == ST_OK, "%s", d.text);
-    operands(&c, backward, &d);
-    CHECK(op_case_expect(&c, &d) == ST_OK, "%s", d.text);
-    Operand in[OP_MAX_IN] = {0}, out[OP_MAX_OUT] = {0};
-    void *memory[2] = {0};
-    *error = (FlashError){0};
-    if (launch(h, &c, backward, t, in, out, memory, &d) != ST_OK) str_add(why, d.text);
-    for (int j = 0; j < c.nout && why->len == 0; j++) compare(h, &out[j], c.out[j], t, j, error, why);
-    for (int i = 0; i < c.nin; i++) h->release(in[i].data);
-    for (int j = 0; j < c.nout; j++) h->release(out[j].data);
-    h->release(memory[0]), h->release(memory[1]);
-    op_case_free(&c);
-    return why->len == 0;
+    FlashRun *r = flash_new(fc, backward);
+    bool ok = flash_finish(flash_request(h, r, t), error, why);
+    flash_free(r);
+    return ok;
 }

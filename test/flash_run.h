@@ -1,4 +1,5 @@
-// Runs our own attention on one case, in f32 or bf16, on some device, and compares with the float64 reference.
+// Runs our own attention on one case, in f32 or bf16, on some device, and compares with the float64 reference. In steps, so that many
+// references are computed at a time and many kernels compiled.
 #pragma once
 #include "backend/cuda/device.h"
 #include "base/containers.h"
@@ -16,5 +17,13 @@ typedef struct FlashError {
     double rms, most;  // of the worst output: relative to its root mean square; to its largest value
 } FlashError;
 
-// False: *why says what is wrong. Tolerances follow from the dtype. Operands are bf16 values in both.
+typedef struct FlashRun FlashRun;        // operands (bf16 values, whatever they will be stored as) and float64's results
+typedef struct FlashLaunch FlashLaunch;  // one device's operands and kernels
+FlashRun *flash_new(const FlashCase *c, bool backward);  // any thread
+void flash_free(FlashRun *r);
+// Puts operands on the device and asks for the kernels, which other threads compile.
+FlashLaunch *flash_request(const FlashHost *h, FlashRun *r, DType t);
+// Launches and compares. False: *why says what is wrong. Tolerances follow from the dtype. Frees l.
+bool flash_finish(FlashLaunch *l, FlashError *error, Str *why);
+// All of it.
 bool flash_run(const FlashHost *h, const FlashCase *c, bool backward, DType t, FlashError *error, Str *why);

@@ -65,9 +65,11 @@ static int any_of(ProgramBuilder *b, Dice *d, DType t) {  // a recent instructio
 }
 
 static void random_float_op(ProgramBuilder *b, Dice *d) {
-    static const OpKind unary[] = {OP_NEG, OP_ABS, OP_SIGN, OP_EXP, OP_EXPM1, OP_LOG, OP_LOG1P, OP_SQRT, OP_RSQRT, OP_SIN, OP_COS, OP_TANH,
-                                   OP_SIGMOID, OP_ERF, OP_FLOOR, OP_SILU, OP_GELU, OP_GELU_TANH, OP_STOP_GRAD};
-    static const OpKind binary[] = {OP_ADD, OP_SUB, OP_MUL, OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_POW, OP_MAX, OP_MIN, OP_FLOORDIV, OP_MOD};
+    static const OpKind unary[] = {OP_NEG,   OP_ABS,   OP_SIGN, OP_EXP,       OP_EXPM1,    OP_LOG,     OP_LOG1P,
+                                   OP_SQRT,  OP_RSQRT, OP_SIN,  OP_COS,       OP_TANH,     OP_SIGMOID, OP_ERF,
+                                   OP_FLOOR, OP_SILU,  OP_GELU, OP_GELU_TANH, OP_STOP_GRAD};
+    static const OpKind binary[] = {OP_ADD, OP_SUB, OP_MUL, OP_ADD, OP_SUB,      OP_MUL,
+                                    OP_DIV, OP_POW, OP_MAX, OP_MIN, OP_FLOORDIV, OP_MOD};
     int x = any_of(b, d, DT_F32), y = any_of(b, d, DT_F32);
     if (chance(d, 0.45)) prog_op(b, unary[pick(d, sizeof unary / sizeof *unary)], DT_F32, x, -1, -1);
     else if (chance(d, 0.85)) prog_op(b, binary[pick(d, sizeof binary / sizeof *binary)], DT_F32, x, y, -1);
@@ -96,7 +98,9 @@ static void random_other_op(ProgramBuilder *b, Dice *d) {
     }
     case 4:
         x = any_of(b, d, DT_I64), y = prog_leaf(b, PROG_CONST, DT_I64, -1, (double[]){2, 3, -2, -1, 7}[pick(d, 5)]);
-        if (chance(d, 0.4)) v = prog_op(b, OP_ABS, DT_I64, any_of(b, d, DT_I64), -1, -1), y = prog_op(b, OP_ADD, DT_I64, v, prog_leaf(b, PROG_CONST, DT_I64, -1, 1), -1);
+        if (chance(d, 0.4))
+            v = prog_op(b, OP_ABS, DT_I64, any_of(b, d, DT_I64), -1, -1),
+            y = prog_op(b, OP_ADD, DT_I64, v, prog_leaf(b, PROG_CONST, DT_I64, -1, 1), -1);
         prog_op(b, chance(d, 0.5) ? OP_FLOORDIV : OP_MOD, DT_I64, x, y, -1);
         break;
     case 5: prog_op(b, OP_WHERE, DT_I64, any_of(b, d, DT_BOOL), any_of(b, d, DT_I64), any_of(b, d, DT_I64)); break;
@@ -113,7 +117,8 @@ static const Program *random_program(Arena *a, Dice *d, int nin, const DType *ty
     }
     int nop = 2 + pick(d, 12), nred = 0;
     for (int i = 0; i < nop; i++) {
-        if (row && nred < 4 && chance(d, 0.3)) prog_leaf(&b, chance(d, 0.6) ? PROG_ROW_SUM : PROG_ROW_MAX, DT_F32, any_of(&b, d, DT_F32), 0), nred++;
+        if (row && nred < 4 && chance(d, 0.3))
+            prog_leaf(&b, chance(d, 0.6) ? PROG_ROW_SUM : PROG_ROW_MAX, DT_F32, any_of(&b, d, DT_F32), 0), nred++;
         else if (ndim && chance(d, 0.1)) prog_leaf(&b, PROG_INDEX, DT_I64, pick(d, ndim), 0);
         else if (chance(d, 0.7)) random_float_op(&b, d);
         else random_other_op(&b, d);
@@ -126,7 +131,8 @@ static const Program *random_program(Arena *a, Dice *d, int nin, const DType *ty
         if (b.instr.data[i].code == PROG_INPUT) i = prog_op(&b, OP_STOP_GRAD, t, i, -1, -1);
         vec_push(&b.out, i);
     }
-    for (int j = 0; row && j < 2 && chance(d, 0.4); j++) vec_push(&b.out, prog_leaf(&b, PROG_COL_SUM, DT_F32, any_of(&b, d, DT_F32), 0));
+    for (int j = 0; row && j < 2 && chance(d, 0.4); j++)
+        vec_push(&b.out, prog_leaf(&b, PROG_COL_SUM, DT_F32, any_of(&b, d, DT_F32), 0));
     return prog_finish(&b);
 }
 
@@ -229,7 +235,8 @@ static bool make(FusedCase *c, const Program *p, Shape space, int row, int nin, 
     c->g = graph_new(c->arena, "fused", 1);
     c->nin = nin;
     for (int i = 0; i < nin; i++) ids[i] = add_source(c, &in[i], type[i], i), c->in_dtype[i] = type[i];
-    Attr attr[4] = {attr_prog(ATTR_PROG, p), attr_ints(ATTR_SHAPE, space.ndim, arena_copy(c->arena, space.dim, sizeof space.dim))};
+    Attr attr[4] = {attr_prog(ATTR_PROG, p),
+                    attr_ints(ATTR_SHAPE, space.ndim, arena_copy(c->arena, space.dim, sizeof space.dim))};
     int nattr = 2;
     if (row) attr[nattr++] = attr_i(ATTR_ROW, row);
     if (nview) attr[nattr++] = attr_ints(ATTR_VIEWS, nview, views);
@@ -252,8 +259,8 @@ static void fill(FusedCase *c, const Shape *in, Dice *dice, bool specials) {
     draw_inputs(c, in, dice, specials);
 }
 
-void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
-                      int nview, const int64_t *views) {
+void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in,
+                      const DType *type, int nview, const int64_t *views) {
     *c = (FusedCase){.arena = arena_new()};
     snprintf(c->name, sizeof c->name, "%s", name);
     Diag d = {0};
@@ -261,8 +268,8 @@ void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape sp
     CHECK(ok, "%s: %s", name, d.text);
 }
 
-void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
-                     int nview, const int64_t *views, uint64_t seed) {
+void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in,
+                     const DType *type, int nview, const int64_t *views, uint64_t seed) {
     Dice dice = {.key = random_key(seed, 0, 1)};
     fused_case_shape(c, name, p, space, row, nin, in, type, nview, views);
     fill(c, in, &dice, false);
@@ -327,7 +334,9 @@ typedef struct Eval {
 
 #define EPS 0x1p-24
 
-static double distance(double a, double b) { return a == b || (isnan(a) && isnan(b)) ? 0 : isfinite(a) && isfinite(b) ? fabs(a - b) : INFINITY; }
+static double distance(double a, double b) {
+    return a == b || (isnan(a) && isnan(b)) ? 0 : isfinite(a) && isfinite(b) ? fabs(a - b) : INFINITY;
+}
 
 static void eval_op(const Eval *e, int i, int64_t k) {
     const Instr *x = &e->p->instr[i];
@@ -353,7 +362,9 @@ static void eval_op(const Eval *e, int i, int64_t k) {
         bound = fmax(bound, distance(other, result));
     }
     if (x->dtype == DT_F32 || x->dtype == DT_BF16) {
-        double inner = op == OP_GELU || op == OP_GELU_TANH ? fabs(v[0]) : op == OP_FLOORDIV || op == OP_MOD ? fabs(v[0]) + fabs(v[1]) : 0;
+        double inner = op == OP_GELU || op == OP_GELU_TANH ? fabs(v[0])
+                       : op == OP_FLOORDIV || op == OP_MOD ? fabs(v[0]) + fabs(v[1])
+                                                           : 0;
         bound += 8 * EPS * (fabs(result) + inner) + 1e-37;
         if (op == OP_SIN || op == OP_COS) bound += 4 * EPS;
         if (op == OP_POW || op == OP_EXP) bound += 8 * EPS * fabs(result) * (1 + fabs(v[0]));
@@ -379,7 +390,8 @@ static void eval_reduction(const Eval *e, int i) {
         for (int64_t k = 0; k < e->npoint; k++)
             if (!isfinite(r[k])) bound = INFINITY;
     }
-    for (int64_t k = 0; k < e->npoint; k++) e->value[i * e->npoint + k] = t, e->error[i * e->npoint + k] = isnan(bound) ? INFINITY : bound;
+    for (int64_t k = 0; k < e->npoint; k++)
+        e->value[i * e->npoint + k] = t, e->error[i * e->npoint + k] = isnan(bound) ? INFINITY : bound;
 }
 
 static double eval_input(const Eval *e, int slot, const int64_t *index) {
@@ -445,7 +457,8 @@ void fused_case_expect(FusedCase *c) {
     CHECK(views_decode(n, e.view, &d) == ST_OK, "%s", d.text);
     for (int i = 0; i < c->nin; i++) e.view[i] = view_resolve(&e.view[i], graph_shape(c->g, n->in[i]), &space);
     e.npoint = shape_numel(&e.row);
-    e.value = calloc((size_t)(e.p->ninstr * e.npoint) + 1, sizeof(double)), e.error = calloc((size_t)(e.p->ninstr * e.npoint) + 1, sizeof(double));
+    e.value = calloc((size_t)(e.p->ninstr * e.npoint) + 1, sizeof(double)),
+    e.error = calloc((size_t)(e.p->ninstr * e.npoint) + 1, sizeof(double));
     CHECK(e.value && e.error, "out of memory");
     int64_t index[MAX_DIMS] = {0}, nouter = shape_numel(&e.outer);
     if (shape_numel(&space) > 0) {
@@ -537,7 +550,8 @@ static bool compare(FusedCase *c, int j, const void *got, int64_t n, Str *why, i
         ++*compared;
         if (distance(want, x) <= 4 * error) continue;
         if (isinf(x) && fabs(want) > 3e38) continue;
-        str_printf(why, "%s: output %d (%s), element %lld: %.9g, not %.9g (to %.3g)", c->name, j, dtype_name(c->out_dtype[j]), (long long)k, x, want, 4 * error);
+        str_printf(why, "%s: output %d (%s), element %lld: %.9g, not %.9g (to %.3g)", c->name, j, dtype_name(c->out_dtype[j]),
+                   (long long)k, x, want, 4 * error);
         return false;
     }
     return true;

@@ -23,11 +23,11 @@ void fused_case_random(FusedCase *c, uint64_t number, int64_t elements);
 // On a given iteration space: long rows, few rows, rows that no vector fits.
 void fused_case_random_on(FusedCase *c, uint64_t number, Shape space, int row);
 // One from parts: inputs are drawn from the types. views may be NULL. row 0: none.
-void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
-                     int nview, const int64_t *views, uint64_t seed);
+void fused_case_make(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in,
+                     const DType *type, int nview, const int64_t *views, uint64_t seed);
 // The same without values: for those who have their own.
-void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in, const DType *type,
-                      int nview, const int64_t *views);
+void fused_case_shape(FusedCase *c, const char *name, const Program *p, Shape space, int row, int nin, const Shape *in,
+                      const DType *type, int nview, const int64_t *views);
 void fused_case_free(FusedCase *c);
 void fused_case_expect(FusedCase *c);
 // Operands as the kernel sees them, without data.

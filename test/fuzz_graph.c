@@ -1,12 +1,13 @@
-// Random programs through every pass, the plan and the runtime, in float64 and in float32. What must hold, whatever the number of ranks, the placements
-// and the strategies chosen, with fusion or without:
-//   - the loss and every gradient after any pass, by the reference executor, are those of the program differentiated as it was made;
+// Random programs through every pass, the plan and the runtime, in float64 and in float32. What must hold, whatever the number of
+// ranks, the placements and the strategies chosen, with fusion or without:
+//   - the loss and every gradient after any pass, by the reference executor, are those of the program differentiated as it was
+//   made;
 //   - that gradient is the slope of the loss (central differences);
 //   - the runtime computes the same loss, gradients and AdamW update.
-// Asked for in bf16, a graph has the same values by the reference, which does not round; the CPU cannot run it and says so. Passes that
-// make use of what only devices have are tried with a backend that claims to have it.
-// A failure names the iteration; FUZZ_NOPS=n runs it with n steps only (the report says which number still fails). FUZZ_DUMP=1 prints
-// the final graph. FUZZ_ROWS=1 compares only before and after fusing with views and rows.
+// Asked for in bf16, a graph has the same values by the reference, which does not round; the CPU cannot run it and says so.
+// Passes that make use of what only devices have are tried with a backend that claims to have it.
+// A failure names the iteration; FUZZ_NOPS=n runs it with n steps only (the report says which number still fails). FUZZ_DUMP=1
+// prints the final graph. FUZZ_ROWS=1 compares only before and after fusing with views and rows.
 #include <math.h>
 #include <stdarg.h>
 
@@ -53,14 +54,16 @@ static bool failed(Case *c, const char *fmt, ...) {
     return false;
 }
 
-// ---- evaluating by the reference ---------------------------------------------------------------------------------------------
+// ---- evaluating by the reference ------------------------------------------------------------------------------------------
 
 static const double hyper[3] = {0.01, 1 - 0.9, 1 - 0.95};
 
 static bool evaluate(Case *c, const Graph *g, const double *const *params, Result *r, Diag *d) {
     double **out = ARENA_ARRAY(c->arena, double *, g->outputs.len);
-    for (int64_t i = 0; i < g->outputs.len; i++) out[i] = ARENA_ARRAY(c->arena, double, shape_numel(graph_shape(g, g->outputs.data[i].value)));
-    Reference ref = {.run_seed = RUN_SEED, .step = STEP, .inputs = (const double *const *)c->plain.input, .params = params, .hyper = hyper};
+    for (int64_t i = 0; i < g->outputs.len; i++)
+        out[i] = ARENA_ARRAY(c->arena, double, shape_numel(graph_shape(g, g->outputs.data[i].value)));
+    Reference ref = {
+        .run_seed = RUN_SEED, .step = STEP, .inputs = (const double *const *)c->plain.input, .params = params, .hyper = hyper};
     if (reference_run(g, &ref, out, d) != ST_OK) return false;
     *r = (Result){0};
     for (int64_t i = 0; i < g->outputs.len; i++) {
@@ -96,13 +99,13 @@ static bool same(Case *c, const Result *r, bool gradients, const char *what) {
             diff += e * e;
         }
         if (!(sqrt(diff) <= (f64 ? 1e-8 * (size + 1e-2 * all + 1e-6) : 1e-3 * (size + 0.1 * all + 1e-3))))
-            return failed(c, "%s: the gradient of p%lld differs by %.3g, its norm is %.3g, of all %.3g%s", what, (long long)p, sqrt(diff), size, all,
-                          a ? "" : " (it has none)");
+            return failed(c, "%s: the gradient of p%lld differs by %.3g, its norm is %.3g, of all %.3g%s", what, (long long)p,
+                          sqrt(diff), size, all, a ? "" : " (it has none)");
     }
     return true;
 }
 
-// ---- the oracle --------------------------------------------------------------------------------------------------------------
+// ---- the oracle -----------------------------------------------------------------------------------------------------------
 
 // The program as it was made, then differentiated; attention as imported must become `attention` first.
 static bool oracle(Case *c, bool *usable) {
@@ -125,7 +128,8 @@ static bool oracle(Case *c, bool *usable) {
     arena_free(scratch);
     if (!ok) return failed(c, "oracle: %s", d.text);
     double loss = forward.loss;
-    if (!(fabs(loss - c->want.loss) <= 1e-9 * (1 + fabs(loss)))) return failed(c, "with its gradient the loss is %.17g, without %.17g", c->want.loss, loss);
+    if (!(fabs(loss - c->want.loss) <= 1e-9 * (1 + fabs(loss))))
+        return failed(c, "with its gradient the loss is %.17g, without %.17g", c->want.loss, loss);
     for (int64_t p = 0; p < c->plain.g->params.len; p++)
         for (int64_t i = 0; c->want.grad[p] && i < param_numel(c, p); i++)
             if (!isfinite(c->want.grad[p][i])) return failed(c, "the gradient of p%lld is not finite", (long long)p);
@@ -172,7 +176,7 @@ static bool slope(Case *c) {
            failed(c, "the slope of the loss is %.9g, by its gradient %.9g (gradient's norm %.3g)", nearest, want, all);
 }
 
-// ---- compiling -------------------------------------------------------------------------------------------------------------
+// ---- compiling ------------------------------------------------------------------------------------------------------------
 
 typedef struct Setup {
     CompileOptions o;
@@ -184,9 +188,13 @@ typedef struct Setup {
 // Rates over many orders of magnitude: with free links everything is divided, with slow ones nothing.
 static double random_rate(Case *c, double least) { return least * pow(10, (double)config(c, 7)); }
 
-static Status run_nothing(const KernelArgs *k, Diag *d) { return (void)k, diag_error(d, ST_UNSUPPORTED, "a kernel of no device"); }
+static Status run_nothing(const KernelArgs *k, Diag *d) {
+    return (void)k, diag_error(d, ST_UNSUPPORTED, "a kernel of no device");
+}
 static KernelFn any_kernel(OpKind op, DType real) { return (void)op, (void)real, run_nothing; }
-static size_t no_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) { return (void)n, (void)in, (void)out, (void)nthreads, 0; }
+static size_t no_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) {
+    return (void)n, (void)in, (void)out, (void)nthreads, 0;
+}
 
 static void random_setup(Case *c, Setup *s) {
     compile_defaults(&s->o);
@@ -219,9 +227,10 @@ static void random_setup(Case *c, Setup *s) {
                                   .kernel_latency_s = 1 / random_rate(c, 1e4)};
     }
     s->o.device = &s->device;
-    snprintf(s->text, sizeof s->text, "%s%s%s, %d ranks, %d threads, attention %s%s%s", dtype_name(c->real), s->o.compute == DT_BF16 ? " (bf16)" : "",
-             s->backend.features & BACKEND_EPILOGUE ? ", epilogue" : "", s->o.nranks, s->o.nthreads, attention_choice_name(s->o.attention),
-             s->o.update ? ", update" : "", s->o.no_fuse ? ", no fuse" : "");
+    snprintf(s->text, sizeof s->text, "%s%s%s, %d ranks, %d threads, attention %s%s%s", dtype_name(c->real),
+             s->o.compute == DT_BF16 ? " (bf16)" : "", s->backend.features & BACKEND_EPILOGUE ? ", epilogue" : "", s->o.nranks,
+             s->o.nthreads, attention_choice_name(s->o.attention), s->o.update ? ", update" : "",
+             s->o.no_fuse ? ", no fuse" : "");
 }
 
 static void dump(const Graph *g) {
@@ -256,7 +265,8 @@ static bool after_pass(Case *c, Setup *s, const char *pass) {
     for (int64_t i = 0; i < out.graph->outputs.len; i++) gradients |= out.graph->outputs.data[i].kind == OUT_GRAD;
     char what[400];
     snprintf(what, sizeof what, "after %s, %s", pass, s->text);
-    bool ok = evaluate(c, out.graph, (const double *const *)c->plain.param, &r, &d) ? same(c, &r, gradients, what) : failed(c, "%s: %s", what, d.text);
+    bool ok = evaluate(c, out.graph, (const double *const *)c->plain.param, &r, &d) ? same(c, &r, gradients, what)
+                                                                                    : failed(c, "%s: %s", what, d.text);
     compiled_free(&out);
     return ok;
 }
@@ -319,7 +329,7 @@ static bool fused_rows(Case *c, const Setup *setup) {
     return ok;
 }
 
-// ---- running -----------------------------------------------------------------------------------------------------------------
+// ---- running --------------------------------------------------------------------------------------------------------------
 
 static Status set_values(Case *c, const Graph *g, Runtime *rt, Diag *d) {
     for (int64_t i = 0; i < c->plain.g->inputs.len; i++) {
@@ -346,10 +356,12 @@ static bool updated(Case *c, const Setup *s, const Compiled *out, Runtime *rt, c
         Diag d = {0};
         if (runtime_get_state(rt, x->param, 0, got, DT_F64, &d) != ST_OK) return failed(c, "%s: %s", s->text, d.text);
         for (int64_t k = 0; k < n; k++) {
-            double p = c->plain.param[x->param][k], g = scale * r->grad[x->param][k], m = (1 - o->beta1) * g, v = (1 - o->beta2) * g * g;
+            double p = c->plain.param[x->param][k], g = scale * r->grad[x->param][k], m = (1 - o->beta1) * g,
+                   v = (1 - o->beta2) * g * g;
             double want = p * (1 - hyper[0] * o->weight_decay) - hyper[0] * (m / hyper[1]) / (sqrt(v / hyper[2]) + o->eps);
             if (!(fabs(got[k] - want) <= (c->real == DT_F64 ? 1e-9 : 2e-6) * (1 + fabs(want))))
-                return failed(c, "%s: after the update p%d[%lld] is %.12g, expected %.12g", s->text, x->param, (long long)k, got[k], want);
+                return failed(c, "%s: after the update p%d[%lld] is %.12g, expected %.12g", s->text, x->param, (long long)k,
+                              got[k], want);
         }
     }
     return true;
@@ -370,7 +382,8 @@ static bool execute(Case *c, Setup *s, Compiled *out) {
     }
     bool ok = st == ST_OK || failed(c, "%s: running: %s", s->text, d.text);
     for (int k = 0; ok && k < s->o.nranks; k++)
-        if (runtime_arena_nbytes(rt, k) != out->plan->rank[k].arena_nbytes) ok = failed(c, "%s: rank %d allocated other than planned", s->text, k);
+        if (runtime_arena_nbytes(rt, k) != out->plan->rank[k].arena_nbytes)
+            ok = failed(c, "%s: rank %d allocated other than planned", s->text, k);
     char what[400];
     snprintf(what, sizeof what, "running, %s", s->text);
     ok = ok && same(c, &r, true, what) && (!s->o.update || updated(c, s, out, rt, &r));
@@ -384,7 +397,8 @@ static bool round_trip(Case *c, const Graph *g) {
     Graph *back = NULL;
     Diag d = {0};
     graph_print(g, &once);
-    bool ok = graph_parse(a, str_text(&once), "printed", &back, &d) == ST_OK || failed(c, "parsing the printed graph: %s", d.text);
+    bool ok =
+        graph_parse(a, str_text(&once), "printed", &back, &d) == ST_OK || failed(c, "parsing the printed graph: %s", d.text);
     if (ok) graph_print(back, &twice);
     if (ok && strcmp(str_text(&once), str_text(&twice))) ok = failed(c, "the graph prints otherwise once parsed");
     if (back) graph_free_vecs(back);
@@ -394,7 +408,7 @@ static bool round_trip(Case *c, const Graph *g) {
     return ok;
 }
 
-// ---- one case ----------------------------------------------------------------------------------------------------------------
+// ---- one case -------------------------------------------------------------------------------------------------------------
 
 // What is asked for in bf16: every pass, and the error in place of a plan, or the plan of a backend that claims to have it.
 static bool passes_in_bf16(Case *c, Setup *s) {
@@ -486,7 +500,7 @@ static void one(Rng *r, void *ctx) {
 
 int main(int argc, char **argv) {
     int rc = fuzz_loop(argc, argv, one, NULL);
-    printf("of %ld graphs: %ld fused nodes, %ld with a row, %ld with views, %ld with windows, %ld divided; %ld column sums\n", met.graphs,
-           met.kernels, met.rows, met.views, met.windows, met.divided, met.col_sums);
+    printf("of %ld graphs: %ld fused nodes, %ld with a row, %ld with views, %ld with windows, %ld divided; %ld column sums\n",
+           met.graphs, met.kernels, met.rows, met.views, met.windows, met.divided, met.col_sums);
     return rc;
 }

@@ -21,12 +21,15 @@ typedef struct OpCase {
     int nin, nout;
     double *in[OP_MAX_IN];    // whole operands
     double *out[OP_MAX_OUT];  // whole results, by the reference (op_case_expect)
+    double slack[OP_MAX_OUT]; // by how much more than rounding of the result it may differ; 0 unless a test says why
 } OpCase;
 
-// Builds the node of `sample` with floats of type `real` (any type: its f32 become that) on random operands. Errors are those of the op's shape rule.
+// Builds the node of `sample` with floats of type `real` (any type: its f32 become that) on random operands. Errors are those of
+// the op's shape rule.
 Status op_case_new(OpCase *c, OpKind op, const Sample *sample, DType real, int nranks, uint64_t seed, Diag *d);
 void op_case_free(OpCase *c);
 Status op_case_expect(OpCase *c, Diag *d);  // fills out[]
+double op_round_bf16(double v);
 static inline Node *op_case_node(const OpCase *c) { return graph_node(c->g, c->node); }
 
 // `sample` with f32 replaced by `real` in operands, attributes and programs; arrays in arena a.

@@ -5,7 +5,7 @@
 
 #include "base/random.h"
 
-// ---- drawing ---------------------------------------------------------------------------------------------------------------
+// ---- drawing --------------------------------------------------------------------------------------------------------------
 
 int64_t draw(Gen *g, int64_t n) {
     g->rng += UINT64_C(0x9E3779B97F4A7C15);
@@ -58,7 +58,7 @@ void give(Gen *g, ValueId v, bool exact, bool input, double mag) {
         vec_push(&g->bools, x);
 }
 
-// ---- sources ---------------------------------------------------------------------------------------------------------------
+// ---- sources --------------------------------------------------------------------------------------------------------------
 
 static ValueId make_input(Gen *g, const char *name, Role role, Shape s, DType t) {
     int64_t i = g->g->inputs.len;
@@ -107,7 +107,7 @@ static void make_inputs(Gen *g) {
     give(g, hidden, true, false, 1);
 }
 
-// ---- shapes ----------------------------------------------------------------------------------------------------------------
+// ---- shapes ---------------------------------------------------------------------------------------------------------------
 
 // Fewer dims than s or 1 where s is larger: broadcasts to s without changing it.
 static bool broadcasts(const Shape *x, const Shape *s) {
@@ -158,13 +158,13 @@ Item apart(Gen *g, Item x) {
     return (Item){build_binary(&g->b, OP_ADD, x.v, noise.v), false, false, x.mag + 1};
 }
 
-// ---- a program -------------------------------------------------------------------------------------------------------------
+// ---- a program ------------------------------------------------------------------------------------------------------------
 
 static void add_step(Gen *g) {
     static void (*const family[])(Gen *) = {
-        add_unary, add_binary,    add_binary, add_jump,  add_integer, add_compare, add_where,     add_movement, add_movement, add_movement, add_movement,
-        add_movement, add_reduction, add_reduction, add_index, add_index,   add_order,   add_dot, add_dot,  add_expert,   add_conv,     add_attention,
-        add_attention, add_random};
+        add_unary,    add_binary,   add_binary,   add_jump,     add_integer,   add_compare,   add_where,     add_movement,
+        add_movement, add_movement, add_movement, add_movement, add_reduction, add_reduction, add_index,     add_index,
+        add_order,    add_dot,      add_dot,      add_expert,   add_conv,      add_attention, add_attention, add_random};
     family[draw(g, sizeof family / sizeof *family)](g);
 }
 
@@ -193,7 +193,8 @@ static ValueId cross_entropy(Gen *g) {
     return build_binary(b, OP_DIV, sum, build_binary_scalar(b, OP_ADD, count, 0.5));
 }
 
-// Logits as output layers make them: rows cut or flattened before or after, scaled, capped, as a log-softmax, smoothed, with a z-loss.
+// Logits as output layers make them: rows cut or flattened before or after, scaled, capped, as a log-softmax, smoothed, with a
+// z-loss.
 static ValueId output_layer(Gen *g) {
     Builder *b = &g->b;
     Item h = fit(g, pick_float(g), SHAPE(g->batch, g->seq, g->width));
@@ -216,11 +217,16 @@ static ValueId output_layer(Gen *g) {
     } else {
         lse = build_squeeze(b, build_reduce(b, OP_LOGSUMEXP, z, last), last);
         nll = build_binary(b, OP_SUB, lse, build_binary(b, OP_PICK, z, safe));
-        if (chance(g, 25)) nll = build_binary(b, OP_SUB, nll, build_binary_scalar(b, OP_MUL, build_squeeze(b, build_sum(b, z, 1, &last), last), 0.05));
-        if (chance(g, 25)) nll = build_binary(b, OP_ADD, nll, build_binary_scalar(b, OP_MUL, build_binary(b, OP_MUL, lse, lse), 0.1));
+        if (chance(g, 25))
+            nll = build_binary(b, OP_SUB, nll,
+                               build_binary_scalar(b, OP_MUL, build_squeeze(b, build_sum(b, z, 1, &last), last), 0.05));
+        if (chance(g, 25))
+            nll = build_binary(b, OP_ADD, nll, build_binary_scalar(b, OP_MUL, build_binary(b, OP_MUL, lse, lse), 0.1));
     }
     ValueId loss = build_binary_scalar(b, OP_DIV, build_sum_all(b, build_where(b, valid, nll, zero)), (double)rows);
-    if (chance(g, 10)) loss = build_binary(b, OP_ADD, loss, build_binary_scalar(b, OP_DIV, build_sum_all(b, build_binary(b, OP_MUL, z, z)), (double)rows));
+    if (chance(g, 10))
+        loss = build_binary(b, OP_ADD, loss,
+                            build_binary_scalar(b, OP_DIV, build_sum_all(b, build_binary(b, OP_MUL, z, z)), (double)rows));
     return loss;
 }
 

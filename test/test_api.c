@@ -81,7 +81,24 @@ static void test_errors(void **state) {
     assert_int_equal(autosp_compile(LLAMA, &o, &p, &e), AUTOSP_INPUT);
 }
 
+// What cannot be had is refused in words: a device that does not exist, a type, bf16 on the CPU.
+static void devices(void **state) {
+    static const struct { const char *device, *dtype, *words; } bad[] = {
+        {"tpu", NULL, "there are cpu and cuda"}, {"cpu", "fp8", "there are fp32 and bf16"}, {"cpu", "bf16", "needs"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        autosp_options o = autosp_options_default();
+        autosp_error e;
+        autosp_program *p = NULL;
+        o.device = bad[i].device;
+        o.dtype = bad[i].dtype;
+        assert_int_not_equal(autosp_compile(LLAMA, &o, &p, &e), AUTOSP_OK);
+        assert_null(p);
+        if (!strstr(e.text, bad[i].words)) fail_msg("%s", e.text);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loss_falls_and_ranks_agree), cmocka_unit_test(test_errors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(devices), cmocka_unit_test(test_loss_falls_and_ranks_agree),
+                                       cmocka_unit_test(test_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-// The CUDA backend's matrix products in the emulation: dot, grouped products and the head against sums in float64 written here, on sizes
-// that the op table's samples (test_cuda_ops) have not. (cuBLASLt and tensor cores need a GPU: test/gpu/gpu_gemm.c.)
+// The CUDA backend's matrix products in the emulation: dot, grouped products and the head against sums in float64 written here,
+// on sizes that the op table's samples (test_cuda_ops) have not. (cuBLASLt and tensor cores need a GPU: test/gpu/gpu_gemm.c.)
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,9 +33,11 @@ static Status run(const KernelArgs *args, KernelFn kernel, Prepare prepare, Diag
 
 static Status run_dot(const KernelArgs *k, Diag *d) { return run(k, cuda_dot, cuda_dot_prepare, d); }
 static Status run_expert(const KernelArgs *k, Diag *d) { return run(k, cuda_expert_matmul, cuda_expert_matmul_prepare, d); }
-static Status run_expert_grad(const KernelArgs *k, Diag *d) { return run(k, cuda_expert_matmul_grad, cuda_expert_matmul_grad_prepare, d); }
+static Status run_expert_grad(const KernelArgs *k, Diag *d) {
+    return run(k, cuda_expert_matmul_grad, cuda_expert_matmul_grad_prepare, d);
+}
 
-// ---- operands ----------------------------------------------------------------------------------------------------------------------
+// ---- operands -------------------------------------------------------------------------------------------------------------
 static float bf16_of(double v) {
     float f = (float)v;
     uint32_t u;
@@ -88,7 +90,7 @@ static void check(const Operand *o, int64_t i, double want, int64_t k, const cha
     if (!(fabs(got - want) <= tol)) fail_msg("%s: element %lld is %.9g, not %.9g", what, (long long)i, got, want);
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------------
 typedef struct Pair {
     DType ab, cd;
 } Pair;
@@ -132,14 +134,24 @@ static void test_gemm(void **state) {
     for (size_t p = 0; p < 3; p++)
         for (size_t s = 0; s < sizeof size / sizeof *size; s++)
             for (int way = 0; way < 16; way++) {
-                Gemm g = {.m = size[s][0], .n = size[s][1], .k = size[s][2], .batch = way & 8 ? 3 : 1, .trans_a = way & 1, .trans_b = way & 2,
-                          .ab = pairs[p].ab, .cd = pairs[p].cd, .alpha = way & 4 ? 0.75f : 1, .beta = way & 4 ? 1 : 0, .bias = way % 3 == 0};
-                g.lda = (g.trans_a ? g.m : g.k) + way % 2 * 3, g.ldb = (g.trans_b ? g.k : g.n) + way % 2, g.ldc = g.n + 2, g.ldd = g.n + 1;
+                Gemm g = {.m = size[s][0],
+                          .n = size[s][1],
+                          .k = size[s][2],
+                          .batch = way & 8 ? 3 : 1,
+                          .trans_a = way & 1,
+                          .trans_b = way & 2,
+                          .ab = pairs[p].ab,
+                          .cd = pairs[p].cd,
+                          .alpha = way & 4 ? 0.75f : 1,
+                          .beta = way & 4 ? 1 : 0,
+                          .bias = way % 3 == 0};
+                g.lda = (g.trans_a ? g.m : g.k) + way % 2 * 3, g.ldb = (g.trans_b ? g.k : g.n) + way % 2, g.ldc = g.n + 2,
+                g.ldd = g.n + 1;
                 g.stride_a = (g.trans_a ? g.k : g.m) * g.lda, g.stride_b = (g.trans_b ? g.n : g.k) * g.ldb;
                 g.stride_c = g.m * g.ldc, g.stride_d = g.m * g.ldd;
                 char what[128];
-                snprintf(what, sizeof what, "%lldx%lldx%lld, way %d, %s -> %s", (long long)g.m, (long long)g.n, (long long)g.k, way,
-                         dtype_name(g.ab), dtype_name(g.cd));
+                snprintf(what, sizeof what, "%lldx%lldx%lld, way %d, %s -> %s", (long long)g.m, (long long)g.n, (long long)g.k,
+                         way, dtype_name(g.ab), dtype_name(g.cd));
                 check_gemm(&g, what);
             }
 }
@@ -154,7 +166,8 @@ static void check_added(Pair p, bool bias, int64_t k, int nfree_a, int nfree_b) 
     for (int i = 0; i < nfree_b; i++) db[nb++] = dout[nd++] = fb[i];
     db[nb++] = k;
     int64_t last = dout[nd - 1], m = nfree_a ? 3 : 1, n = nfree_b == 0 ? 1 : nfree_b == 1 ? 4 : 20;
-    Operand in[3] = {operand(p.ab, 0, na, da), operand(p.ab, 1, nb, db), bias ? OPERAND(p.cd, 2, last) : operand(p.cd, 2, nd, dout)};
+    Operand in[3] = {operand(p.ab, 0, na, da), operand(p.ab, 1, nb, db),
+                     bias ? OPERAND(p.cd, 2, last) : operand(p.cd, 2, nd, dout)};
     Operand out = operand(p.cd, -1, nd, dout);
     Attr attr[] = {attr_i(ATTR_NBATCH, 1), attr_i(ATTR_NCONTRACT, 1), attr_i(ATTR_TRANS_A, 0), attr_i(ATTR_TRANS_B, 1),
                    attr_i(ATTR_BIAS, bias)};
@@ -183,6 +196,31 @@ static void test_added(void **state) {
                     for (int b = 0; b < 3; b++) check_added(pairs[p], bias, k, a, b);
 }
 
+// Contractions in pieces: a weight's gradient, and everything that may be added.
+static void test_pieces(void **state) {
+    (void)state;
+    static const int64_t piece[] = {8, 20, 42, 43};
+    for (size_t i = 0; i < sizeof piece / sizeof *piece; i++) {
+        dot_piece = piece[i];
+        for (int bias = 0; bias < 2; bias++)
+            for (int a = 0; a < 2; a++)
+                for (int b = 0; b < 3; b++) check_added((Pair){DT_BF16, DT_F32}, bias, 43, a, b);
+        Operand in[2] = {OPERAND(DT_BF16, 0, 43, 5), OPERAND(DT_BF16, 1, 43, 7)}, out = OPERAND(DT_F32, -1, 5, 7);
+        Attr attr[] = {attr_i(ATTR_NCONTRACT, 1), attr_i(ATTR_TRANS_A, 1)};
+        Node node = {.op = OP_DOT, .nin = 2, .nout = 1, .nattr = 2, .attr = attr};
+        KernelArgs args = {.node = &node, .nin = 2, .nout = 1, .in = in, .out = &out};
+        Diag d = {0};
+        if (run_dot(&args, &d) != ST_OK) fail_msg("%s", d.text);
+        for (int64_t x = 0; x < 35; x++) {
+            double sum = 0;
+            for (int64_t k = 0; k < 43; k++) sum += get(&in[0], k * 5 + x / 7) * get(&in[1], k * 7 + x % 7);
+            check(&out, x, sum, 43, "a weight's gradient in pieces");
+        }
+        free(in[0].data), free(in[1].data), free(out.data);
+    }
+    dot_piece = DOT_PIECE;
+}
+
 static void test_refused(void **state) {
     (void)state;
     Operand in[2] = {OPERAND(DT_F32, 0, 2, 3), OPERAND(DT_F32, 1, 3, 4)}, out = OPERAND(DT_BF16, -1, 2, 4);
@@ -194,10 +232,11 @@ static void test_refused(void **state) {
     free(in[0].data), free(in[1].data), free(out.data);
 }
 
-// ---- experts -----------------------------------------------------------------------------------------------------------------------------
+// ---- experts --------------------------------------------------------------------------------------------------------------
 // Enough rows for several chunks of the sort and several tiles of an expert; one expert has none, some rows have none.
 static void check_expert(Pair p, bool trans, int64_t n, int64_t nexpert, int64_t nx, int64_t ny) {
-    Operand in[3] = {OPERAND(p.ab, 0, n, nx), OPERAND(DT_I64, 1, n), trans ? OPERAND(p.ab, 2, nexpert, ny, nx) : OPERAND(p.ab, 2, nexpert, nx, ny)};
+    Operand in[3] = {OPERAND(p.ab, 0, n, nx), OPERAND(DT_I64, 1, n),
+                     trans ? OPERAND(p.ab, 2, nexpert, ny, nx) : OPERAND(p.ab, 2, nexpert, nx, ny)};
     for (int64_t i = 0; i < n; i++) {
         int64_t e = (int64_t)(random_uniform(SEED, 5, 0, i) * (double)(nexpert + 2)) - 1;
         set(&in[1], i, (double)(e == 1 ? 0 : e));
@@ -246,7 +285,7 @@ static void test_expert(void **state) {
         }
 }
 
-// ---- head ------------------------------------------------------------------------------------------------------------------------------------
+// ---- head -----------------------------------------------------------------------------------------------------------------
 typedef struct HeadCase {
     DType t;
     int64_t n, d, v;
@@ -302,7 +341,8 @@ static void check_head(HeadCase c) {
     Operand in[5] = {OPERAND(c.t, 0, c.n, c.d), OPERAND(c.t, 1, c.v, c.d), OPERAND(DT_I64, 2, c.n), OPERAND(DT_F32, 3, c.n),
                      OPERAND(DT_F32, 4, c.n)};
     for (int64_t i = 0; i < c.n; i++) set(&in[2], i, floor(random_uniform(SEED, 9, 0, i) * (double)c.v));
-    Operand out[4] = {OPERAND(DT_F32, -1, c.n), OPERAND(DT_F32, -1, c.n), OPERAND(c.t, -1, c.n, c.d), OPERAND(DT_F32, -1, c.v, c.d)};
+    Operand out[4] = {OPERAND(DT_F32, -1, c.n), OPERAND(DT_F32, -1, c.n), OPERAND(c.t, -1, c.n, c.d),
+                      OPERAND(DT_F32, -1, c.v, c.d)};
     Attr attr[] = {attr_f(ATTR_SCALE, c.scale), attr_f(ATTR_SOFTCAP, c.cap)};
     Node node = {.op = OP_DOT, .nin = 5, .nout = 4, .nattr = 2, .attr = attr};
     KernelArgs args = {.node = &node, .nin = 5, .nout = 4, .in = in, .out = out};
@@ -312,7 +352,8 @@ static void check_head(HeadCase c) {
     assert_int_equal(device_error.code, DEVICE_OK);
     check_head_results(&c, in, &out[0], &out[1], &out[2], &out[3]);
     // The same in two.
-    Operand rows[2] = {OPERAND(DT_F32, -1, c.n), OPERAND(DT_F32, -1, c.n)}, grads[2] = {OPERAND(c.t, -1, c.n, c.d), OPERAND(DT_F32, -1, c.v, c.d)};
+    Operand rows[2] = {OPERAND(DT_F32, -1, c.n), OPERAND(DT_F32, -1, c.n)},
+            grads[2] = {OPERAND(c.t, -1, c.n, c.d), OPERAND(DT_F32, -1, c.v, c.d)};
     args.out = rows;
     if (run(&args, cuda_head_fwd, cuda_head_fwd_prepare, &d) != ST_OK) fail_msg("%s", d.text);
     Operand six[6] = {in[0], in[1], in[2], rows[0], in[3], in[4]};
@@ -359,8 +400,9 @@ static void test_head_index(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm),   cmocka_unit_test(test_added), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_expert), cmocka_unit_test(test_head),  cmocka_unit_test(test_head_index),
+        cmocka_unit_test(test_gemm),       cmocka_unit_test(test_added),  cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_expert), cmocka_unit_test(test_head),
+        cmocka_unit_test(test_head_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@
 #include "flash_cases.h"
 #include "op_harness.h"
 
-// ---- the emulated kernels as a backend ----------------------------------------------------------------------------------------
+// ---- the emulated kernels as a backend ------------------------------------------------------------------------------------
 static DeviceStep step;
 static Device device = {.ordinal = -1, .nsm = 3, .step = &step, .name = "emulated", .key = "emulated"};
 
@@ -36,7 +36,7 @@ static size_t scratch(const Node *n, const Operand *in, const Operand *out, int 
 }
 static const Backend backend = {.name = "flash", .kernel = kernel, .scratch = scratch};
 
-// ---- rows ---------------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------------
 static void check_row(OpCase *c, const Row *row, void *ctx) {
     (void)ctx;
     Str why = {0};

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 #include <math.h>
+#include "backend/cuda/codegen_fused.h"
 #include "fused_case.h"
 #include "op_harness.h"
 
@@ -52,6 +53,62 @@ static void test_rows(void **state) {
         }
     print_message("%lld elements compared\n", (long long)compared);
     assert_int_equal(failed, 0);
+}
+
+static bool source_has(const FusedCase *c, const char *text) {
+    Operand in[CASE_MAX_IN], out[CASE_MAX_OUT];
+    FusedSpace s;
+    FusedPlan p;
+    Diag d = {0};
+    Arena *a = arena_new();
+    fused_case_operands(c, in, out);
+    bool planned = fused_space(a, graph_node(c->g, c->node), in, out, &s, &d) == ST_OK && fused_plan(a, &s, &p, &d) == ST_OK;
+    bool has = planned && strstr(p.source, text) != NULL;
+    arena_free(a);
+    return has;
+}
+
+// x * t + position, t repeating along the first dim or, as rotary tables do, along the second.
+static void make_repeated(FusedCase *c, Shape s, int along) {
+    Arena *a = arena_new();
+    ProgramBuilder b = {.arena = a};
+    if (along) s = SHAPE(s.dim[1], s.dim[0], s.dim[2]);
+    Shape in[2] = {s, along ? SHAPE(s.dim[0], 1, s.dim[2]) : SHAPE(s.dim[1], s.dim[2])};
+    DType type[2] = {DT_F32, DT_F32};
+    int x = prog_leaf(&b, PROG_INPUT, DT_F32, 0, 0), t = prog_leaf(&b, PROG_INPUT, DT_F32, 1, 0);
+    int at = prog_op(&b, OP_CAST, DT_F32, prog_leaf(&b, PROG_INDEX, DT_I64, along, 0), -1, -1);
+    vec_push(&b.out, prog_op(&b, OP_ADD, DT_F32, prog_op(&b, OP_MUL, DT_F32, x, t, -1), at, -1));
+    fused_case_make(c, "repeated", prog_finish(&b), s, 0, 2, in, type, 0, NULL, 7);
+    arena_free(a);
+}
+
+// What codegen_tuning.c decides by size, forced at small ones: rows loaded early by every block, fewer workers than rows or more,
+// nothing hoisted, one vector for a thread, turns along every dim that an input repeats along.
+static void test_choices(void **state) {
+    const FusedTuning usual = fused_tuning;
+    const Shape space[] = {SHAPE(9, 1032), SHAPE(700, 264), SHAPE(6, 8, 512), SHAPE(256, 4, 8)};
+    const int row[] = {1, 1, 1, 0};
+    int failed = 0, early = 0, turns = 0;
+    int64_t compared = 0;
+    for (int choice = 0; choice < 4; choice++) {
+        fused_tuning = usual;
+        fused_tuning.blocks_per_level = 1000, fused_tuning.prefetch_words = 64, fused_tuning.prefetch_registers = -100;
+        fused_tuning.along_elements = 1, fused_tuning.along_steps = 1 + choice, fused_tuning.along_places = 1;
+        if (choice & 1) fused_tuning.steady_rows = 0, fused_tuning.hoist = 0;
+        if (choice & 2) fused_tuning.row_vectors = 1;
+        if (choice) fused_tuning.sms = 1;
+        for (int i = 0; i < 4; i++) {
+            FusedCase c;
+            if (row[i]) fused_case_random_on(&c, 5000 + 100 * (uint64_t)i + (uint64_t)choice, space[i], row[i]);
+            if (row[i] == 0) make_repeated(&c, space[i], choice % 2);
+            early += source_has(&c, "const i64 rn ="), turns += source_has(&c, "many0 < to");
+            failed += check(&c, &compared);
+        }
+    }
+    fused_tuning = usual;
+    print_message("%lld elements compared; %d load rows early, %d take turns\n", (long long)compared, early, turns);
+    assert_int_equal(failed, 0);
+    assert_true(early >= 3 && turns >= 1);
 }
 
 // ---- the op table's samples ---------------------------------------------------------------------------------------------
@@ -107,7 +164,7 @@ static void test_errors(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random), cmocka_unit_test(test_rows), cmocka_unit_test(test_samples),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random), cmocka_unit_test(test_rows), cmocka_unit_test(test_choices), cmocka_unit_test(test_samples),
                                        cmocka_unit_test(test_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

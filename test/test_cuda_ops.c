@@ -1,5 +1,5 @@
-// The kernels of the CUDA backend that are no contractions, emulated, against the reference executor: every sample of the op table in
-// every element type and under every sharding row. `test_cuda_ops NAME`: only ops whose name contains NAME.
+// The kernels of the CUDA backend that are no contractions, emulated, against the reference executor: every sample of the op
+// table in every element type and under every sharding row. `test_cuda_ops NAME`: only ops whose name contains NAME.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

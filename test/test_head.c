@@ -27,9 +27,12 @@ static void make(Made *m, Arena *a, int64_t seq, int64_t width, int64_t vocab) {
     ValueId p[2];
     for (int i = 0; i < 2; i++) {
         vec_push(&g->params, ((Param){.name = i ? "w" : "embed", .shape = s[i], .dtype = DT_F32, .trainable = true}));
-        p[i] = build(&m->b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, i), attr_i(ATTR_KIND, 0), attr_i(ATTR_DTYPE, DT_F32)});
+        p[i] =
+            build(&m->b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, i), attr_i(ATTR_KIND, 0), attr_i(ATTR_DTYPE, DT_F32)});
     }
-    vec_push(&g->inputs, ((Input){.name = "labels", .role = ROLE_TOKENS, .shape = SHAPE(1, seq), .dtype = DT_I64, .seq_dim = 1, .batch_dim = 0}));
+    vec_push(
+        &g->inputs,
+        ((Input){.name = "labels", .role = ROLE_TOKENS, .shape = SHAPE(1, seq), .dtype = DT_I64, .seq_dim = 1, .batch_dim = 0}));
     m->labels = build(&m->b, OP_INPUT, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, 0)});
     ValueId rows = build_binary_scalar(&m->b, OP_MOD, m->labels, 7);
     m->h = build_binary(&m->b, OP_EMBEDDING, p[0], rows);
@@ -74,7 +77,8 @@ static void test_memory(void **state) {
             const RankPlan *p = &c.plan->rank[r];
             // scratch, two parameters and their gradients, and a few rows' worth
             int64_t limit = (32 << 20) + (int64_t)VOCAB * WIDTH * 4 * 6 + (4 << 20);
-            if (p->arena_nbytes > limit) fail_msg("rank %d of %d: %lld bytes, more than %lld", r, nranks, (long long)p->arena_nbytes, (long long)limit);
+            if (p->arena_nbytes > limit)
+                fail_msg("rank %d of %d: %lld bytes, more than %lld", r, nranks, (long long)p->arena_nbytes, (long long)limit);
         }
         compiled_free(&c);
     }
@@ -146,7 +150,7 @@ static void test_dependent(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory), cmocka_unit_test(test_label_out_of_range), cmocka_unit_test(test_whole),
-                                       cmocka_unit_test(test_dependent)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory), cmocka_unit_test(test_label_out_of_range),
+                                       cmocka_unit_test(test_whole), cmocka_unit_test(test_dependent)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

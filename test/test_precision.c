@@ -1,5 +1,6 @@
-// Mixed precision as a plan sees it, for a backend that claims to have bf16: copies of parameters are updated in place and counted as
-// parameters, a product is written over what it adds where nobody reads that later, and its gradient's accumulation is in f32.
+// Mixed precision as a plan sees it, for a backend that claims to have bf16: copies of parameters are updated in place and
+// counted as parameters, a product is written over what it adds where nobody reads that later, and its gradient's accumulation is
+// in f32.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -11,9 +12,13 @@
 #include "ir/build.h"
 #include "ir/uses.h"
 
-static Status run_nothing(const KernelArgs *k, Diag *d) { return (void)k, diag_error(d, ST_UNSUPPORTED, "a kernel of no device"); }
+static Status run_nothing(const KernelArgs *k, Diag *d) {
+    return (void)k, diag_error(d, ST_UNSUPPORTED, "a kernel of no device");
+}
 static KernelFn any_kernel(OpKind op, DType real) { return (void)op, (void)real, run_nothing; }
-static size_t no_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) { return (void)n, (void)in, (void)out, (void)nthreads, 0; }
+static size_t no_scratch(const Node *n, const Operand *in, const Operand *out, int nthreads) {
+    return (void)n, (void)in, (void)out, (void)nthreads, 0;
+}
 
 static void compile_bf16(const char *fixture, int ranks, Backend *backend, Compiled *c) {
     static char path[256];
@@ -42,7 +47,8 @@ static void test_copies(void **state) {
         for (int64_t i = 0; i < g->params.len; i++) numel += shape_numel(&g->params.data[i].shape);
         for (int64_t i = 0; i < g->nodes.len; i++) {
             const Node *n = graph_node(g, (NodeId)i);
-            if (n->op == OP_CAST && node_int(n, ATTR_DTYPE) == DT_BF16) assert_int_not_equal(graph_def(g, n->in[0])->op, OP_PARAM);
+            if (n->op == OP_CAST && node_int(n, ATTR_DTYPE) == DT_BF16)
+                assert_int_not_equal(graph_def(g, n->in[0])->op, OP_PARAM);
             if (n->op != OP_ADAMW) continue;
             nupdate++;
             assert_int_equal(graph_value(g, n->in[1])->dtype, DT_F32);
@@ -145,6 +151,7 @@ static void test_refused(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_in_place), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_in_place),
+                                       cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-// The optimizer on programs whose gradients are other parameters' values: what a step reports and leaves behind is from before the
-// update, on any number of ranks.
+// The optimizer on programs whose gradients are other parameters' values: what a step reports and leaves behind is from before
+// the update, on any number of ranks.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -62,7 +62,8 @@ static void step_on(int ranks, bool fused) {
     for (int p = 0; p < 2; p++) {
         assert_int_equal(runtime_get_state(rt, p, 0, x, DT_F64, &d), ST_OK);
         for (int i = 0; i < N; i++) {  // the first step of AdamW goes lr along the gradient's sign
-            double w = value_of(p, i) * (1 - 1e-2 * (c.graph->params.data[p].decay ? o.adamw.weight_decay : 0)), g = value_of(1 - p, i);
+            double w = value_of(p, i) * (1 - 1e-2 * (c.graph->params.data[p].decay ? o.adamw.weight_decay : 0)),
+                   g = value_of(1 - p, i);
             assert_true(fabs(x[i] - (w - 1e-2 * ((g > 0) - (g < 0)))) < 1e-6);
         }
     }

@@ -27,16 +27,20 @@ int command_check(int argc, char **argv) {
         {"--seed", OPT_INT, &c.seed, "N", "of made-up inputs and parameters (default 1)"},
         {"--steps", OPT_INT, &steps, "N", "without golden: AdamW steps to compare (default 5)"},
         {"--out", OPT_TEXT, &o.out, "F", "write loss, grad.<parameter>, adamw_losses here"},
-        {"--hold-routing", OPT_FLAG, &o.hold_routing, NULL, "a mixture's choices of experts are those of a float32 run: low precision flips close ones"},
+        {"--hold-routing", OPT_FLAG, &o.hold_routing, NULL,
+         "a mixture's choices of experts are those of a float32 run: low precision flips close ones"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
     };
-    const Usage u = {"autosp check", "M.pt2 (--golden F.safetensors | --seq S) --ranks P [options]",
-                     "Runs the program on P ranks (threads, or with --processes processes) and compares its loss, every gradient and the losses\n"
-                     "of AdamW steps with a golden, or with one rank of the same precision. Limits (relative errors of the loss, of gradients,\n"
-                     "of AdamW losses): 1e-5, 1e-4, 1e-4 in fp32; 2e-3, 3e-2, 5e-3 with --dtype bf16. The last line is the verdict: PASS\n"
-                     "(exit 0), FAIL (1) or REFUSED (2).",
-                     opts, sizeof opts / sizeof *opts};
+    const Usage u = {
+        "autosp check", "M.pt2 (--golden F.safetensors | --seq S) --ranks P [options]",
+        "Runs the program on P ranks (threads, or with --processes processes) and compares its loss, every gradient and the "
+        "losses\n"
+        "of AdamW steps with a golden, or with one rank of the same precision. Limits (relative errors of the loss, of "
+        "gradients,\n"
+        "of AdamW losses): 1e-5, 1e-4, 1e-4 in fp32; 2e-3, 3e-2, 5e-3 with --dtype bf16. The last line is the verdict: PASS\n"
+        "(exit 0), FAIL (1) or REFUSED (2).",
+        opts, sizeof opts / sizeof *opts};
     const char *path[1];
     int n = args_parse(&u, argc, argv, path, 1);
     if (n == -2) return EXIT_DONE;
@@ -50,7 +54,8 @@ int command_check(int argc, char **argv) {
     o.seed = (uint64_t)c.seed;
     o.runtime = options_runtime(&run);
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
-    if (st == ST_OK && !o.golden && c.seq == 0) st = diag_error(&d, ST_INPUT, "give --golden FILE, or --seq S to compare P ranks with one");
+    if (st == ST_OK && !o.golden && c.seq == 0)
+        st = diag_error(&d, ST_INPUT, "give --golden FILE, or --seq S to compare P ranks with one");
     if (st == ST_OK && o.golden && o.inputs) st = diag_error(&d, ST_INPUT, "the inputs come from the golden: drop --inputs");
     if (st == ST_OK && (steps < 1 || steps > 1024)) st = diag_error(&d, ST_INPUT, "--steps must be between 1 and 1024");
     o.adamw_steps = (int)steps;

@@ -23,6 +23,7 @@ static Status parse_and_run(Arena *a, const char *path, const char *after, Compi
     if (!after) return ST_OK;
     TRY(check_forward(g, path, d));
     o->stop_after = after;
+    if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = DT_F32;
     return compile_graph(a, g, o, out, d);
 }
 
@@ -33,16 +34,19 @@ int command_dump(int argc, char **argv) {
     bool no_update = false, fuse_rows = false;
     const Opt opts[] = {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
-        {"--after", OPT_TEXT, &after, "PASS", "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, epilogue, recompute, fuse, narrow, schedule"},
+        {"--after", OPT_TEXT, &after, "PASS",
+         "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, epilogue, "
+         "recompute, fuse, narrow, schedule"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
         {"--clip", OPT_FLOAT, &clip, "N", "clip the gradient's norm, as train does (default 0: off)"},
         {"--fuse-rows", OPT_FLAG, &fuse_rows, NULL, "fuse as for a backend that takes views, rows and column sums (CUDA)"},
         {"--parse", OPT_TEXT, &parse, "FILE",
-         "instead of an archive: read a dump back, verify it and print it again; with --after: a forward graph, run the passes on it"},
+         "instead of an archive: read a dump back, verify it and print it again; with --after: a forward graph, run the passes "
+         "on it"},
         COMMON_OPTIONS(c),
     };
-    const Usage u = {"autosp dump", "M.pt2 --seq S --ranks P --after PASS", "Prints the graph as it is after a pass (docs/ir.md is the grammar).", opts,
-                     sizeof opts / sizeof *opts};
+    const Usage u = {"autosp dump", "M.pt2 --seq S --ranks P --after PASS",
+                     "Prints the graph as it is after a pass (docs/ir.md is the grammar).", opts, sizeof opts / sizeof *opts};
     const char *path[1];
     int n = args_parse(&u, argc, argv, path, 1);
     if (n == -2) return EXIT_DONE;

@@ -20,10 +20,12 @@ static const struct {
 
 static void help(FILE *f) {
     fprintf(f, "usage: autosp COMMAND ...   (autosp COMMAND --help says more)\n\n");
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].about);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].about);
     fprintf(f, "  %-8s %s\n", "--version", "the version and what it was built with");
-    fprintf(f, "\nAutoSP compiles a training program exported from PyTorch (torch.export, .pt2) for one device into one that runs\n"
-               "sequence-parallel on any number of ranks, and proves it equal to the original. See README.md and docs/.\n");
+    fprintf(f,
+            "\nAutoSP compiles a training program exported from PyTorch (torch.export, .pt2) for one device into one that runs\n"
+            "sequence-parallel on any number of ranks, and proves it equal to the original. See README.md and docs/.\n");
 }
 
 // What this executable was built with, and the devices it could use now.

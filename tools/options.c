@@ -33,16 +33,12 @@ static Status check_pass_name(const char *option, const char *name, bool all, Di
     return st;
 }
 
-static Status parse_dtype(const char *text, DType *out, Diag *d) {
-    *out = text && !strcmp(text, "bf16") ? DT_BF16 : DT_F32;
-    if (!text || *out == DT_BF16 || !strcmp(text, "fp32")) return ST_OK;
-    return diag_error(d, ST_INPUT, "--dtype %s: there are fp32 and bf16", text);
-}
-
 Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d) {
     compile_defaults(o);
-    if (c->ranks < 1 || c->ranks > 65536) return diag_error(d, ST_INPUT, "--ranks %lld: must be between 1 and 65536", (long long)c->ranks);
-    if (c->threads < 0 || c->threads > 4096) return diag_error(d, ST_INPUT, "--threads %lld: must be between 1 and 4096", (long long)c->threads);
+    if (c->ranks < 1 || c->ranks > 65536)
+        return diag_error(d, ST_INPUT, "--ranks %lld: must be between 1 and 65536", (long long)c->ranks);
+    if (c->threads < 0 || c->threads > 4096)
+        return diag_error(d, ST_INPUT, "--threads %lld: must be between 1 and 4096", (long long)c->threads);
     if (c->seq < 0 || c->batch < 0) return diag_error(d, ST_INPUT, "sequence length and batch must be positive");
     o->path = path;
     o->nranks = (int)c->ranks;
@@ -57,17 +53,21 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->stop_after = c->stop_after;
     TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
     TRY(parse_attention(c->attention, &o->attention, d));
-    TRY(parse_dtype(c->dtype, &o->compute, d));
+    TRY(compute_from_name(c->dtype, &o->compute, d));
     TRY(check_pass_name("--dump-after", c->dump_after, true, d));
     TRY(check_pass_name("--stop-after", c->stop_after, false, d));
     if (c->decisions) TRY(decisions_load(a, c->decisions, o, d));
     return ST_OK;
 }
 
-void print_error(const char *command, const Diag *d) { fprintf(stderr, "%s: %s: %s\n", command, status_name(d->status), d->text); }
+void print_error(const char *command, const Diag *d) {
+    fprintf(stderr, "%s: %s: %s\n", command, status_name(d->status), d->text);
+}
 
 void print_import_notes(const char *command, const ImportReport *r) {
     for (int64_t i = 0; i < r->notes.len; i++) fprintf(stderr, "%s: note: %s\n", command, r->notes.data[i]);
-    for (int64_t i = 0; i < r->leftover.len && i < 10; i++) fprintf(stderr, "%s: note: not used: tensor \"%s\"\n", command, r->leftover.data[i]);
-    if (r->leftover.len > 10) fprintf(stderr, "%s: note: ... and %lld more tensors not used\n", command, (long long)r->leftover.len - 10);
+    for (int64_t i = 0; i < r->leftover.len && i < 10; i++)
+        fprintf(stderr, "%s: note: not used: tensor \"%s\"\n", command, r->leftover.data[i]);
+    if (r->leftover.len > 10)
+        fprintf(stderr, "%s: note: ... and %lld more tensors not used\n", command, (long long)r->leftover.len - 10);
 }

@@ -12,33 +12,38 @@ typedef struct CommonArgs {
 
 #define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
 // Rows for the option table.
-#define COMMON_OPTIONS(c)                                                                                                  \
-    {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                  \
-    {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                       \
-    {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                       \
-    {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                  \
-    {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},  \
-    {"--dtype", OPT_TEXT, &(c).dtype, "T", "fp32 (default), bf16 (mixed precision; parameters stay fp32)"},                        \
-    {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"}, \
-    {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                        \
-    {"", 0, NULL, NULL, "debugging:"},                                                                                     \
-    {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},             \
-    {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                     \
-    {"--verify-each", OPT_FLAG, &(c).verify_each, NULL, "verify the graph after every pass"},                              \
+// clang-format off
+#define COMMON_OPTIONS(c)                                                                                                      \
+    {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                      \
+    {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                           \
+    {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                           \
+    {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                      \
+    {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},      \
+    {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
+     "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
+    {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
+    {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
+    {"", 0, NULL, NULL, "debugging:"},                                                                                         \
+    {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \
+    {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                         \
+    {"--verify-each", OPT_FLAG, &(c).verify_each, NULL, "verify the graph after every pass"},                                  \
     {"--no-fuse", OPT_FLAG, &(c).no_fuse, NULL, "leave pointwise chains unfused"}
 
 // Rows of the commands that run something.
-#define RUNTIME_OPTIONS(r)                                                                                                       \
+#define RUNTIME_OPTIONS(r)                                                                                                     \
     {"--processes", OPT_FLAG, &(r).processes, NULL, "with --device cuda: each rank is a process of its own (default: a thread)"}, \
-    {"--trace", OPT_TEXT, &(r).trace, "F", "debugging: a line for every value that a step makes (norm, ends, NaNs) to this file; slow"}, \
-    {"--no-graph", OPT_FLAG, &(r).no_graph, NULL, "with --device cuda: launch kernel by kernel instead of replaying a captured step"}
+    {"--trace", OPT_TEXT, &(r).trace, "F", "debugging: a line for every value that a step makes (norm, ends, NaNs); slow"},     \
+    {"--poison", OPT_FLAG, &(r).poison, NULL, "debugging: memory begins as NaN: what is read before it was written shows"},     \
+    {"--no-graph", OPT_FLAG, &(r).no_graph, NULL, "with --device cuda: launch kernel by kernel, replay no captured step"}
+// clang-format on
 
 typedef struct RuntimeArgs {
-    bool processes, no_graph;
+    bool processes, no_graph, poison;
     const char *trace;
 } RuntimeArgs;
 static inline RuntimeOptions options_runtime(const RuntimeArgs *r) {
-    return (RuntimeOptions){.processes = r->processes, .capture = !r->no_graph, .trace = r->trace ? fopen(r->trace, "w") : NULL};
+    return (RuntimeOptions){.processes = r->processes, .capture = !r->no_graph, .poison = r->poison,
+                            .trace = r->trace ? fopen(r->trace, "w") : NULL};
 }
 
 // Fills o; the strategies of --decisions live in `a`. The Diag says what is wrong with the options.

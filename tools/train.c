@@ -31,9 +31,11 @@ static Status check_options(const TrainOptions *o, const CommonArgs *c, Diag *d)
     if (o->steps < 1) return diag_error(d, ST_INPUT, "give the number of steps with --steps N");
     if (!(o->lr > 0) || !isfinite(o->lr)) return diag_error(d, ST_INPUT, "--lr must be positive");
     if (!(o->min_lr >= 0 && o->min_lr <= 1)) return diag_error(d, ST_INPUT, "--min-lr is a fraction between 0 and 1");
-    if (!(o->compile.adamw.clip_norm >= 0) || !(o->compile.adamw.weight_decay >= 0)) return diag_error(d, ST_INPUT, "--clip and --weight-decay must not be negative");
+    if (!(o->compile.adamw.clip_norm >= 0) || !(o->compile.adamw.weight_decay >= 0))
+        return diag_error(d, ST_INPUT, "--clip and --weight-decay must not be negative");
     const AdamWOptions *w = &o->compile.adamw;
-    if (!(w->beta1 >= 0 && w->beta1 < 1) || !(w->beta2 >= 0 && w->beta2 < 1)) return diag_error(d, ST_INPUT, "--beta1 and --beta2 must be in [0, 1)");
+    if (!(w->beta1 >= 0 && w->beta1 < 1) || !(w->beta2 >= 0 && w->beta2 < 1))
+        return diag_error(d, ST_INPUT, "--beta1 and --beta2 must be in [0, 1)");
     if (o->warmup < -1) return diag_error(d, ST_INPUT, "--warmup must not be negative");
     if (o->save_every < 0) return diag_error(d, ST_INPUT, "--save-every must not be negative");
     return ST_OK;
@@ -63,9 +65,11 @@ int command_train(int argc, char **argv) {
     bool quiet = false, no_save = false;
     RuntimeArgs run = {0};
     const Opt opts[] = {
-        {"--data", OPT_TEXT, &ignored, "FILE...", "training data: raw bytes, .u16/.u32 token ids, or .safetensors with a tensor [N, ...] per input"},
+        {"--data", OPT_TEXT, &ignored, "FILE...",
+         "training data: raw bytes, .u16/.u32 token ids, or .safetensors with a tensor [N, ...] per input"},
         {"--data-format", OPT_TEXT, &format, "F", "auto (by extension), bytes, u16, u32, safetensors"},
-        {"--doc-token", OPT_INT, &o.data.doc_token, "ID", "documents end with this token; it is put between files (packed documents)"},
+        {"--doc-token", OPT_INT, &o.data.doc_token, "ID",
+         "documents end with this token; it is put between files (packed documents)"},
         {"--seq", OPT_INT, &c.seq, "S", "sequence length"},
         {"--steps", OPT_INT, &o.steps, "N", "optimizer steps"},
         {"--lr", OPT_FLOAT, &o.lr, "LR", "peak learning rate (default 3e-4)"},
@@ -81,14 +85,15 @@ int command_train(int argc, char **argv) {
         {"--save-every", OPT_INT, &o.save_every, "N", "save every N steps too (default: at the end and on Ctrl-C)"},
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
         {"--no-save", OPT_FLAG, &no_save, NULL, "save nothing (benchmarks)"},
-        {"--profile", OPT_FLAG, &o.profile, NULL, "with --device cuda: time the last step kernel by kernel: a table, and OUT/trace.json for Perfetto"},
+        {"--profile", OPT_FLAG, &o.profile, NULL,
+         "with --device cuda: time the last step kernel by kernel: a table, and OUT/trace.json for Perfetto"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),
     };
     const Usage u = {"autosp train", "M.pt2 --data FILE... --seq S --ranks P --steps N [options]",
-                     "Trains the program on long sequences: AdamW with warm-up, cosine and clipping. Ctrl-C saves and leaves.", opts,
-                     sizeof opts / sizeof *opts};
+                     "Trains the program on long sequences: AdamW with warm-up, cosine and clipping. Ctrl-C saves and leaves.",
+                     opts, sizeof opts / sizeof *opts};
     const char **files = calloc((size_t)argc + 1, sizeof *files);
     char **rest = calloc((size_t)argc + 1, sizeof *rest);
     if (!files || !rest) return EXIT_REFUSED;
@@ -110,7 +115,8 @@ int command_train(int argc, char **argv) {
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
     o.compile.adamw = adamw;
     o.show_plan = quiet ? show_notes : show_plan;
-    if (st == ST_OK && !data_format_from_name(format, &o.data.format)) st = diag_error(&d, ST_INPUT, "--data-format %s: there are auto, bytes, u16, u32, safetensors", format);
+    if (st == ST_OK && !data_format_from_name(format, &o.data.format))
+        st = diag_error(&d, ST_INPUT, "--data-format %s: there are auto, bytes, u16, u32, safetensors", format);
     if (st == ST_OK) st = check_options(&o, &c, &d);
     if (no_save) o.save_every = -1;
     signal(SIGINT, on_signal);

@@ -4,11 +4,13 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "backend/registry.h"
 #include "driver/plan_report.h"
 #include "ir/convert.h"
 #include "train/values.h"
 
-_Static_assert((int)AUTOSP_MISMATCH == (int)ST_MISMATCH && (int)AUTOSP_COMM == (int)ST_COMM, "public statuses are the internal ones");
+_Static_assert((int)AUTOSP_MISMATCH == (int)ST_MISMATCH && (int)AUTOSP_COMM == (int)ST_COMM,
+               "public statuses are the internal ones");
 
 struct autosp_program {
     Compiled c;
@@ -29,7 +31,15 @@ static autosp_status give(Status st, const Diag *d, autosp_error *e) {
 const char *autosp_version(void) { return "0.1.0"; }
 
 autosp_options autosp_options_default(void) {
-    return (autosp_options){.ranks = 1, .attention = "auto", .optimizer = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
+    return (autosp_options){.ranks = 1,
+                            .attention = "auto",
+                            .device = "cpu",
+                            .optimizer = 1,
+                            .beta1 = 0.9,
+                            .beta2 = 0.95,
+                            .eps = 1e-8,
+                            .weight_decay = 0.1,
+                            .clip_norm = 1.0};
 }
 
 static Status convert_options(const char *path, const autosp_options *o, CompileOptions *c, Diag *d) {
@@ -44,6 +54,8 @@ static Status convert_options(const char *path, const autosp_options *o, Compile
     c->update = o->optimizer != 0;
     c->adamw = (AdamWOptions){o->beta1, o->beta2, o->eps, o->weight_decay, o->clip_norm};
     if (o->batch < 0 || o->seq < 0) return diag_error(d, ST_INPUT, "batch and sequence length must not be negative");
+    TRY(backend_find(o->device ? o->device : "cpu", &c->backend, d));
+    TRY(compute_from_name(o->dtype, &c->compute, d));
     const char *want = o->attention ? o->attention : "auto";
     for (int i = ATTN_AUTO; i <= ATTN_GATHER_KV; i++)
         if (!strcmp(want, attention_choice_name((AttentionChoice)i))) {
@@ -77,7 +89,9 @@ void autosp_program_free(autosp_program *p) {
 
 int autosp_ranks(const autosp_program *p) { return p->c.plan->nranks; }
 static bool has_rank(const autosp_program *p, int rank) { return rank >= 0 && rank < p->c.plan->nranks; }
-int64_t autosp_peak_nbytes(const autosp_program *p, int rank) { return has_rank(p, rank) ? p->c.plan->rank[rank].arena_nbytes : -1; }
+int64_t autosp_peak_nbytes(const autosp_program *p, int rank) {
+    return has_rank(p, rank) ? p->c.plan->rank[rank].arena_nbytes : -1;
+}
 double autosp_step_flops(const autosp_program *p, int rank) { return has_rank(p, rank) ? p->c.plan->rank[rank].flops : -1; }
 
 autosp_status autosp_print_plan(const autosp_program *p, FILE *f, int json, autosp_error *e) {
@@ -136,7 +150,8 @@ autosp_status autosp_step(autosp_session *s, double lr, double *loss, autosp_err
     Diag d = {0};
     double t = (double)(s->step + 1);
     Status st = ST_OK;
-    if (s->p->o.optimizer) st = runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)}, &d);
+    if (s->p->o.optimizer)
+        st = runtime_set_hyper(s->rt, (double[]){lr, 1 - pow(s->p->o.beta1, t), 1 - pow(s->p->o.beta2, t)}, &d);
     if (st == ST_OK) st = runtime_step(s->rt, s->step, loss, &d);
     if (st == ST_OK) s->step++;
     return give(st, &d, e);

@@ -32,7 +32,8 @@ typedef struct BoxCopy {
     Reduce reduce;         // RED_NONE: overwrite
 } BoxCopy;
 
-// A device with memory of its own. All calls for one Device come from one thread at a time; launches are asynchronous and in order.
+// A device with memory of its own. All calls for one Device come from one thread at a time; launches are asynchronous and in
+// order.
 typedef struct DeviceApi {
     int (*count)(void);    // devices that can be used now; 0 where there is no driver
     // For `autosp --version`, one line: what it was built with and the devices that can be used now. Makes no connection.
@@ -57,7 +58,8 @@ typedef struct DeviceApi {
     Status (*capture_begin)(Device *dev, Diag *d);
     Status (*capture_end)(Device *dev, void **graph, Diag *d);
     Status (*replay)(Device *dev, void *graph, Diag *d);
-    // Times of the launches: marks on the stream (see exec/profile.c). mark(dev, i) records event i; elapsed in seconds after finish.
+    // Times of the launches: marks on the stream (see exec/profile.c). mark(dev, i) records event i; elapsed in seconds after
+    // finish.
     Status (*mark)(Device *dev, int i, Diag *d);
     Status (*elapsed)(Device *dev, int from, int to, double *seconds, Diag *d);
     // Memory of ranks in other processes: a handle of 64 bytes names an arena, open_peer maps it.
@@ -74,9 +76,11 @@ enum {
 typedef struct Backend {
     const char *name;
     unsigned features;
-    // The kernel of an op whose floats are `real` (DT_F32 or DT_F64), NULL if this backend has none. (bf16 beside f32 counts as f32.)
+    // The kernel of an op whose floats are `real` (DT_F32 or DT_F64), NULL if this backend has none. (bf16 beside f32 counts as
+    // f32.)
     KernelFn (*kernel)(OpKind op, DType real);
-    // Scratch bytes that the kernel needs for these operands with nthreads workers (data pointers unset). No device is needed to ask.
+    // Scratch bytes that the kernel needs for these operands with nthreads workers (data pointers unset). No device is needed to
+    // ask.
     size_t (*scratch)(const Node *n, const Operand *in, const Operand *out, int nthreads);
     void *(*alloc)(size_t nbytes);    // CPU. The arena: zeroed, 64-byte aligned; NULL when it does not fit
     void (*free)(void *p, size_t nbytes);

@@ -14,7 +14,9 @@ Status backend_find(const char *name, const Backend **out, Diag *d) {
     }
     if (strcmp(name, "cuda")) return diag_error(d, ST_INPUT, "device %s: there are cpu and cuda", name);
     if (!backend_built(name))
-        return diag_error(d, ST_UNSUPPORTED, "device cuda: this autosp was built without it; install the CUDA toolkit (nvcc in PATH) and build again");
+        return diag_error(
+            d, ST_UNSUPPORTED,
+            "device cuda: this autosp was built without it; install the CUDA toolkit (nvcc in PATH) and build again");
     *out = &backend_cuda;
     return ST_OK;
 }

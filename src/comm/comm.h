@@ -17,10 +17,12 @@ typedef struct CommVtable {
     void (*abort)(Comm *c, const char *why);
     void (*free)(Comm *c);
 } CommVtable;
-// How a transport reaches the ranks' memory where that is a device's: all pointers that alltoallv is given are device addresses then.
+// How a transport reaches the ranks' memory where that is a device's: all pointers that alltoallv is given are device addresses
+// then.
 typedef struct CommMemory {
     void *ctx;
-    // dst is this rank's; src is at `src` in the memory of rank `from` (as that rank knows the address). May return before it happened.
+    // dst is this rank's; src is at `src` in the memory of rank `from` (as that rank knows the address). May return before it
+    // happened.
     Status (*copy)(void *ctx, void *dst, int from, const void *src, size_t nbytes, Diag *d);
     Status (*fence)(void *ctx, Diag *d);  // all copies, and all that was launched before, have happened
 } CommMemory;
@@ -34,8 +36,9 @@ Comm *comm_self_new(void);
 // nranks communicators for the threads of one process. A rank that waits longer than timeout_s gets ST_COMM naming the
 // collective and the missing ranks. out[nranks]; each is freed with its vt->free.
 Status comm_threads_new(int nranks, double timeout_s, Comm **out, Diag *d);
-// The same for processes that are forked after this call: what the ranks share lies in shared memory. Labels and the count arrays of
-// collectives must lie at the same addresses everywhere, as what was made before the fork does.
+// The same for processes that are forked after this call: what the ranks share lies in shared memory. Labels and the count arrays
+// of collectives must lie at the same addresses everywhere, as what was made before the fork does.
 Status comm_processes_new(int nranks, double timeout_s, Comm **out, Diag *d);
-// True for every rank iff all ranks pass the same hash; the error names this rank and the first that differs. Called before step 0.
+// True for every rank iff all ranks pass the same hash; the error names this rank and the first that differs. Called before step
+// 0.
 Status comm_agree(Comm *c, uint64_t hash, const char *what, Diag *d);

@@ -10,7 +10,8 @@ static Status self_alltoallv(Comm *c, const void *send, const int64_t *send_off,
         return diag_error(d, ST_COMM, "%s: sends %lld bytes but receives %lld", label, (long long)send_nbytes[0],
                           (long long)recv_nbytes[0]);
     if (send_nbytes[0] > 0 && c->memory)
-        return c->memory->copy(c->memory->ctx, (char *)recv + recv_off[0], 0, (const char *)send + send_off[0], (size_t)send_nbytes[0], d);
+        return c->memory->copy(c->memory->ctx, (char *)recv + recv_off[0], 0, (const char *)send + send_off[0],
+                               (size_t)send_nbytes[0], d);
     if (send_nbytes[0] > 0)
         memmove((char *)recv + recv_off[0], (const char *)send + send_off[0], (size_t)send_nbytes[0]);
     return ST_OK;

@@ -1,6 +1,7 @@
-// Ranks as threads of one process, or as processes of one machine (then what they share lies in shared memory). A collective publishes every rank's pointers, meets at a barrier, copies what is its own out
-// of the others' send buffers, and meets again before the senders may go on. Waiting sleeps on a condition variable (there are
-// often more ranks than cores); a rank that waits too long, or one that failed, wakes everybody with an error.
+// Ranks as threads of one process, or as processes of one machine (then what they share lies in shared memory). A collective
+// publishes every rank's pointers, meets at a barrier, copies what is its own out of the others' send buffers, and meets again
+// before the senders may go on. Waiting sleeps on a condition variable (there are often more ranks than cores); a rank that waits
+// too long, or one that failed, wakes everybody with an error.
 #include "comm/comm.h"
 
 #include <errno.h>
@@ -184,8 +185,10 @@ static void processes_free(Comm *c) {
     free(c);
 }
 
-static const CommVtable threads_vtable = {"threads", threads_alltoallv, threads_share, threads_barrier, threads_abort, threads_free};
-static const CommVtable processes_vtable = {"processes", threads_alltoallv, threads_share, threads_barrier, threads_abort, processes_free};
+static const CommVtable threads_vtable = {"threads",       threads_alltoallv, threads_share,
+                                          threads_barrier, threads_abort,     threads_free};
+static const CommVtable processes_vtable = {"processes",     threads_alltoallv, threads_share,
+                                            threads_barrier, threads_abort,     processes_free};
 
 static void world_init(World *w, int nranks, double timeout_s, bool shared) {
     w->nranks = w->nusers = nranks;
@@ -210,7 +213,8 @@ static void make_comms(World *w, Comm **out) {
     for (int r = 0; r < w->nranks; r++) {
         ThreadsComm *c = malloc(sizeof *c);
         CHECK(c != NULL, "out of memory for a communicator");
-        *c = (ThreadsComm){.base = {.vt = w->shared ? &processes_vtable : &threads_vtable, .rank = r, .nranks = w->nranks}, .world = w};
+        *c = (ThreadsComm){.base = {.vt = w->shared ? &processes_vtable : &threads_vtable, .rank = r, .nranks = w->nranks},
+                           .world = w};
         out[r] = &c->base;
     }
 }

@@ -6,6 +6,12 @@
 
 #include "backend/backend.h"
 
+Status compute_from_name(const char *name, DType *out, Diag *d) {
+    *out = !name ? COMPUTE_AS_ARCHIVE : !strcmp(name, "bf16") ? DT_BF16 : DT_F32;
+    if (!name || *out == DT_BF16 || !strcmp(name, "fp32")) return ST_OK;
+    return diag_error(d, ST_INPUT, "dtype %s: there are fp32 and bf16", name);
+}
+
 void compile_defaults(CompileOptions *o) {
     *o = (CompileOptions){.nranks = 1, .adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1}};
     o->import.real = o->compute = DT_F32;
@@ -102,9 +108,17 @@ static double default_square_limit(void) {
 }
 
 static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
-    PassContext c = {.scratch = scratch, .nranks = o->nranks, .attention = o->attention, .strategies = o->strategies,
-                     .nstrategies = o->nstrategies, .device = compile_device_model(o), .features = features_of(o), .adamw = &o->adamw,
-                     .routing = o->routing, .compute = o->compute, .report = &out->shard};
+    PassContext c = {.scratch = scratch,
+                     .nranks = o->nranks,
+                     .attention = o->attention,
+                     .strategies = o->strategies,
+                     .nstrategies = o->nstrategies,
+                     .device = compile_device_model(o),
+                     .features = features_of(o),
+                     .adamw = &o->adamw,
+                     .routing = o->routing,
+                     .compute = o->compute,
+                     .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");
@@ -128,6 +142,7 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
+    CHECK(o->compute != COMPUTE_AS_ARCHIVE, "a graph has no archive: say what it computes in");
     *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
@@ -137,14 +152,30 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     Status st = run_passes(&g, o, out, scratch, &stopped, d);
     arena_free(scratch);
     if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = backend_of(o), .device = compile_device_model(o), .nthreads = backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks)};
+        PlanOptions po = {.backend = backend_of(o),
+                          .device = compile_device_model(o),
+                          .nthreads = backend_of(o)->device ? 1
+                                      : o->nthreads > 0     ? o->nthreads
+                                                            : default_threads(o->nranks)};
         st = plan_make(a, g, &po, &out->plan, d);
     }
     out->seconds += now() - start;
     return st;
 }
 
-Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
+// In what a program is computed whose user did not say.
+static DType compute_of_archive(const CompileOptions *o, const Graph *g) {
+    int64_t half = 0, all = 0;
+    for (int64_t i = 0; i < g->params.len; i++) {
+        int64_t n = shape_numel(&g->params.data[i].shape);
+        all += n;
+        if (g->params.data[i].dtype == DT_BF16) half += n;
+    }
+    return 2 * half > all && (backend_of(o)->features & BACKEND_BF16) ? DT_BF16 : DT_F32;
+}
+
+Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
+    CompileOptions copy = *options, *o = &copy;
     double start = now();
     *out = (Compiled){0};
     Arena *a = arena_new();
@@ -153,6 +184,9 @@ Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
     Graph *g = NULL;
     TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
     out->graph = g;
+    if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = compute_of_archive(o, g);
+    if (o->compute != DT_BF16 && out->import.narrowed)
+        vec_push(&out->import.notes, arena_printf(a, "half-precision values are computed in %s", dtype_name(o->import.real)));
     double imported = now() - start;
     Status st = compile_graph(a, g, o, out, d);
     out->seconds += imported;

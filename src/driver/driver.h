@@ -36,6 +36,10 @@ typedef struct Compiled {
     double seconds;            // import + passes + plan
 } Compiled;
 const DeviceModel *compile_device_model(const CompileOptions *o);  // what the plan's seconds are reckoned with
+#define COMPUTE_AS_ARCHIVE \
+    DT_COUNT  // CompileOptions.compute: bf16 where the archive's parameters are and the backend can, else f32
+// "fp32", "bf16"; NULL: COMPUTE_AS_ARCHIVE.
+Status compute_from_name(const char *name, DType *out, Diag *d);
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.

@@ -4,7 +4,7 @@
 #include <jansson.h>
 #include <string.h>
 
-// ---- collectives -----------------------------------------------------------------------------------------------------------
+// ---- collectives ----------------------------------------------------------------------------------------------------------
 
 typedef struct Collective {  // one reshard, or a group of alike ones
     const char *name, *why, *phase;
@@ -33,8 +33,8 @@ static double sent_nbytes(const Graph *g, const Node *n, SentMemo *memo) {
     const Value *from = graph_value(g, n->in[0]), *to = graph_value(g, n->out[0]);
     for (int64_t i = 0; i < memo->item.len; i++) {
         const Sent *s = &memo->item.data[i];
-        if (s->to->dtype == to->dtype && shape_equal(&s->to->shape, &to->shape) && placement_equal(&s->from->place, &from->place) &&
-            placement_equal(&s->to->place, &to->place))
+        if (s->to->dtype == to->dtype && shape_equal(&s->to->shape, &to->shape) &&
+            placement_equal(&s->from->place, &from->place) && placement_equal(&s->to->place, &to->place))
             return s->nbytes;
     }
     int64_t most = 0;
@@ -64,12 +64,17 @@ static void collect(const Compiled *c, bool group, Collectives *out) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op != OP_RESHARD) continue;
         const Placement *from = &graph_value(g, n->in[0])->place, *to = &graph_value(g, n->out[0])->place;
-        Collective x = {.name = reshard_name(g, from, to), .why = n->note ? n->note : "", .phase = phase_name(n->phase), .nbytes = sent_nbytes(g, n, &memo), .count = 1};
+        Collective x = {.name = reshard_name(g, from, to),
+                        .why = n->note ? n->note : "",
+                        .phase = phase_name(n->phase),
+                        .nbytes = sent_nbytes(g, n, &memo),
+                        .count = 1};
         if (x.nbytes == 0) continue;  // a local slice
         bool known = false;
         for (int64_t k = 0; k < out->item.len && group && !known; k++) {
             Collective *y = &out->item.data[k];
-            known = !strcmp(x.name, y->name) && !strcmp(x.phase, y->phase) && x.nbytes == y->nbytes && same_but_digits(x.why, y->why);
+            known =
+                !strcmp(x.name, y->name) && !strcmp(x.phase, y->phase) && x.nbytes == y->nbytes && same_but_digits(x.why, y->why);
             if (known) y->count++;
         }
         if (!known) vec_push(&out->item, x);
@@ -77,7 +82,7 @@ static void collect(const Compiled *c, bool group, Collectives *out) {
     vec_free(&memo.item);
 }
 
-// ---- text --------------------------------------------------------------------------------------------------------------------
+// ---- text -----------------------------------------------------------------------------------------------------------------
 
 static void print_bytes(FILE *f, double v, int width) {
     if (v >= 1e9)
@@ -213,10 +218,11 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
     const Plan *p = c->plan;
     int64_t nparam = 0;
     for (int64_t i = 0; i < g->params.len; i++) nparam += shape_numel(&g->params.data[i].shape);
-    fprintf(f, "program %s: batch %" PRId64 ", sequence %" PRId64 ", %.4g M parameters in %" PRId64 " tensors\n", g->name, g->batch, g->seq,
-            (double)nparam / 1e6, g->params.len);
-    fprintf(f, "plan for %d rank%s, %d thread%s each, %s on %s; %" PRId64 " nodes; compiled in %.2f s; hash %016" PRIx64 "\n", p->nranks,
-            p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name, g->nodes.len, c->seconds, p->hash);
+    fprintf(f, "program %s: batch %" PRId64 ", sequence %" PRId64 ", %.4g M parameters in %" PRId64 " tensors\n", g->name,
+            g->batch, g->seq, (double)nparam / 1e6, g->params.len);
+    fprintf(f, "plan for %d rank%s, %d thread%s each, %s on %s; %" PRId64 " nodes; compiled in %.2f s; hash %016" PRIx64 "\n",
+            p->nranks, p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name,
+            g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
     print_attention(f, c);
     print_collectives(f, c, every);
@@ -226,39 +232,43 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
     print_lines(f, c->shard.square.len, c->shard.square.data, every);
     if (c->shard.logits.len) fprintf(f, "\nlogits that stay whole\n");
     print_lines(f, c->shard.logits.len, c->shard.logits.data, every);
-    if (c->import.missing.len) fprintf(f, "\n%" PRId64 " parameters have no bytes in the archive (give --weights to train)\n", c->import.missing.len);
+    if (c->import.missing.len)
+        fprintf(f, "\n%" PRId64 " parameters have no bytes in the archive (give --weights to train)\n", c->import.missing.len);
 }
 
-// ---- JSON --------------------------------------------------------------------------------------------------------------------
+// ---- JSON -----------------------------------------------------------------------------------------------------------------
 
 static json_t *rank_json(const RankPlan *x) {
     json_t *kinds = json_object();
     for (int k = 0; k < BUF_KIND_COUNT; k++)
         json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
     return json_pack("{s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
-                     (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds", x->seconds,
-                     "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
+                     (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
+                     x->seconds, "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
 }
 
 static json_t *attention_json(const AttentionReport *r) {
     json_t *alt = json_array();
     for (int k = 0; k < r->nalt; k++)
-        json_array_append_new(alt, json_pack("{s:s, s:b, s:f, s:f}", "strategy", r->alt[k].strategy, "possible", (int)r->alt[k].legal, "seconds",
-                                             r->alt[k].seconds, "sent_nbytes", r->alt[k].nbytes_sent));
+        json_array_append_new(
+            alt, json_pack("{s:s, s:b, s:f, s:f}", "strategy", r->alt[k].strategy, "possible", (int)r->alt[k].legal, "seconds",
+                           r->alt[k].seconds, "sent_nbytes", r->alt[k].nbytes_sent));
     return json_pack("{s:s?, s:s, s:s, s:o}", "source", r->source, "mask", r->mask, "strategy", r->strategy, "alternatives", alt);
 }
 
 Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     const Plan *p = c->plan;
-    json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(), *square = json_array(),
-           *logits = json_array();
+    json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(),
+           *square = json_array(), *logits = json_array();
     for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
-    for (int64_t i = 0; i < c->shard.attention.len; i++) json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
+    for (int64_t i = 0; i < c->shard.attention.len; i++)
+        json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
     Collectives list = {0};
     collect(c, false, &list);
     for (int64_t i = 0; i < list.item.len; i++) {
         const Collective *x = &list.item.data[i];
-        json_array_append_new(coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
+        json_array_append_new(
+            coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
     }
     vec_free(&list.item);
     for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
@@ -268,14 +278,14 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
     bool own = p->backend->device != NULL;
     double need = largest_arena(p) + c->device->context_nbytes;
-    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes, "memory_nbytes",
-                                     c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
+    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes,
+                                     "memory_nbytes", c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
                          : json_null();
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program", c->graph->name, "batch",
-                            (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks", p->nranks, "threads", p->nthreads, "dtype",
-                            compute_name(c), "backend", p->backend->name, "device", device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks,
-                            "attention", attention, "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits",
-                            logits);
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
+                            c->graph->name, "batch", (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks",
+                            p->nranks, "threads", p->nthreads, "dtype", compute_name(c), "backend", p->backend->name, "device",
+                            device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
+                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     fputc('\n', f);

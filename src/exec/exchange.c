@@ -69,13 +69,22 @@ static void copy_box_host(const Place *dst, const Place *src, int ndim, const in
     }
 }
 
-static Status copy_box(const Memory *m, const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce, Diag *d) {
+static Status copy_box(const Memory *m, const Place *dst, const Place *src, int ndim, const int64_t *size, DType t, Reduce reduce,
+                       Diag *d) {
     if (!m->api) {
         copy_box_host(dst, src, ndim, size, t, reduce);
         return ST_OK;
     }
-    BoxCopy b = {.dst = dst->data, .src = src->data, .ndim = ndim, .dst_dim = dst->dim, .dst_start = dst->start, .src_dim = src->dim,
-                 .src_start = src->start, .size = size, .dtype = t, .reduce = reduce};
+    BoxCopy b = {.dst = dst->data,
+                 .src = src->data,
+                 .ndim = ndim,
+                 .dst_dim = dst->dim,
+                 .dst_start = dst->start,
+                 .src_dim = src->dim,
+                 .src_start = src->start,
+                 .size = size,
+                 .dtype = t,
+                 .reduce = reduce};
     return m->api->copy_box(m->device, &b, d);
 }
 
@@ -95,7 +104,8 @@ static Status pack(const Memory *m, const Exchange *e, const Operand *in, char *
     return ST_OK;
 }
 
-static Status unpack(const Memory *m, const Exchange *e, const Operand *in, const Operand *out, char *message, int self, Diag *d) {
+static Status unpack(const Memory *m, const Exchange *e, const Operand *in, const Operand *out, char *message, int self,
+                     Diag *d) {
     int own = 0;  // next own send box: paired in order with own recv boxes
     if (e->reduce != RED_NONE && e->ncover == 0) TRY(fill_start(m, out, e->reduce, d));
     for (int i = 0; i < e->nrecv; i++) {
@@ -114,7 +124,8 @@ static Status unpack(const Memory *m, const Exchange *e, const Operand *in, cons
     return ST_OK;
 }
 
-Status exchange_run(Comm *c, const Memory *m, const Step *s, const Operand *in, const Operand *out, void *staging, const char *label, Diag *d) {
+Status exchange_run(Comm *c, const Memory *m, const Step *s, const Operand *in, const Operand *out, void *staging,
+                    const char *label, Diag *d) {
     const Exchange *e = s->exchange;
     char *send = staging, *recv = staging ? (char *)staging + s->staging_send_nbytes : NULL;
     if (!e->send_direct) TRY(pack(m, e, in, send, c->rank, d));

@@ -10,4 +10,5 @@ typedef struct Memory {
 } Memory;
 
 // `in` and `out` carry local dims and data; `staging` is the step's scratch buffer (NULL if it has none).
-Status exchange_run(Comm *c, const Memory *m, const Step *s, const Operand *in, const Operand *out, void *staging, const char *label, Diag *d);
+Status exchange_run(Comm *c, const Memory *m, const Step *s, const Operand *in, const Operand *out, void *staging,
+                    const char *label, Diag *d);

@@ -9,6 +9,7 @@ typedef struct RuntimeOptions {
     uint64_t run_seed;
     bool processes;  // devices: each rank is a process of its own (forked by runtime_new_with: nothing may have used the device before)
     FILE *trace;     // NULL, or: what every step makes, a line each (slow)
+    bool poison;     // memory begins as NaN (-1, true) where nothing promises zeros: what is read before it was written shows
     bool capture;    // devices: from the second step on, replay captured launches where the plan allows
 } RuntimeOptions;
 Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d);
@@ -30,8 +31,8 @@ Status runtime_step(Runtime *r, int64_t step, double *loss, Diag *d);
 Status runtime_profile(Runtime *r, int64_t step, double *loss, const double **seconds, Diag *d);
 // The whole value of graph output `i`, gathered over ranks, as float64. `data` has its numel.
 Status runtime_get_output(Runtime *r, int i, double *data, Diag *d);
-// Devices: bytes in use on rank 0's device now, by everybody; false on the CPU.
-bool runtime_device_used(const Runtime *r, double *nbytes);
+// Devices: bytes in use on rank 0's device now, by everybody, and how many bytes of arenas the plan has there; false on the CPU.
+bool runtime_device_used(const Runtime *r, double *used, double *planned);
 int64_t runtime_arena_nbytes(const Runtime *r, int rank);  // what was really allocated
 
 // The oracle: evaluates the graph's nodes one by one in float64, no plan, no threads, ignoring placements (exec/reference.c).

@@ -1,5 +1,6 @@
 // One rank: its arena, and the steps of its plan in order.
 #include <stdlib.h>
+#include <string.h>
 
 #include "exec/runtime.h"
 
@@ -24,7 +25,8 @@ static Status open_host(Rank *r, Diag *d) {
     if (r->arena_nbytes > 0 && !r->arena)
         return diag_error(d, ST_MEMORY, "rank %d: cannot allocate its arena of %lld bytes", r->index, (long long)r->arena_nbytes);
     if (b->pool_new) r->pool = b->pool_new(plan->nthreads);
-    if (b->pool_new && !r->pool) return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", r->index, plan->nthreads);
+    if (b->pool_new && !r->pool)
+        return diag_error(d, ST_MEMORY, "rank %d: cannot start %d worker threads", r->index, plan->nthreads);
     return ST_OK;
 }
 
@@ -37,6 +39,24 @@ static Status open_device(Rank *r, Diag *d) {
     return ST_OK;
 }
 
+// A buffer's bytes: 0xff or zero.
+static Status set_bytes(Rank *r, int64_t offset, int64_t nbytes, int value, Diag *d) {
+    const DeviceApi *api = runtime_device(r->runtime);
+    char *to = (char *)r->arena + offset;
+    if (api) return api->fill(r->device, to, DT_I64, nbytes / 8, value, d);
+    memset(to, value, (size_t)nbytes);
+    return ST_OK;
+}
+
+// Everything, gaps too, but what a run may count on: parameters and moments begin as zeros.
+static Status poison(Rank *r, const RankPlan *p, Diag *d) {
+    TRY(set_bytes(r, 0, r->arena_nbytes, -1, d));
+    for (int i = 0; i < p->nbuffer; i++)
+        if (p->buffer[i].kind == BUF_PARAM || p->buffer[i].kind == BUF_MOMENT)
+            TRY(set_bytes(r, p->buffer[i].offset, round_up(p->buffer[i].nbytes, 8), 0, d));
+    return ST_OK;
+}
+
 Status rank_open(Rank *r, Diag *d) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     r->arena_nbytes = p->arena_nbytes;
@@ -45,6 +65,7 @@ Status rank_open(Rank *r, Diag *d) {
     r->peer = calloc((size_t)r->runtime->plan->nranks, sizeof *r->peer);
     if (!r->operand || !r->state || !r->peer) return diag_error(d, ST_MEMORY, "out of memory for rank %d", r->index);
     TRY(runtime_device(r->runtime) ? open_device(r, d) : open_host(r, d));
+    if (r->runtime->options.poison && r->arena_nbytes > 0) TRY(poison(r, p, d));
     return ST_OK;
 }
 
@@ -60,7 +81,7 @@ void rank_close(Rank *r) {
     r->comm = NULL, r->pool = NULL, r->device = NULL, r->arena = NULL, r->operand = NULL, r->state = NULL, r->peer = NULL;
 }
 
-// ---- what a communicator does on a device -----------------------------------------------------------------------------------
+// ---- what a communicator does on a device ---------------------------------------------------------------------------------
 static Status memory_copy(void *ctx, void *dst, int from, const void *src, size_t nbytes, Diag *d) {
     Rank *r = ctx;
     const DeviceApi *api = runtime_device(r->runtime);
@@ -87,7 +108,7 @@ void rank_set_comm(Rank *r, Comm *c) {
     c->memory = r->device ? &r->comm_memory : NULL;
 }
 
-// ---- steps --------------------------------------------------------------------------------------------------------------------
+// ---- steps ----------------------------------------------------------------------------------------------------------------
 static KernelArgs step_args(Rank *r, int index) {
     const Runtime *rt = r->runtime;
     const RankPlan *p = &rt->plan->rank[r->index];
@@ -103,9 +124,19 @@ static KernelArgs step_args(Rank *r, int index) {
     }
     void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
     return (KernelArgs){
-        .node = graph_node(rt->plan->graph, s->node), .id = s->node, .nin = s->nin, .nout = s->nout, .in = in, .out = out, .scratch = scratch,
+        .node = graph_node(rt->plan->graph, s->node),
+        .id = s->node,
+        .nin = s->nin,
+        .nout = s->nout,
+        .in = in,
+        .out = out,
+        .scratch = scratch,
         .scratch_nbytes = scratch ? (size_t)p->buffer[s->scratch_buf].nbytes : 0,
-        .pool = r->pool, .device = r->device, .state = r->state[index], .run_seed = rt->run_seed, .step = rt->step,
+        .pool = r->pool,
+        .device = r->device,
+        .state = r->state[index],
+        .run_seed = rt->run_seed,
+        .step = rt->step,
     };
 }
 
@@ -126,7 +157,9 @@ static Status run_all(Rank *r, bool marks, Diag *d) {
         if (st == ST_OK && r->runtime->options.trace) st = rank_trace(r, i, d);
         if (st == ST_OK) continue;
         diag_error(d, st, "failed");  // in case the kernel gave no text
-        if (st != ST_COMM) name_failure(r, p->step[i].node, d);
+        // What a kernel recorded comes to light in the next exchange, whose fence has named the kernel.
+        bool named = p->step[i].kind == STEP_EXCHANGE && st == ST_NUMERIC;
+        if (st != ST_COMM && !named) name_failure(r, p->step[i].node, d);
         return st;
     }
     return marks ? api->mark(r->device, p->nstep, d) : ST_OK;
@@ -162,7 +195,8 @@ static Status step_on_device(Rank *r, Diag *d) {
     TRY(launch_step(r, d));
     TRY(memory_fence(r, d));
     const RankPlan *p = &r->runtime->plan->rank[r->index];
-    for (int i = 0; i < p->nstep && r->runtime->profile && r->seconds; i++) TRY(api->elapsed(r->device, i, i + 1, &r->seconds[i], d));
+    for (int i = 0; i < p->nstep && r->runtime->profile && r->seconds; i++)
+        TRY(api->elapsed(r->device, i, i + 1, &r->seconds[i], d));
     return ST_OK;
 }
 

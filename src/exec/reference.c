@@ -96,7 +96,8 @@ static RefFn ref_fn(OpKind op) {
     case OP_INPUT: return ref_unbound;
     default: break;
     }
-    RefFn (*const family[])(OpKind) = {ref_pointwise_fn, ref_fused_fn, ref_tensor_fn, ref_index_fn, ref_contract_fn, ref_attention_fn, ref_head_fn};
+    RefFn (*const family[])(OpKind) = {ref_pointwise_fn, ref_fused_fn,     ref_tensor_fn, ref_index_fn,
+                                       ref_contract_fn,  ref_attention_fn, ref_head_fn};
     for (size_t i = 0; i < sizeof family / sizeof *family; i++) {
         RefFn fn = family[i](op);
         if (fn) return fn;

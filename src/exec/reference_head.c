@@ -24,7 +24,8 @@ static double row_logits(const RefNode *r, const Head *x, int64_t i) {
     return max == -INFINITY ? max : isinf(max) ? log(sum) : max + log(sum);
 }
 
-static void row_grads(const RefNode *r, const Head *x, int64_t i, int64_t at, double lse, double glse, double gpick, double *dh, double *dw) {
+static void row_grads(const RefNode *r, const Head *x, int64_t i, int64_t at, double lse, double glse, double gpick, double *dh,
+                      double *dw) {
     for (int64_t v = 0; v < x->nv; v++) {
         double g = exp(x->z[v] - lse) * glse + (v == at ? gpick : 0);
         if (x->cap > 0) g *= 1 - x->z[v] / x->cap * (x->z[v] / x->cap);
@@ -44,8 +45,8 @@ static Status each_row(const RefNode *r, const Head *x, Diag *d) {
     for (int64_t i = 0; i < x->n; i++) {
         int64_t at = (int64_t)r->in[2][i];
         if (at < 0 || at >= x->nv)
-            return diag_error(d, ST_NUMERIC, "%s: index %lld at position %lld is outside [0, %lld)", op_name(r->n->op), (long long)at,
-                              (long long)i, (long long)x->nv);
+            return diag_error(d, ST_NUMERIC, "%s: index %lld at position %lld is outside [0, %lld)", op_name(r->n->op),
+                              (long long)at, (long long)i, (long long)x->nv);
         double lse = row_logits(r, x, i);
         if (fwd) r->out[0][i] = lse, r->out[1][i] = x->z[at];
         if (grad) row_grads(r, x, i, at, fwd ? lse : r->in[3][i], glse[i], gpick[i], dh, dw);

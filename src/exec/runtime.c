@@ -69,10 +69,14 @@ static Status collect_errors(Runtime *rt, Diag *d) {
     return diag_error(d, worst->status, "%s", worst->diag.text);
 }
 
-// A rank's process that ended without a word.
-static const Rank *lost_process(const Runtime *rt) {
-    for (int i = 0; i < rt->plan->nranks && rt->options.processes; i++)
-        if (rt->rank[i].pid > 0 && waitpid(rt->rank[i].pid, NULL, WNOHANG) != 0) return &rt->rank[i];
+// A rank's process that ended without a word. Its number may belong to somebody else from now on.
+static const Rank *lost_process(Runtime *rt) {
+    for (int i = 0; i < rt->plan->nranks && rt->options.processes; i++) {
+        Rank *r = &rt->rank[i];
+        if (r->pid <= 0 || waitpid(r->pid, NULL, WNOHANG) == 0) continue;
+        r->pid = 0;
+        return r;
+    }
     return NULL;
 }
 
@@ -292,11 +296,14 @@ Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **s
     return st;
 }
 
-bool runtime_device_used(const Runtime *rt, double *nbytes) {
+bool runtime_device_used(const Runtime *rt, double *used, double *planned) {
     size_t have, total;
     Diag d = {0};
     if (!runtime_device(rt) || rt->options.processes || runtime_device(rt)->available(0, &have, &total, &d) != ST_OK) return false;
-    *nbytes = (double)(total - have);
+    *used = (double)(total - have);
+    *planned = 0;
+    int count = runtime_device(rt)->count();
+    for (int r = 0; r < rt->plan->nranks; r += count > 0 ? count : 1) *planned += (double)rt->rank[r].arena_nbytes;
     return true;
 }
 

@@ -5,8 +5,8 @@
 #include "exec/exchange.h"
 #include "exec/exec.h"
 
-// A rank is a thread of this process, or (options.processes) a process of its own: then this struct lies in shared memory, and what is
-// marked "own" means something in the rank's process only.
+// A rank is a thread of this process, or (options.processes) a process of its own: then this struct lies in shared memory, and
+// what is marked "own" means something in the rank's process only.
 typedef struct Rank {
     struct Runtime *runtime;
     int index;

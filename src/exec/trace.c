@@ -43,8 +43,8 @@ static Status trace_value(Rank *r, const Step *s, int index, int j, const Operan
     free(copy);
     const Node *node = graph_node(r->runtime->plan->graph, s->node);
     fprintf(f, "%d step %d %%%d %s %s[%lld] norm %.6e first %.6e last %.6e bad %lld at %s\n", r->index, index,
-            s->kind == STEP_EXCHANGE ? node->out[0] : node->out[j], s->kind == STEP_EXCHANGE ? "exchange" : op_name(node->op), dtype_name(o->dtype),
-            (long long)n, x.norm, x.first, x.last, (long long)x.nbad, node->source ? node->source : "?");
+            s->kind == STEP_EXCHANGE ? node->out[0] : node->out[j], s->kind == STEP_EXCHANGE ? "exchange" : op_name(node->op),
+            dtype_name(o->dtype), (long long)n, x.norm, x.first, x.last, (long long)x.nbad, node->source ? node->source : "?");
     fflush(f);
     return ST_OK;
 }

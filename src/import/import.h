@@ -12,6 +12,7 @@ typedef struct ImportOptions {
 typedef struct ImportReport {
     VEC(const char *) missing;   // parameters without bytes anywhere
     VEC(const char *) leftover;  // tensors in `weights` that nothing took
+    bool narrowed;               // some values are half precision in the archive
     VEC(const char *) notes;     // "bf16 weights are computed in f32", ...
 } ImportReport;
 
@@ -29,7 +30,8 @@ typedef struct TensorView {
     int64_t nbytes;
 } TensorView;
 typedef struct TensorFile TensorFile;
-Status tensors_open(Arena *a, const char *path, TensorFile **out, Diag *d);  // one file, or a folder with model.safetensors[.index.json]
+Status tensors_open(Arena *a, const char *path, TensorFile **out,
+                    Diag *d);  // one file, or a folder with model.safetensors[.index.json]
 int64_t tensors_count(const TensorFile *f);
 const TensorView *tensors_at(const TensorFile *f, int64_t i);
 const TensorView *tensors_find(const TensorFile *f, const char *name);       // NULL if absent

@@ -366,8 +366,7 @@ Status lower_archive(Arena *a, const Archive *ar, const int64_t *values, const I
     Status s = lower_bind_inputs(&l, d);
     if (s == ST_OK) s = lower_nodes(&l, ar->graph);
     if (s == ST_OK) s = lower_find_loss(&l, d);
-    if (s == ST_OK && l.noted_half)
-        lower_note(&l, arena_printf(a, "half-precision values are computed in %s", dtype_name(real)));
+    if (s == ST_OK) r->narrowed = l.noted_half;
     vec_free(&l.row);
     vec_free(&l.binds);
     vec_free(&l.tensors);

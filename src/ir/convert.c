@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/parallel.h"
+
 static float bf16_to_float(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
     float f;
@@ -102,13 +104,7 @@ static void convert_ints(const void *src, DType from, void *dst, DType to, int64
     else STORE(uint8_t, in[i] != 0);
 }
 
-void convert_array(const void *src, DType from, void *dst, DType to, int64_t n) {
-    CHECK((unsigned)from < DT_COUNT && (unsigned)to < DT_COUNT, "dtype %d -> %d", (int)from, (int)to);
-    if (n <= 0) return;
-    if (from == to && from != DT_BOOL) {
-        memcpy(dst, src, (size_t)n * (size_t)dtype_nbytes(from));
-        return;
-    }
+static void convert_part(const void *src, DType from, void *dst, DType to, int64_t n) {
     bool ints = !dtype_is_float(from) && !dtype_is_float(to);
     double buf[CHUNK];
     for (int64_t i = 0; i < n; i += CHUNK) {
@@ -122,4 +118,26 @@ void convert_array(const void *src, DType from, void *dst, DType to, int64_t n) 
             store_double(buf, t, to, m);
         }
     }
+}
+
+typedef struct Conversion {
+    const char *src;
+    char *dst;
+    DType from, to;
+} Conversion;
+static void convert_range(void *ctx, int64_t begin, int64_t end) {
+    const Conversion *c = ctx;
+    convert_part(c->src + begin * dtype_nbytes(c->from), c->from, c->dst + begin * dtype_nbytes(c->to), c->to, end - begin);
+}
+
+void convert_array(const void *src, DType from, void *dst, DType to, int64_t n) {
+    CHECK((unsigned)from < DT_COUNT && (unsigned)to < DT_COUNT, "dtype %d -> %d", (int)from, (int)to);
+    if (n <= 0) return;
+    if (from == to && from != DT_BOOL) {
+        memcpy(dst, src, (size_t)n * (size_t)dtype_nbytes(from));
+        return;
+    }
+    enum { GRAIN = 1 << 20 };  // below, a thread costs more than it saves
+    if (n < 2 * GRAIN) convert_part(src, from, dst, to, n);
+    else parallel_for(n, GRAIN, convert_range, &(Conversion){src, dst, from, to});
 }

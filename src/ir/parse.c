@@ -97,7 +97,8 @@ static Status parse_input(Parser *p) {
     TRY(scan_expect(&p->s, "seq_dim"));
     TRY(scan_int(&p->s, &dim));
     x.seq_dim = (int)dim;
-    if (x.batch_dim < -1 || x.batch_dim >= x.shape.ndim || x.seq_dim < -1 || x.seq_dim >= x.shape.ndim) return scan_error(&p->s, "a dim of the input");
+    if (x.batch_dim < -1 || x.batch_dim >= x.shape.ndim || x.seq_dim < -1 || x.seq_dim >= x.shape.ndim)
+        return scan_error(&p->s, "a dim of the input");
     vec_push(&p->g->inputs, x);
     return ST_OK;
 }
@@ -122,7 +123,8 @@ static Status parse_layout(Parser *p) {
             if (st == ST_OK) st = scan_expect(&p->s, ",");
             if (st == ST_OK) st = scan_int(&p->s, &x.end);
             if (st == ST_OK) st = scan_expect(&p->s, ")");
-            if (st == ST_OK && (x.begin < 0 || x.begin >= x.end || x.end > extent)) st = scan_error(&p->s, "an interval of the axis");
+            if (st == ST_OK && (x.begin < 0 || x.begin >= x.end || x.end > extent))
+                st = scan_error(&p->s, "an interval of the axis");
             vec_push(&span, x);
             nspan[r]++;
         }
@@ -132,7 +134,7 @@ static Status parse_layout(Parser *p) {
     return st;
 }
 
-// ---- nodes -----------------------------------------------------------------------------------------------------------------
+// ---- nodes ----------------------------------------------------------------------------------------------------------------
 
 static Status parse_instr(Parser *p, int i, Instr *x) {
     static const char *const leaf[] = {"const", "input", "b", "h", "q", "k", "vec_q", "vec_k", "index"};
@@ -321,7 +323,8 @@ static Status parse_node(Parser *p) {
         TRY(scan_expect(&p->s, "}"));
     }
     NodeId made;
-    if (graph_add(p->g, op, nin, in, nattr, attr, NULL, p->phase, &made, p->s.d) != ST_OK) return diag_where(p->s.d, "%s:%d", p->s.file, p->s.line);
+    if (graph_add(p->g, op, nin, in, nattr, attr, NULL, p->phase, &made, p->s.d) != ST_OK)
+        return diag_where(p->s.d, "%s:%d", p->s.file, p->s.line);
     TRY(scan_expect(&p->s, ":"));
     TRY(parse_results(p, made, nout));
     for (int j = 0; j < nout; j++) {
@@ -351,7 +354,8 @@ static Status parse_return(Parser *p) {
     TRY(scan_string(&p->s, p->a, &name));
     bool of_param = kind == OUT_GRAD || kind == OUT_STATE;
     if (id < 0 || id >= p->value.len) return scan_error(&p->s, "a value of the graph");
-    if (param < -1 || param >= p->g->params.len || (of_param && param < 0) || slot < 0 || slot > 2) return scan_error(&p->s, "a parameter and slot");
+    if (param < -1 || param >= p->g->params.len || (of_param && param < 0) || slot < 0 || slot > 2)
+        return scan_error(&p->s, "a parameter and slot");
     graph_add_output(p->g, (OutputKind)kind, (int32_t)param, (int32_t)slot, name, p->value.data[id]);
     return ST_OK;
 }

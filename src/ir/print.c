@@ -45,10 +45,10 @@ static void print_double(Str *s, double v) {
     if (!strpbrk(buf, ".en")) str_add(s, ".0");
 }
 
-static const char *const leaf_name[] = {[PROG_CONST] = "const", [PROG_INPUT] = "input", [PROG_INDEX_B] = "b", [PROG_INDEX_H] = "h",
-                                        [PROG_INDEX_Q] = "q", [PROG_INDEX_K] = "k", [PROG_VEC_Q] = "vec_q", [PROG_VEC_K] = "vec_k",
-                                        [PROG_INDEX] = "index", [PROG_ROW_SUM] = "row_sum", [PROG_ROW_MAX] = "row_max",
-                                        [PROG_COL_SUM] = "col_sum"};
+static const char *const leaf_name[] = {
+    [PROG_CONST] = "const", [PROG_INPUT] = "input",     [PROG_INDEX_B] = "b",       [PROG_INDEX_H] = "h",
+    [PROG_INDEX_Q] = "q",   [PROG_INDEX_K] = "k",       [PROG_VEC_Q] = "vec_q",     [PROG_VEC_K] = "vec_k",
+    [PROG_INDEX] = "index", [PROG_ROW_SUM] = "row_sum", [PROG_ROW_MAX] = "row_max", [PROG_COL_SUM] = "col_sum"};
 
 static void print_program(Str *s, const Program *p) {
     str_add(s, "{");

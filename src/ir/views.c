@@ -70,7 +70,7 @@ void view_encode(const View *v, int64_t *list, int *n) {
     }
 }
 
-// ---- what a view means in an iteration space --------------------------------------------------------------------------------
+// ---- what a view means in an iteration space ------------------------------------------------------------------------------
 
 View view_resolve(const View *v, const Shape *in, const Shape *space) {
     View r = {.ndim = in->ndim};
@@ -142,7 +142,7 @@ bool view_is_broadcast(const View *v, const Shape *in, const Shape *space) {
     return true;
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------------
 
 static bool input_row_constant(const View *v, int ndim, int row) {
     for (int d = ndim - row; d < ndim; d++)

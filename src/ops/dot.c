@@ -38,10 +38,11 @@ static Status check_addend(const Graph *g, const Node *n, const TypeOut *out, Di
     if (c->dtype != out->dtype)
         return infer_error(d, "the result is %s, what is added %s", dtype_name(out->dtype), dtype_name(c->dtype));
     int last = out->shape.ndim - 1;
-    bool fits = bias ? last >= 0 && c->shape.ndim == 1 && c->shape.dim[0] == out->shape.dim[last] : shape_equal(&c->shape, &out->shape);
+    bool fits =
+        bias ? last >= 0 && c->shape.ndim == 1 && c->shape.dim[0] == out->shape.dim[last] : shape_equal(&c->shape, &out->shape);
     if (fits) return ST_OK;
-    return infer_error(d, "what is added, %s, is not %s of the result, %s", shape_text(&c->shape).s, bias ? "a vector over the last dim" : "the shape",
-                       shape_text(&out->shape).s);
+    return infer_error(d, "what is added, %s, is not %s of the result, %s", shape_text(&c->shape).s,
+                       bias ? "a vector over the last dim" : "the shape", shape_text(&out->shape).s);
 }
 
 static Status infer_dot(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
@@ -164,18 +165,35 @@ static const Sample dot_samples[] = {
     {.label = "batched", .nin = 2, .shape = {{4, {2, 3, 5, 4}}, {4, {2, 3, 6, 4}}}, .dtype = F32x2, DOT_ATTRS(2, 1, 0, 1)},
     {.label = "batched trans_a", .nin = 2, .shape = {{3, {5, 4, 6}}, {3, {5, 4, 3}}}, .dtype = F32x2, DOT_ATTRS(1, 1, 1, 0)},
     {.label = "two contracted", .nin = 2, .shape = {{3, {2, 5, 3}}, {3, {2, 5, 7}}}, .dtype = F32x2, DOT_ATTRS(0, 2, 1, 0)},
-    {.label = "two contracted, two free, all transposed", .nin = 2, .shape = {{5, {2, 3, 5, 2, 3}}, {4, {2, 6, 3, 5}}},
-     .dtype = F32x2, DOT_ATTRS(1, 2, 1, 1)},
+    {.label = "two contracted, two free, all transposed",
+     .nin = 2,
+     .shape = {{5, {2, 3, 5, 2, 3}}, {4, {2, 6, 3, 5}}},
+     .dtype = F32x2,
+     DOT_ATTRS(1, 2, 1, 1)},
     {.label = "vectors", .nin = 2, .shape = {{1, {7}}, {1, {7}}}, .dtype = F32x2, DOT_ATTRS(0, 1, 0, 0)},
     {.label = "matrix times vector", .nin = 2, .shape = {{2, {5, 6}}, {1, {6}}}, .dtype = F32x2, DOT_ATTRS(0, 1, 0, 0)},
-    {.label = "vector times matrix, batched", .nin = 2, .shape = {{2, {3, 5}}, {3, {3, 7, 5}}}, .dtype = F32x2,
+    {.label = "vector times matrix, batched",
+     .nin = 2,
+     .shape = {{2, {3, 5}}, {3, {3, 7, 5}}},
+     .dtype = F32x2,
      DOT_ATTRS(1, 1, 0, 1)},
-    {.label = "added to", .nin = 3, .shape = {{3, {2, 7, 5}}, {2, {6, 5}}, {3, {2, 7, 6}}}, .dtype = F32x3, DOT_ATTRS(0, 1, 0, 1)},
-    {.label = "added to, batched, trans_a", .nin = 3, .shape = {{3, {5, 4, 6}}, {3, {5, 4, 3}}, {3, {5, 6, 3}}}, .dtype = F32x3,
+    {.label = "added to",
+     .nin = 3,
+     .shape = {{3, {2, 7, 5}}, {2, {6, 5}}, {3, {2, 7, 6}}},
+     .dtype = F32x3,
+     DOT_ATTRS(0, 1, 0, 1)},
+    {.label = "added to, batched, trans_a",
+     .nin = 3,
+     .shape = {{3, {5, 4, 6}}, {3, {5, 4, 3}}, {3, {5, 6, 3}}},
+     .dtype = F32x3,
      DOT_ATTRS(1, 1, 1, 0)},
     {.label = "bias", .nin = 3, .shape = {{3, {2, 7, 5}}, {2, {6, 5}}, {1, {6}}}, .dtype = F32x3, DOT_BIAS(0, 1, 0, 1)},
     {.label = "bias, wide", .nin = 3, .shape = {{2, {3, 40}}, {2, {40, 50}}, {1, {50}}}, .dtype = F32x3, DOT_BIAS(0, 1, 0, 0)},
-    {.label = "bias, batched", .nin = 3, .shape = {{3, {5, 4, 6}}, {3, {5, 6, 3}}, {1, {3}}}, .dtype = F32x3, DOT_BIAS(1, 1, 0, 0)},
+    {.label = "bias, batched",
+     .nin = 3,
+     .shape = {{3, {5, 4, 6}}, {3, {5, 6, 3}}, {1, {3}}},
+     .dtype = F32x3,
+     DOT_BIAS(1, 1, 0, 0)},
 };
 
 const OpInfo op_info_DOT = {

@@ -112,7 +112,7 @@ static Status infer_fused(const Graph *g, const Node *n, int *nout, TypeOut *out
     return ST_OK;
 }
 
-// ---- sharding --------------------------------------------------------------------------------------------------------------
+// ---- sharding -------------------------------------------------------------------------------------------------------------
 // Whether iteration dim `dim` may be divided: no view moves it, nothing asks for positions along it, it is no row dim.
 static bool divides(const Graph *g, const Node *n, const View *views, const Shape *space, int dim) {
     const Program *p = node_prog(n, ATTR_PROG);

@@ -26,13 +26,16 @@ static Status check_operands(const Graph *g, const Node *n, int nvector, Diag *d
     TRY(rule_type(g, n, HEAD_IDX, TYPE_INT, d));
     const Shape *h = in_shape(g, n, HEAD_H), *w = in_shape(g, n, HEAD_W);
     if (h->ndim != 2 || w->ndim != 2 || h->dim[1] != w->dim[1])
-        return infer_error(d, "%s: rows must be [N, D] and the matrix [V, D], not %s and %s", op_name(n->op), shape_text(h).s, shape_text(w).s);
+        return infer_error(d, "%s: rows must be [N, D] and the matrix [V, D], not %s and %s", op_name(n->op), shape_text(h).s,
+                           shape_text(w).s);
     for (int i = HEAD_IDX; i < n->nin; i++) {
         const Shape *s = in_shape(g, n, i);
         if (s->ndim != 1 || s->dim[0] != h->dim[0])
-            return infer_error(d, "%s: operand %d must be [%lld], one per row, not %s", op_name(n->op), i, (long long)h->dim[0], shape_text(s).s);
+            return infer_error(d, "%s: operand %d must be [%lld], one per row, not %s", op_name(n->op), i, (long long)h->dim[0],
+                               shape_text(s).s);
         if (i >= HEAD_VECTORS && in_dtype(g, n, i) != wide(t))
-            return infer_error(d, "%s: operand %d must be %s, not %s", op_name(n->op), i, dtype_name(wide(t)), dtype_name(in_dtype(g, n, i)));
+            return infer_error(d, "%s: operand %d must be %s, not %s", op_name(n->op), i, dtype_name(wide(t)),
+                               dtype_name(in_dtype(g, n, i)));
     }
     return check_numbers(n, d);
 }

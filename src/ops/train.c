@@ -11,7 +11,8 @@ static Status infer_adamw(const Graph *g, const Node *n, int *nout, TypeOut *out
         TRY(rule_type(g, n, i, TYPE_FLOAT, d));
         TRY(rule_same_type(g, n, ADAMW_P, i, d));
     }
-    if (in_dtype(g, n, ADAMW_P) == DT_BF16) return infer_error(d, "adamw: the parameter and its state are not kept in bf16 alone");
+    if (in_dtype(g, n, ADAMW_P) == DT_BF16)
+        return infer_error(d, "adamw: the parameter and its state are not kept in bf16 alone");
     if (half && (in_dtype(g, n, ADAMW_HALF) != DT_BF16 || !shape_equal(p, in_shape(g, n, ADAMW_HALF))))
         return infer_error(d, "adamw: the copy must be bf16 %s", shape_text(p).s);
     for (int i = ADAMW_G; i <= ADAMW_V; i++)

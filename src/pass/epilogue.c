@@ -5,14 +5,14 @@
 //   %6 = dot(%y, %v)                   %7 = dot(%y, %v, %5)
 //   %7 = add(%5, %6)
 //
-// For residuals, sums of products (the gradient of a value with several readers, of a weight used twice) and biases. The add may see the
-// product through a reshape. In mixed precision it sees casts to f32; then the sum is rounded to bf16 before it is used, so this is
-// done only where it is stored in bf16 anyway: read by a cast to bf16, or by another phase (a residual, needed again by the backward);
-// and only if the other summand is
+// For residuals, sums of products (the gradient of a value with several readers, of a weight used twice) and biases. The add may
+// see the product through a reshape. In mixed precision it sees casts to f32; then the sum is rounded to bf16 before it is used,
+// so this is done only where it is stored in bf16 anyway: read by a cast to bf16, or by another phase (a residual, needed again
+// by the backward); and only if the other summand is
 // stored in bf16 too, or is a bias and the sum is rounded at once.
 //
-// Requires: placements (shard ran); a backend whose dot takes a third operand. Establishes: the same values (but for that rounding) by
-// fewer passes over memory.
+// Requires: placements (shard ran); a backend whose dot takes a third operand. Establishes: the same values (but for that
+// rounding) by fewer passes over memory.
 #include "backend/backend.h"
 #include "ir/uses.h"
 #include "ops/op.h"
@@ -123,10 +123,13 @@ static bool join(Epilogue *e, const Node *add, const Product *p, ValueId other) 
     bool bias = !shape_equal(&x->shape, &sum->shape);
     if (sum->shape.ndim < 1 || dot->shape.ndim < 1 || shape_numel(&sum->shape) != shape_numel(&dot->shape)) return false;
     int last = dot->shape.ndim - 1;
-    if (bias && (!is_bias(x, &sum->shape) || sum->place.kind == PLACE_PARTIAL || dot->shape.dim[last] != sum->shape.dim[sum->shape.ndim - 1] ||
+    if (bias && (!is_bias(x, &sum->shape) || sum->place.kind == PLACE_PARTIAL ||
+                 dot->shape.dim[last] != sum->shape.dim[sum->shape.ndim - 1] ||
                  (dot->place.kind == PLACE_SHARD && dot->place.dim == last)))
         return false;
-    if (!bias && (!placement_equal(&x->place, &sum->place) || sum->place.reduce != dot->place.reduce || !reshapes_back(e, sum, dot))) return false;
+    if (!bias &&
+        (!placement_equal(&x->place, &sum->place) || sum->place.reduce != dot->place.reduce || !reshapes_back(e, sum, dot)))
+        return false;
     if (p->cast && !is_stored(e, add->out[0], 0)) return false;
     ValueId c = addend(e, p, add, other, bias);
     if (c == NO_VALUE) return false;

@@ -3,7 +3,7 @@
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
-// ---- instructions -----------------------------------------------------------------------------------------------------------
+// ---- instructions ---------------------------------------------------------------------------------------------------------
 
 static bool same_instr(const Instr *x, const Instr *y) {
     return x->code == y->code && x->dtype == y->dtype && x->a == y->a && x->b == y->b && x->c == y->c &&
@@ -41,7 +41,7 @@ static int fail(Emit *e) {
     return 0;
 }
 
-// ---- inputs -----------------------------------------------------------------------------------------------------------------
+// ---- inputs ---------------------------------------------------------------------------------------------------------------
 
 bool fuse_made_inside(const Fuse *f, ValueId v) {
     NodeId def = graph_value(f->g, v)->def;
@@ -104,7 +104,7 @@ static int emit_iota(Emit *e, const Node *n, const View *view) {
     return t == DT_I64 ? at : op(e, OP_CAST, t, at, -1, -1);
 }
 
-// ---- what is made inside ----------------------------------------------------------------------------------------------------
+// ---- what is made inside --------------------------------------------------------------------------------------------------
 
 static int emit_pointwise(Emit *e, const Node *n, const View *view) {
     const Graph *g = e->f->g;
@@ -207,7 +207,7 @@ int fuse_emit_value(Emit *e, ValueId v, const View *view) {
     return at;
 }
 
-// ---- outputs ----------------------------------------------------------------------------------------------------------------
+// ---- outputs --------------------------------------------------------------------------------------------------------------
 
 // A value of shape s along iteration dims [from, to), sizes of 1 apart. False if it has other sizes.
 static bool canonical_view(const Space *space, const Shape *s, int from, int to, View *v) {

@@ -3,7 +3,7 @@
 #include "ops/op.h"
 #include "pass/fuse_rows.h"
 
-// ---- views -----------------------------------------------------------------------------------------------------------------
+// ---- views ----------------------------------------------------------------------------------------------------------------
 
 // Lets through only positions [lo, hi) along iteration dim `dim`. False where there is no room for another window.
 static bool restrict_view(View *v, int dim, int64_t lo, int64_t hi) {
@@ -59,7 +59,7 @@ static View reshaped(const View *v, const Shape *from, const Shape *to) {
     return r;
 }
 
-// ---- pieces chosen by position ----------------------------------------------------------------------------------------------
+// ---- pieces chosen by position --------------------------------------------------------------------------------------------
 
 static int unary(Emit *e, OpKind op, DType t, int a) { return fuse_emit_instr(e, (Instr){PROG_OP + op, t, a, -1, -1, 0}); }
 

@@ -6,7 +6,7 @@ void fuse_mark(Fuse *f, const NodeId *member, int n) {
     for (int i = 0; i < n; i++) f->inside[member[i]] = f->stamp;
 }
 
-// ---- paths ------------------------------------------------------------------------------------------------------------------
+// ---- paths ----------------------------------------------------------------------------------------------------------------
 
 // A node and all that is one kernel with it.
 static void visit(Fuse *f, NodeId n) {
@@ -48,7 +48,7 @@ bool fuse_path_outside(Fuse *f, const NodeId *member, int n, NodeId last) {
     return false;
 }
 
-// ---- the new graph ----------------------------------------------------------------------------------------------------------
+// ---- the new graph --------------------------------------------------------------------------------------------------------
 
 typedef struct Order {
     Fuse *f;

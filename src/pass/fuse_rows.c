@@ -16,7 +16,7 @@
 // the group and come back (fuse_order.c).
 #include "pass/fuse_rows.h"
 
-// ---- trying -----------------------------------------------------------------------------------------------------------------
+// ---- trying ---------------------------------------------------------------------------------------------------------------
 
 static int compare_nodes(const void *a, const void *b) { return *(const NodeId *)a < *(const NodeId *)b ? -1 : 1; }
 
@@ -94,7 +94,7 @@ static bool try_group(Fuse *f, const int32_t *join, int njoin, NodeId at, NodeId
     return false;
 }
 
-// ---- joining ----------------------------------------------------------------------------------------------------------------
+// ---- joining --------------------------------------------------------------------------------------------------------------
 
 static Group *new_group(Fuse *f, const Group *from, int32_t into) {
     Group *p = into < 0 ? ARENA_NEW(f->a, Group) : f->groups.data[into];
@@ -224,7 +224,7 @@ static void join_partners(Fuse *f, NodeId at) {
     }
 }
 
-// ---- the pass ---------------------------------------------------------------------------------------------------------------
+// ---- the pass -------------------------------------------------------------------------------------------------------------
 
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d) {
     Fuse f = {.g = in, .a = c->scratch, .uses = uses_collect(in, c->scratch)};

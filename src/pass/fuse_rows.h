@@ -82,11 +82,11 @@ typedef struct Fuse {
     Emit *emit;            // the last trial
 } Fuse;
 
-// ---- fuse_kind.c: what nodes may become -------------------------------------------------------------------------------------
+// ---- fuse_kind.c: what nodes may become -----------------------------------------------------------------------------------
 void fuse_classify(Fuse *f);
 bool shape_equal_but_ones(const Shape *a, const Shape *b);  // the same sizes in the same order, sizes of 1 apart
 
-// ---- fuse_emit.c: programs --------------------------------------------------------------------------------------------------
+// ---- fuse_emit.c: programs ------------------------------------------------------------------------------------------------
 // The program of the nodes marked inside, `member[n]`, in this space, into f->emit. False: there is none within the limits.
 bool fuse_emit(Fuse *f, const NodeId *member, int n, const Space *space);
 int fuse_emit_value(Emit *e, ValueId v, const View *view);  // the instruction that has v's value under the view
@@ -96,12 +96,12 @@ int fuse_emit_const(Emit *e, DType t, double value);
 bool fuse_made_inside(const Fuse *f, ValueId v);
 bool fuse_needed_outside(const Fuse *f, ValueId v);
 
-// ---- fuse_move.c: views through movement ops --------------------------------------------------------------------------------
+// ---- fuse_move.c: views through movement ops ------------------------------------------------------------------------------
 int fuse_emit_move(Emit *e, const Node *n, const View *view);
 // Normal form: what has one element has no dim, windows are clipped and one per dim. False: no position is let through.
 bool fuse_view_normal(View *v, const Shape *of, const Space *space);
 
-// ---- fuse_order.c: what may be one kernel, and the order of kernels ---------------------------------------------------------
+// ---- fuse_order.c: what may be one kernel, and the order of kernels -------------------------------------------------------
 void fuse_mark(Fuse *f, const NodeId *member, int n);
 // Whether a node outside of the marked set depends on it and is depended on by it; nodes after `last` are not looked at.
 bool fuse_path_outside(Fuse *f, const NodeId *member, int n, NodeId last);

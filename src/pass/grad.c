@@ -6,8 +6,8 @@
 //                                          %21 = dot(%19, %x) {trans_a}
 //                                          return loss=%9, grad "w"=%21
 //
-// Requires: one OUT_LOSS, a float scalar; no sdpa (mask ran). Establishes: an OUT_GRAD for every trainable parameter that the loss
-// depends on (a parameter it does not depend on has none, as in PyTorch). Because this happens before sharding, every
+// Requires: one OUT_LOSS, a float scalar; no sdpa (mask ran). Establishes: an OUT_GRAD for every trainable parameter that the
+// loss depends on (a parameter it does not depend on has none, as in PyTorch). Because this happens before sharding, every
 // cotangent has a global meaning and gets a placement like any other value.
 #include "ir/build.h"
 #include "ops/op.h"
@@ -77,10 +77,12 @@ static void accumulate(GradState *s, ValueId v, ValueId g) {
     *slot = *slot == NO_VALUE ? g : build_binary(b, OP_ADD, unrounded(b, *slot), g);
 }
 
-// The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight passes it on.
+// The cotangent that a gradient rule sees: of the value's type. A cast takes the unrounded sum, and what rearranges a weight
+// passes it on.
 static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
     ValueId g = s->cot[v];
-    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT || n->op == OP_BROADCAST;
+    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT ||
+                 n->op == OP_BROADCAST;
     if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && moves)) return g;
     return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
@@ -128,7 +130,8 @@ static Status check_loss(const Graph *g, ValueId *loss, Diag *d) {
         *loss = o->value;
         return ST_OK;
     }
-    return diag_error(d, ST_UNSUPPORTED, "the program returns no loss (a scalar float); export a module that returns its training loss");
+    return diag_error(d, ST_UNSUPPORTED,
+                      "the program returns no loss (a scalar float); export a module that returns its training loss");
 }
 
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d) {
@@ -151,7 +154,8 @@ Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d) {
     mark_needs(&s);
     mark_weights(&s, ARENA_ARRAY(c->scratch, bool, g->values.len));
     loss = map[loss];
-    if (!s.needs[loss]) return diag_error(d, ST_UNSUPPORTED, "the loss does not depend on any trainable parameter: nothing to train");
+    if (!s.needs[loss])
+        return diag_error(d, ST_UNSUPPORTED, "the loss does not depend on any trainable parameter: nothing to train");
     s.b.source = graph_def(g, loss)->source;
     s.cot[loss] = build_full(&s.b, *graph_shape(g, loss), graph_value(g, loss)->dtype, 1.0);
     for (int64_t i = s.nforward - 1; i >= 0; i--) TRY(differentiate_node(&s, (NodeId)i, c->scratch, d));

@@ -5,10 +5,11 @@
 //   %10 = logsumexp(%9) {dim=1}                      %11 = reshape(%9) {shape=[128,1]}
 //   %11 = pick(%9, %labels)
 //
-// What stands between the product and its readers is moved out of the way: reshapes, slices and permutes of rows onto h, slices of
-// classes onto w, a constant factor and tanh's soft cap into attributes; casts from bf16 to f32 go (the op's arithmetic is f32). A log-softmax of
-// which only picked elements are read is pick - logsumexp; a sum over classes, weighted or not (label smoothing), is a product with the
-// sum of w's rows. Anything else that reads the logits keeps them whole; the plan's report says so.
+// What stands between the product and its readers is moved out of the way: reshapes, slices and permutes of rows onto h, slices
+// of classes onto w, a constant factor and tanh's soft cap into attributes; casts from bf16 to f32 go (the op's arithmetic is
+// f32). A log-softmax of which only picked elements are read is pick - logsumexp; a sum over classes, weighted or not (label
+// smoothing), is a product with the sum of w's rows. Anything else that reads the logits keeps them whole; the plan's report says
+// so.
 //
 // Requires: canonical form (equal nodes are one), no gradients yet. Establishes: head_fwd, whose gradient rule makes head_grad;
 // the pass head_join makes one node of the two.
@@ -124,8 +125,8 @@ static bool keeps_classes(const Graph *g, const Node *n) {
     return n->op == OP_RESHAPE && y->ndim > 0 && y->dim[y->ndim - 1] == x->dim[x->ndim - 1];
 }
 
-// All that reads v, directly or with its rows merged or split otherwise: the rows are the same and in the same order. *bad: what is
-// no reader.
+// All that reads v, directly or with its rows merged or split otherwise: the rows are the same and in the same order. *bad: what
+// is no reader.
 static bool add_readers(const Graph *g, Uses uses, HeadMatch *m, ValueId v, Use *bad) {
     for (int32_t k = uses.first[v]; k < uses.first[v + 1]; k++) {
         Use u = uses.use[k];
@@ -145,8 +146,8 @@ static ValueId log_softmax_of(const Graph *g, Uses uses, ValueId v) {
         Use a = uses.use[uses.first[v] + k], b = uses.use[uses.first[v] + 1 - k];
         if (a.node == NO_NODE || b.node == NO_NODE) return NO_VALUE;
         const Node *lse = graph_node(g, a.node), *sub = graph_node(g, b.node);
-        if (lse->op == OP_LOGSUMEXP && over_classes(g, lse) && use_count(uses, lse->out[0]) == 1 && sub->op == OP_SUB && sub->in[0] == v &&
-            sub->in[1] == lse->out[0])
+        if (lse->op == OP_LOGSUMEXP && over_classes(g, lse) && use_count(uses, lse->out[0]) == 1 && sub->op == OP_SUB &&
+            sub->in[0] == v && sub->in[1] == lse->out[0])
             return sub->out[0];
     }
     return NO_VALUE;
@@ -171,7 +172,8 @@ static const char *other_use(const Graph *g, Use use, Arena *scratch) {
 }
 
 static bool is_head_dot(const Graph *g, const Node *n) {
-    if (n->op != OP_DOT || n->nin != 2 || node_int_or(n, ATTR_NBATCH, 0) != 0 || node_int_or(n, ATTR_NCONTRACT, 1) != 1) return false;
+    if (n->op != OP_DOT || n->nin != 2 || node_int_or(n, ATTR_NBATCH, 0) != 0 || node_int_or(n, ATTR_NCONTRACT, 1) != 1)
+        return false;
     return !node_int_or(n, ATTR_TRANS_A, 0) && graph_shape(g, n->in[1])->ndim == 2 && graph_shape(g, n->in[0])->ndim >= 1 &&
            dtype_is_float(graph_value(g, n->out[0])->dtype);
 }
@@ -182,7 +184,8 @@ static ValueId scan_chain(Scan *s, Uses uses, ValueId v, bool rows_only) {
         Use u = uses.use[uses.first[v]];
         if (u.node == NO_NODE) break;
         const Node *n = graph_node(s->g, u.node);
-        bool row = n->op == OP_RESHAPE || n->op == OP_PERMUTE || (n->op == OP_SLICE && node_int(n, ATTR_DIM) != graph_shape(s->g, v)->ndim - 1);
+        bool row = n->op == OP_RESHAPE || n->op == OP_PERMUTE ||
+                   (n->op == OP_SLICE && node_int(n, ATTR_DIM) != graph_shape(s->g, v)->ndim - 1);
         if ((rows_only && !row) || !scan_step(s, u)) break;
         v = n->out[0];
     }
@@ -226,7 +229,8 @@ static void move_steps(Rewrite *r, const HeadMatch *m, ValueId *h, ValueId *w) {
         } else if (n->op == OP_PERMUTE) {
             *h = build(b, OP_PERMUTE, 1, h, n->nattr, n->attr);
         } else {
-            int64_t dim = node_int(n, ATTR_DIM), start = node_int(n, ATTR_START), step = node_int_or(n, ATTR_STEP, 1), length = node_int(n, ATTR_LENGTH);
+            int64_t dim = node_int(n, ATTR_DIM), start = node_int(n, ATTR_START), step = node_int_or(n, ATTR_STEP, 1),
+                    length = node_int(n, ATTR_LENGTH);
             if (dim == last) *w = build_slice(b, *w, 0, start, step, length);
             else *h = build_slice(b, *h, (int)dim, start, step, length);
         }
@@ -310,7 +314,8 @@ static NodeId product_of(const Graph *g, ValueId x) {
         NodeId id = graph_value(g, x)->def;
         const Node *n = graph_node(g, id);
         if (n->op == OP_DOT) return id;
-        bool passes = n->op == OP_RESHAPE || n->op == OP_SLICE || n->op == OP_PERMUTE || (op_is_pointwise(n->op) && n->op != OP_WHERE);
+        bool passes =
+            n->op == OP_RESHAPE || n->op == OP_SLICE || n->op == OP_PERMUTE || (op_is_pointwise(n->op) && n->op != OP_WHERE);
         if (!passes || n->nin < 1) return NO_NODE;
         int k = n->nin > 1 && shape_numel(graph_shape(g, n->in[1])) > shape_numel(graph_shape(g, n->in[0])) ? 1 : 0;
         x = n->in[k];
@@ -331,7 +336,8 @@ static void report_whole(PassContext *c, const Graph *g, Uses uses) {
         if (head_match(g, uses, dot, &m, &why, c->scratch)) continue;  // (cannot be: all that match were rewritten)
         const char *name = node_describe(g, dot, c->scratch);
         double nbytes = (double)shape_numel(&z->shape) * dtype_nbytes(z->dtype);
-        vec_push(&c->report->logits, arena_printf(g->arena, "%s: stay whole, %.3g MB together, their gradient as much: %s", name, nbytes / 1e6, why));
+        vec_push(&c->report->logits,
+                 arena_printf(g->arena, "%s: stay whole, %.3g MB together, their gradient as much: %s", name, nbytes / 1e6, why));
     }
 }
 

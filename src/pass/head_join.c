@@ -5,8 +5,8 @@
 //   %20 = where(%valid, ...)                                ... loss of %21, %22
 //   %23, %24 = head_grad(%h, %w, %idx, %9, %20, %21)
 //
-// Where the cotangents depend on the forward's results (a z-loss, the loss of a loss) both stay, and the backward makes the logits
-// again.
+// Where the cotangents depend on the forward's results (a z-loss, the loss of a loss) both stay, and the backward makes the
+// logits again.
 //
 // Requires: grad ran, canonical form.
 #include "ops/op.h"
@@ -18,8 +18,8 @@ typedef struct Pair {
 } Pair;
 
 static bool same_head(const Node *f, const Node *g) {
-    return f->op == OP_HEAD_FWD && g->op == OP_HEAD_GRAD && f->in[0] == g->in[0] && f->in[1] == g->in[1] && f->in[2] == g->in[2] &&
-           g->in[3] == f->out[0] && attrs_equal(f, g);
+    return f->op == OP_HEAD_FWD && g->op == OP_HEAD_GRAD && f->in[0] == g->in[0] && f->in[1] == g->in[1] &&
+           f->in[2] == g->in[2] && g->in[3] == f->out[0] && attrs_equal(f, g);
 }
 
 // The cotangents glse and gpick are to be had before lse and pick are.

@@ -3,10 +3,11 @@
 //   %5, %6 = topk(%4) {dim=1, k=2}    show ->    return aux "routing.0" %6
 //                                     hold ->    %6 = input "routing.0"; %5 = gather(%4, %6) {dim=1}
 //
-// A rounding can flip a close choice of experts, and the loss jumps: no measure of how well low precision computes. `check --hold-routing`
-// shows the choices of a float32 run and holds them in the run that is checked.
+// A rounding can flip a close choice of experts, and the loss jumps: no measure of how well low precision computes. `check
+// --hold-routing` shows the choices of a float32 run and holds them in the run that is checked.
 //
-// Requires: a forward graph. Establishes: with ROUTING_SHOW an aux output, with ROUTING_HOLD an i64 input "routing.N" for every topk.
+// Requires: a forward graph. Establishes: with ROUTING_SHOW an aux output, with ROUTING_HOLD an i64 input "routing.N" for every
+// topk.
 #include "pass/pass.h"
 #include "pass/rewrite.h"
 
@@ -17,7 +18,12 @@ static void show(Rewrite *r, const Node *n, int index) {
 static void hold(Rewrite *r, NodeId id, const Node *n, int index) {
     rewrite_at(r, id);
     const char *name = arena_printf(r->out->arena, "routing.%d", index);
-    Input in = {.name = name, .role = ROLE_OTHER, .shape = *graph_shape(r->in, n->out[1]), .dtype = DT_I64, .seq_dim = -1, .batch_dim = -1};
+    Input in = {.name = name,
+                .role = ROLE_OTHER,
+                .shape = *graph_shape(r->in, n->out[1]),
+                .dtype = DT_I64,
+                .seq_dim = -1,
+                .batch_dim = -1};
     vec_push(&r->out->inputs, in);
     ValueId choice = build(&r->b, OP_INPUT, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, r->out->inputs.len - 1)});
     ValueId x[2] = {r->map[n->in[0]], choice};

@@ -6,14 +6,14 @@
 //   %5 = fused(%1, %2) {prog={... $9:f32 = mul($7, $8); $10:bf16 = cast($9); out $10}} : bf16[1,S,D]
 //   %6 = fused(%5, %3) {prog={$0:bf16 = input 0; $1:f32 = cast($0); ...}}
 //
-// An f32 value becomes bf16 in memory if it depends on a parameter, is as large as an activation (at least ROW elements for each token:
-// no statistic of rows or heads), is no output of the graph and no gradient on its way to the optimizer, and if whoever makes it and
-// whoever reads it is a program (a pointwise op becomes one) or only moves elements (permute, slice, concat, reshard, ...), which then
-// moves bf16. One other reader (a sum, a scan, a convolution) keeps the value f32. A value that is a cast of a stored bf16 value is read
-// from there, whatever its size: that loses nothing.
+// An f32 value becomes bf16 in memory if it depends on a parameter, is as large as an activation (at least ROW elements for each
+// token: no statistic of rows or heads), is no output of the graph and no gradient on its way to the optimizer, and if whoever
+// makes it and whoever reads it is a program (a pointwise op becomes one) or only moves elements (permute, slice, concat,
+// reshard, ...), which then moves bf16. One other reader (a sum, a scan, a convolution) keeps the value f32. A value that is a
+// cast of a stored bf16 value is read from there, whatever its size: that loses nothing.
 //
-// Requires: placements, and fuse ran if it runs. Establishes: the same graph with fewer bytes; programs of pointwise ops have bf16
-// operands and results.
+// Requires: placements, and fuse ran if it runs. Establishes: the same graph with fewer bytes; programs of pointwise ops have
+// bf16 operands and results.
 #include "ir/uses.h"
 #include "ir/views.h"
 #include "ops/op.h"
@@ -33,7 +33,7 @@ typedef struct Narrow {
     ValueId *low;      // [values of in] -> value of out that holds it in bf16
 } Narrow;
 
-// ---- what nodes are ----------------------------------------------------------------------------------------------------------
+// ---- what nodes are -------------------------------------------------------------------------------------------------------
 static bool is_spread(const Value *v) { return v->place.kind == PLACE_PARTIAL || v->place.reduce != RED_NONE; }
 
 // A node that is a program or can be written as one.
@@ -82,7 +82,7 @@ static ValueId cast_of(const Graph *g, const Node *n, int j, DType from) {
     return same && !is_spread(v) ? n->in[slot] : NO_VALUE;
 }
 
-// ---- which values --------------------------------------------------------------------------------------------------------------
+// ---- which values ---------------------------------------------------------------------------------------------------------
 static void mark_learned(Narrow *w) {
     const Graph *g = w->r.in;
     for (int64_t i = 0; i < g->nodes.len; i++) {
@@ -166,7 +166,7 @@ static void choose(Narrow *w) {
     }
 }
 
-// ---- rewriting programs ----------------------------------------------------------------------------------------------------------
+// ---- rewriting programs ---------------------------------------------------------------------------------------------------
 
 // Whether an instruction's operands are instructions; of the others they are slots.
 static bool program_reads(int32_t code) { return code >= PROG_OP || program_is_reduction(code); }
@@ -190,7 +190,8 @@ static Program as_program(Narrow *w, const Node *n) {
 
 // The program with casts behind the inputs that have become bf16; at[i] is where instruction i went.
 static Edit widen_inputs(Narrow *w, const Program *p, const bool *low_in, int32_t *at) {
-    Edit e = {.instr = ARENA_ARRAY(w->r.scratch, Instr, 2 * p->ninstr + 2 * p->nout), .out = ARENA_ARRAY(w->r.scratch, int32_t, p->nout)};
+    Edit e = {.instr = ARENA_ARRAY(w->r.scratch, Instr, 2 * p->ninstr + 2 * p->nout),
+              .out = ARENA_ARRAY(w->r.scratch, int32_t, p->nout)};
     for (int i = 0; i < p->ninstr; i++) {
         Instr x = p->instr[i];
         if (x.code == PROG_INPUT && low_in[x.a]) {
@@ -234,7 +235,8 @@ static Status add_program(Narrow *w, NodeId id, const Node *n, const Edit *e, co
     Program prog = {e->ninstr, e->instr, e->nout, e->out};
     Attr *attr = ARENA_ARRAY(w->r.scratch, Attr, n->nattr + 2);
     int nattr = 0;
-    for (int k = 0; n->op == OP_FUSED && k < n->nattr; k++) attr[nattr++] = n->attr[k].key == ATTR_PROG ? attr_prog(ATTR_PROG, &prog) : n->attr[k];
+    for (int k = 0; n->op == OP_FUSED && k < n->nattr; k++)
+        attr[nattr++] = n->attr[k].key == ATTR_PROG ? attr_prog(ATTR_PROG, &prog) : n->attr[k];
     Shape space = space_of(w->r.in, n);
     if (n->op != OP_FUSED) attr[nattr++] = attr_prog(ATTR_PROG, &prog);
     if (n->op != OP_FUSED) attr[nattr++] = attr_ints(ATTR_SHAPE, space.ndim, space.dim);

@@ -48,7 +48,7 @@ typedef struct PassContext {
 Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
 Status pass_hold(PassContext *c, Graph *in, Graph **out, Diag *d);          // choices of experts shown, or held fixed
 Status pass_experts(PassContext *c, Graph *in, Graph **out, Diag *d);       // MoE: sort/gather/grouped/scatter -> expert_matmul
-Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);          // sdpa and hand-written attention -> attention + predicate
+Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d);  // sdpa and hand-written attention -> attention + predicate
 Status pass_precision(PassContext *c, Graph *in, Graph **out, Diag *d);     // bf16: products and attention
 Status pass_head(PassContext *c, Graph *in, Graph **out, Diag *d);          // logits and cross-entropy -> head_fwd
 Status pass_grad(PassContext *c, Graph *in, Graph **out, Diag *d);          // appends the backward; OUT_GRAD per trainable param

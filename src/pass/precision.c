@@ -1,4 +1,5 @@
-// precision: which values are bf16. Runs where bf16 is asked for; the gradient follows by the rules of cast and dot (pass/grad.c).
+// precision: which values are bf16. Runs where bf16 is asked for; the gradient follows by the rules of cast and dot
+// (pass/grad.c).
 //
 //   %3 = dot(%x, %w) {trans_b}         %3 = cast(%x) {dtype=bf16}
 //   %4 = silu(%3)                ->    %4 = cast(%w) {dtype=bf16}
@@ -6,15 +7,15 @@
 //                                      %6 = cast(%5) {dtype=f32}
 //                                      %7 = silu(%6)
 //
-// Operands of dot, expert_matmul and attention that depend on a parameter are cast, and so are the results; products of values that
-// depend on none (rotary angles: positions up to a million) stay as they are. Rows of a table that depends on parameters only are taken
-// from the cast table: the same cast as that of a tied output layer, and one that the optimizer keeps (pass/update.c). A product with
-// a weight of few columns (a mixture's router) gives f32: it costs nothing, and its softmax decides.
-// Casts to bf16 move up through what only rearranges, casts from bf16 down through reshape and permute: less is moved, and casts meet the
-// kernels that make and read a value. (Not down through slices: their cotangents are added, in f32.)
+// Operands of dot, expert_matmul and attention that depend on a parameter are cast, and so are the results; products of values
+// that depend on none (rotary angles: positions up to a million) stay as they are. Rows of a table that depends on parameters
+// only are taken from the cast table: the same cast as that of a tied output layer, and one that the optimizer keeps
+// (pass/update.c). A product with a weight of few columns (a mixture's router) gives f32: it costs nothing, and its softmax
+// decides. Casts to bf16 move up through what only rearranges, casts from bf16 down through reshape and permute: less is moved,
+// and casts meet the kernels that make and read a value. (Not down through slices: their cotangents are added, in f32.)
 //
-// Requires: no sdpa (mask ran), no gradients. Establishes: dot, expert_matmul and attention of values that depend on parameters have
-// bf16 operands; every other op has f32 operands.
+// Requires: no sdpa (mask ran), no gradients. Establishes: dot, expert_matmul and attention of values that depend on parameters
+// have bf16 operands; every other op has f32 operands.
 #include "ir/uses.h"
 #include "ops/op.h"
 #include "pass/pass.h"
@@ -67,7 +68,8 @@ static ValueId half(Precision *p, ValueId v) {
 // One operand is a weight that gives few columns.
 static bool has_few_columns(const Precision *p, const Node *n) {
     for (int k = 0; k < 2; k++) {
-        const Shape *w = graph_shape(p->r.in, n->in[k]), *x = graph_shape(p->r.in, n->in[1 - k]), *out = graph_shape(p->r.in, n->out[0]);
+        const Shape *w = graph_shape(p->r.in, n->in[k]), *x = graph_shape(p->r.in, n->in[1 - k]),
+                    *out = graph_shape(p->r.in, n->out[0]);
         if (p->data[n->in[k]] || !p->learned[n->in[k]] || !p->data[n->in[1 - k]]) continue;
         int64_t nbatch = node_int_or(n, ATTR_NBATCH, 0), ncontract = node_int_or(n, ATTR_NCONTRACT, 1), columns = 1;
         int nfree = w->ndim - (int)(nbatch + ncontract), first = k ? out->ndim - nfree : (int)nbatch;
@@ -120,15 +122,19 @@ static void visit(Precision *p, NodeId id) {
     if (any && n->op == OP_DOT) emit(p, id, n, 2, first_two, has_few_columns(p, n));
     else if (any && n->op == OP_HEAD_FWD) emit_head(p, id, n);
     else if (any && n->op == OP_EXPERT_MATMUL) emit(p, id, n, 2, outer, false);
-    else if (any && n->op == OP_ATTENTION && (p->learned[n->in[0]] || p->learned[n->in[1]] || p->learned[n->in[2]])) emit(p, id, n, 3, qkv, false);
-    else if (any && table != NO_VALUE && !p->data[table] && graph_shape(p->r.in, table)->ndim > 1) emit(p, id, n, 1, first_two, false);
+    else if (any && n->op == OP_ATTENTION && (p->learned[n->in[0]] || p->learned[n->in[1]] || p->learned[n->in[2]]))
+        emit(p, id, n, 3, qkv, false);
+    else if (any && table != NO_VALUE && !p->data[table] && graph_shape(p->r.in, table)->ndim > 1)
+        emit(p, id, n, 1, first_two, false);
     else if (of_half(p, n)) emit(p, id, n, 1, first_two, false);
     else rewrite_copy(&p->r, id);
 }
 
 Status pass_precision(PassContext *c, Graph *in, Graph **out, Diag *d) {
-    Precision p = {.learned = ARENA_ARRAY(c->scratch, bool, in->values.len), .data = ARENA_ARRAY(c->scratch, bool, in->values.len),
-                   .half = ARENA_ARRAY(c->scratch, ValueId, in->values.len), .nuse = graph_use_counts(in, c->scratch)};
+    Precision p = {.learned = ARENA_ARRAY(c->scratch, bool, in->values.len),
+                   .data = ARENA_ARRAY(c->scratch, bool, in->values.len),
+                   .half = ARENA_ARRAY(c->scratch, ValueId, in->values.len),
+                   .nuse = graph_use_counts(in, c->scratch)};
     for (int64_t v = 0; v < in->values.len; v++) p.half[v] = NO_VALUE;
     rewrite_begin(&p.r, in, c->scratch, d);
     for (int64_t i = 0; i < in->nodes.len && p.r.b.status == ST_OK; i++) visit(&p, (NodeId)i);

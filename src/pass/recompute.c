@@ -116,7 +116,7 @@ static void keep_for_others(Recompute *c) {
     for (int64_t i = 0; i < g->outputs.len; i++) keep(c, g->outputs.data[i].value);
 }
 
-// ---- the new graph ----------------------------------------------------------------------------------------------------------
+// ---- the new graph --------------------------------------------------------------------------------------------------------
 
 // v's expression once more, for the reader at hand; what it starts from is as decided.
 static ValueId copy_value(Recompute *c, ValueId v, int64_t size) {

@@ -3,7 +3,8 @@
 //   return loss=%9, grad "w"=%21    ->    %30 = adamw(%w, %21, %m, %v, %hyper, %scale)  -> new w, m, v (in place)
 //                                         return loss=%9, grad "w"=%21, state "w"=%30 ...
 //
-// A trained parameter that is read through a cast to bf16 gets a copy in bf16, which the update writes too; the casts then read it:
+// A trained parameter that is read through a cast to bf16 gets a copy in bf16, which the update writes too; the casts then read
+// it:
 //
 //   %5 = cast(%w) {dtype=bf16}       ->    %5 = param {kind=3, dtype=bf16}
 //                                          %30, %31, %32, %33 = adamw(%w, ..., %scale, %5) {half=1}
@@ -26,7 +27,9 @@ static ValueId find_param_value(const Graph *g, int32_t param) {
 
 static ValueId build_hyper(Builder *b, DType real) {
     int64_t index = b->g->inputs.len;
-    vec_push(&b->g->inputs, ((Input){.name = "adamw.hyper", .role = ROLE_OTHER, .shape = SHAPE(3), .dtype = real, .seq_dim = -1, .batch_dim = -1}));
+    vec_push(
+        &b->g->inputs,
+        ((Input){.name = "adamw.hyper", .role = ROLE_OTHER, .shape = SHAPE(3), .dtype = real, .seq_dim = -1, .batch_dim = -1}));
     return build(b, OP_INPUT, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, index)});
 }
 
@@ -55,7 +58,8 @@ static void copy_shown_states(Builder *b) {
     for (int64_t i = 0; i < b->g->outputs.len; i++) {
         if (b->g->outputs.data[i].kind != OUT_GRAD) continue;
         ValueId v = b->g->outputs.data[i].value, root = v;
-        while ((op_flags(graph_def(b->g, root)->op) & OPF_VIEW) || graph_def(b->g, root)->op == OP_STOP_GRAD) root = graph_def(b->g, root)->in[0];
+        while ((op_flags(graph_def(b->g, root)->op) & OPF_VIEW) || graph_def(b->g, root)->op == OP_STOP_GRAD)
+            root = graph_def(b->g, root)->in[0];
         if (graph_def(b->g, root)->op != OP_PARAM) continue;
         b->note = "a gradient that is a parameter's value from before its update";
         v = build(b, OP_CAST, 1, &v, 1, (Attr[]){attr_i(ATTR_DTYPE, graph_value(b->g, v)->dtype)});
@@ -75,8 +79,8 @@ static Status add_adamw(Builder *b, const Output *o, const AdamWOptions *opt, Va
     ValueId result[4];
     int half = copy != NO_VALUE;
     build_multi(b, OP_ADAMW, 6 + half, (ValueId[]){p, o->value, m, v, hyper, scale, copy}, 4 + half,
-                (Attr[]){attr_f(ATTR_BETA1, opt->beta1), attr_f(ATTR_BETA2, opt->beta2), attr_f(ATTR_EPS, opt->eps), attr_f(ATTR_DECAY, decay),
-                         attr_i(ATTR_HALF, 1)},
+                (Attr[]){attr_f(ATTR_BETA1, opt->beta1), attr_f(ATTR_BETA2, opt->beta2), attr_f(ATTR_EPS, opt->eps),
+                         attr_f(ATTR_DECAY, decay), attr_i(ATTR_HALF, 1)},
                 3 + half, result);
     TRY(b->status);
     for (int slot = 0; slot < 3; slot++) graph_add_output(g, OUT_STATE, o->param, slot, name, result[slot]);
@@ -106,7 +110,8 @@ static Status copy_nodes(const Graph *in, Graph *g, ValueId *map, ValueId *copy,
         }
         b.source = n->source, b.phase = n->phase;
         if (copy[p] == NO_VALUE)
-            copy[p] = build(&b, OP_PARAM, 0, NULL, 3, (Attr[]){attr_i(ATTR_INDEX, p), attr_i(ATTR_KIND, 3), attr_i(ATTR_DTYPE, DT_BF16)});
+            copy[p] = build(&b, OP_PARAM, 0, NULL, 3,
+                            (Attr[]){attr_i(ATTR_INDEX, p), attr_i(ATTR_KIND, 3), attr_i(ATTR_DTYPE, DT_BF16)});
         map[n->out[0]] = copy[p];
     }
     return b.status;

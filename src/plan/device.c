@@ -15,8 +15,8 @@ static const DeviceModel cpu_model = {
     .mem_nbytes = 0,
 };
 
-// One H100 80GB (SXM) as measured, docs/performance.md: large bf16 products, cuDNN's causal attention forward and backward together at
-// head size 64, device copies counting reads and writes, NVLink one way.
+// One H100 80GB (SXM) as measured, docs/performance.md: large bf16 products, cuDNN's causal attention forward and backward
+// together at head size 64, device copies counting reads and writes, NVLink one way.
 static const DeviceModel h100_model = {
     .name = "h100",
     .matmul_flops = 700e12,

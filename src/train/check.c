@@ -23,6 +23,7 @@ typedef struct Routing {
 typedef struct Trace {
     Arena *arena;
     int nstep;
+    DType compute;           // what it was compiled for
     double *loss;            // [nstep]
     int64_t nparam;
     const char **name;       // [nparam]
@@ -49,7 +50,9 @@ static void copy_param_table(Trace *t, const Graph *g) {
     t->param = copy;
 }
 
-static void float32_only(CompileOptions *o) { o->import.real = o->compute = DT_F32; }  // whatever the run that is checked computes in
+static void float32_only(CompileOptions *o) {
+    o->import.real = o->compute = DT_F32;
+}  // whatever the run that is checked computes in
 
 static Status read_gradients(Trace *t, Runtime *rt, const Graph *g, Diag *d) {
     for (int64_t i = 0; i < g->outputs.len; i++) {
@@ -68,7 +71,8 @@ static Status set_routing(const Routing *held, const Graph *g, Runtime *rt, Diag
     return ST_OK;
 }
 
-static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFile *inputs, const Routing *held, Runtime *rt, Trace *t, Diag *d) {
+static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFile *inputs, const Routing *held, Runtime *rt,
+                        Trace *t, Diag *d) {
     TRY(values_load_params(rt, c->graph, o->golden == NULL, o->seed, d));
     TRY(values_set_inputs(rt, c->graph, inputs, o->seed, d));
     if (held) TRY(set_routing(held, c->graph, rt, d));
@@ -84,7 +88,8 @@ static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFi
 // Runs the program in float32 on one CPU rank and keeps what its routers chose.
 static Status show_routing(const CheckOptions *o, const TensorFile *inputs, Routing *held, Diag *d) {
     CompileOptions co = o->compile;
-    co.nranks = 1, co.backend = NULL, co.routing = ROUTING_SHOW, co.update = false, co.strategies = NULL, co.attention = ATTN_AUTO;
+    co.nranks = 1, co.backend = NULL, co.routing = ROUTING_SHOW, co.update = false, co.strategies = NULL,
+    co.attention = ATTN_AUTO;
     float32_only(&co);
     Compiled c;
     Runtime *rt = NULL;
@@ -105,7 +110,8 @@ static Status show_routing(const CheckOptions *o, const TensorFile *inputs, Rout
         for (int64_t k = 0; k < n; k++) choice[k] = (int64_t)x[k];
         vec_push(&held->choice, choice);
     }
-    if (st == ST_OK && held->choice.len == 0) st = diag_error(d, ST_INPUT, "--hold-routing: the program chooses no experts (it has no topk)");
+    if (st == ST_OK && held->choice.len == 0)
+        st = diag_error(d, ST_INPUT, "--hold-routing: the program chooses no experts (it has no topk)");
     runtime_free(rt);
     compiled_free(&c);
     return st;
@@ -130,6 +136,7 @@ static Status trace_run(const CheckOptions *options, const TensorFile *inputs, i
     Status st = compile_file(&o->compile, &c, d);
     if (st == ST_OK) {
         if (o->notes) o->notes(&c.import);
+        t->compute = c.compute;
         copy_param_table(t, c.graph);
         RuntimeOptions run = o->runtime;
         run.run_seed = o->seed;
@@ -149,7 +156,7 @@ static void trace_free(Trace *t) {
     *t = (Trace){0};
 }
 
-// ---- comparing -------------------------------------------------------------------------------------------------------------
+// ---- comparing ------------------------------------------------------------------------------------------------------------
 
 static double relative(double a, double b) {
     double e = fabs(a - b) / fmax(fabs(b), 1e-30);
@@ -209,12 +216,15 @@ static Status golden_gradients(const TensorFile *f, const Trace *t, Arena *a, do
         if (!v) continue;  // as PyTorch: a parameter without gradient
         used++;
         if (!v->known_dtype) return diag_error(d, ST_INPUT, "the golden's \"%s\" has a dtype of an unknown kind", v->name);
-        if (!shape_equal(&v->shape, &t->param[p].shape)) return diag_error(d, ST_INPUT, "%s has another shape than the parameter", v->name);
+        if (!shape_equal(&v->shape, &t->param[p].shape))
+            return diag_error(d, ST_INPUT, "%s has another shape than the parameter", v->name);
         ref[p] = ARENA_ARRAY(a, double, t->numel[p]);
         TRY(tensor_convert(v->data, v->dtype, ref[p], DT_F64, t->numel[p], d));
     }
     for (int64_t i = 0; i < tensors_count(f); i++) there += !strncmp(tensors_at(f, i)->name, "grad.", 5);
-    if (used != there) return diag_error(d, ST_INPUT, "the golden has %" PRId64 " gradients, %" PRId64 " of them for parameters of this program", there, used);
+    if (used != there)
+        return diag_error(d, ST_INPUT, "the golden has %" PRId64 " gradients, %" PRId64 " of them for parameters of this program",
+                          there, used);
     *out = ref;
     return ST_OK;
 }
@@ -229,7 +239,7 @@ static Status read_doubles(const TensorFile *f, const char *name, int max, doubl
     return tensor_convert(v->data, v->dtype, out, DT_F64, count, d);
 }
 
-// ---- golden ----------------------------------------------------------------------------------------------------------------
+// ---- golden ---------------------------------------------------------------------------------------------------------------
 
 // The golden's inputs say what length to bind: the program's first input that has a batch and a sequence dim, by its name.
 static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
@@ -246,11 +256,16 @@ static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
         int64_t batch = t->shape.dim[u->batch_dim], seq = t->shape.dim[u->seq_dim];
         ImportOptions *want = &o->compile.import;
         if ((want->batch && want->batch != batch) || (want->seq && want->seq != seq))
-            st = diag_error(d, ST_INPUT, "%s holds batch %" PRId64 " and sequence %" PRId64 ": drop --batch and --seq, the golden says what to bind", o->golden, batch, seq);
+            st = diag_error(d, ST_INPUT,
+                            "%s holds batch %" PRId64 " and sequence %" PRId64
+                            ": drop --batch and --seq, the golden says what to bind",
+                            o->golden, batch, seq);
         want->batch = batch;
         want->seq = seq;
     }
-    if (st == ST_OK && !pick) st = diag_error(d, ST_INPUT, "%s: no tensor is one of the program's inputs [batch, sequence, ...] to bind it to", o->golden);
+    if (st == ST_OK && !pick)
+        st = diag_error(d, ST_INPUT, "%s: no tensor is one of the program's inputs [batch, sequence, ...] to bind it to",
+                        o->golden);
     vec_free(&ignored.missing);
     vec_free(&ignored.leftover);
     vec_free(&ignored.notes);
@@ -304,7 +319,7 @@ static Status check_golden(CheckOptions *o, Arena *a, Trace *t, CheckResult *r, 
     return ST_OK;
 }
 
-// ---- P ranks against one -----------------------------------------------------------------------------------------------------
+// ---- P ranks against one --------------------------------------------------------------------------------------------------
 
 static Status check_against_one(CheckOptions *o, Arena *a, Trace *t, CheckResult *r, Diag *d) {
     TensorFile *f = NULL;
@@ -329,20 +344,29 @@ static Status check_against_one(CheckOptions *o, Arena *a, Trace *t, CheckResult
     return st;
 }
 
-// ---- writing -------------------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------------------------
 
 static Status write_trace(const char *path, const Trace *t, Diag *d) {
     Arena *a = arena_new();
     TensorView *v = ARENA_ARRAY(a, TensorView, t->nparam + 2);
     int64_t n = 0;
     v[n++] = (TensorView){.name = "loss", .dtype = DT_F64, .known_dtype = true, .shape = SHAPE0, .data = t->loss, .nbytes = 8};
-    v[n++] = (TensorView){.name = "adamw_losses", .dtype = DT_F64, .known_dtype = true, .shape = SHAPE(t->nstep), .data = t->loss, .nbytes = 8 * t->nstep};
+    v[n++] = (TensorView){.name = "adamw_losses",
+                          .dtype = DT_F64,
+                          .known_dtype = true,
+                          .shape = SHAPE(t->nstep),
+                          .data = t->loss,
+                          .nbytes = 8 * t->nstep};
     for (int64_t p = 0; p < t->nparam; p++) {
         if (!t->grad[p]) continue;
         float *f = ARENA_ARRAY(a, float, t->numel[p]);
         for (int64_t i = 0; i < t->numel[p]; i++) f[i] = (float)t->grad[p][i];
-        v[n++] = (TensorView){.name = arena_printf(a, "grad.%s", t->name[p]), .dtype = DT_F32, .known_dtype = true, .shape = t->param[p].shape,
-                              .data = f, .nbytes = 4 * t->numel[p]};
+        v[n++] = (TensorView){.name = arena_printf(a, "grad.%s", t->name[p]),
+                              .dtype = DT_F32,
+                              .known_dtype = true,
+                              .shape = t->param[p].shape,
+                              .data = f,
+                              .nbytes = 4 * t->numel[p]};
     }
     Status st = tensors_write(path, n, v, d);
     arena_free(a);
@@ -351,14 +375,15 @@ static Status write_trace(const char *path, const Trace *t, Diag *d) {
 
 Status check_run(const CheckOptions *options, CheckResult *r, Diag *d) {
     CheckOptions o = *options;
-    if (o.compile.stop_after) return diag_error(d, ST_INPUT, "--stop-after %s: only whole steps can be checked", o.compile.stop_after);
+    if (o.compile.stop_after)
+        return diag_error(d, ST_INPUT, "--stop-after %s: only whole steps can be checked", o.compile.stop_after);
     *r = (CheckResult){.loss_relerr = INFINITY, .grad_relerr = INFINITY, .adamw_relerr = INFINITY};
     o.compile.update = true;
     Arena *a = arena_new();
     Trace t = {0};
     Status st = o.golden ? check_golden(&o, a, &t, r, d) : check_against_one(&o, a, &t, r, d);
     if (st == ST_OK && o.out) st = write_trace(o.out, &t, d);
-    CheckLimits limit = check_limits(o.compile.compute);
+    CheckLimits limit = check_limits(t.compute);
     if (st == ST_OK) r->pass = r->loss_relerr <= limit.loss && r->grad_relerr <= limit.grad && r->adamw_relerr <= limit.adamw;
     trace_free(&t);
     arena_free(a);

@@ -11,7 +11,8 @@ typedef struct CheckOptions {
     uint64_t seed;               // of made-up parameters and inputs
     double lr;                   // of the AdamW steps (1e-3 is what the goldens use)
     int adamw_steps;             // without golden
-    bool hold_routing;           // a mixture's choices of experts are those of a float32 run on the CPU; AdamW losses are not compared then
+    bool
+        hold_routing;  // a mixture's choices of experts are those of a float32 run on the CPU; AdamW losses are not compared then
     RuntimeOptions runtime;
     void (*notes)(const ImportReport *r);  // what importing had to say, once; may be NULL
 } CheckOptions;
@@ -28,8 +29,8 @@ typedef struct CheckResult {
 
 // ST_OK with r->pass false is a FAIL; any error is a refusal.
 Status check_run(const CheckOptions *o, CheckResult *r, Diag *d);
-// What a PASS may differ by. float32 (sums of a few thousand terms): 1e-5 for the loss, 1e-4 for gradients and AdamW losses. bf16, whose
-// operands have 8 significant bits: 2e-3, 3e-2, 5e-3.
+// What a PASS may differ by. float32 (sums of a few thousand terms): 1e-5 for the loss, 1e-4 for gradients and AdamW losses.
+// bf16, whose operands have 8 significant bits: 2e-3, 3e-2, 5e-3.
 typedef struct CheckLimits {
     double loss, grad, adamw;
 } CheckLimits;

@@ -22,7 +22,8 @@ static const char *phase_name(Phase p) {
 }
 
 static bool is_compute(OpKind op) {
-    return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION || op == OP_ATTENTION_GRAD;
+    return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION ||
+           op == OP_ATTENTION_GRAD || op == OP_HEAD || op == OP_HEAD_FWD || op == OP_HEAD_GRAD;
 }
 
 static Kind *find_kind(Kind *k, int *n, OpKind op, Phase phase, bool exchange) {
@@ -64,9 +65,11 @@ static void print_kind(FILE *f, const Kind *k, const DeviceModel *m, double tota
     bool attention = k->op == OP_ATTENTION || k->op == OP_ATTENTION_GRAD;
     if (k->seconds <= 0) fprintf(f, "\n");
     else if (is_compute(k->op) && !k->exchange)
-        fprintf(f, "  %8.1f TFLOP/s  of %6.1f\n", k->flops / k->seconds / 1e12, (attention ? m->attention_flops : m->matmul_flops) / 1e12);
+        fprintf(f, "  %8.1f TFLOP/s  of %6.1f\n", k->flops / k->seconds / 1e12,
+                (attention ? m->attention_flops : m->matmul_flops) / 1e12);
     else
-        fprintf(f, "  %8.1f GB/s     of %6.1f\n", k->nbytes / k->seconds / 1e9, (k->exchange ? m->link_bandwidth : m->mem_bandwidth) / 1e9);
+        fprintf(f, "  %8.1f GB/s     of %6.1f\n", k->nbytes / k->seconds / 1e9,
+                (k->exchange ? m->link_bandwidth : m->mem_bandwidth) / 1e9);
 }
 
 void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const double *seconds, double wall_s) {
@@ -75,7 +78,8 @@ void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const
     qsort(kind, (size_t)n, sizeof *kind, slowest_first);
     double total = 0;
     for (int i = 0; i < n; i++) total += kind[i].seconds;
-    fprintf(f, "\nprofile of one step, rank %d of %d (rates: achieved, and what the model of %s expects)\n", rank, p->nranks, m->name);
+    fprintf(f, "\nprofile of one step, rank %d of %d (rates: achieved, and what the model of %s expects)\n", rank, p->nranks,
+            m->name);
     fprintf(f, "  %-28s %6s %14s %8s\n", "kernels", "number", "time", "share");
     for (int i = 0; i < n; i++) print_kind(f, &kind[i], m, total);
     fprintf(f, "  %-28s %6d %11.3f ms\n", "all", p->rank[rank].nstep, 1e3 * total);
@@ -101,9 +105,10 @@ static void add_events(json_t *events, const Plan *p, int rank, const double *se
         const Step *s = &p->rank[rank].step[i];
         const Node *n = graph_node(p->graph, s->node);
         const char *name = s->kind == STEP_EXCHANGE && n->note ? n->note : op_name(n->op);
-        json_array_append_new(events, json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:f, s:{s:s, s:s}}", "name", name, "cat", phase_name(n->phase), "ph", "X",
-                                                "pid", 0, "tid", rank, "ts", at * 1e6, "dur", seconds[i] * 1e6, "args", "shapes", shapes_text(a, s),
-                                                "source", n->source ? n->source : ""));
+        json_array_append_new(
+            events, json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:f, s:{s:s, s:s}}", "name", name, "cat", phase_name(n->phase),
+                              "ph", "X", "pid", 0, "tid", rank, "ts", at * 1e6, "dur", seconds[i] * 1e6, "args", "shapes",
+                              shapes_text(a, s), "source", n->source ? n->source : ""));
         at += seconds[i];
     }
 }

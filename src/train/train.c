@@ -176,10 +176,8 @@ static Status save_all(Run *r, int64_t done, double entropy, Diag *d) {
 
 // What the plan said of the device's memory and what is in use (by this process, if the device is its own).
 static void report_memory(const Run *r) {
-    double used, planned = 0;
-    const Plan *p = r->c->plan;
-    if (!runtime_device_used(r->rt, &used)) return;
-    for (int i = 0; i < p->nranks; i++) planned += (double)p->rank[i].arena_nbytes;
+    double used, planned;
+    if (!runtime_device_used(r->rt, &used, &planned)) return;
     double context = compile_device_model(&r->o->compile)->context_nbytes;
     printf("device memory: planned %.3f GB (arenas %.3f, context %.3f), in use %.3f GB\n", (planned + context) / 1e9, planned / 1e9, context / 1e9, used / 1e9);
 }
@@ -237,9 +235,11 @@ static Status run_prepared(Run *r, TrainResult *out, Diag *d) {
     printf("\n");
     RuntimeOptions run = r->o->runtime;
     run.run_seed = r->o->seed;
+    double device = now();
     TRY(runtime_new_with(r->c->plan, &run, &r->rt, d));
+    double params = now();
     TRY(load_start(r, d));
-    printf("ready in %.1f s\n", now() - r->opened);
+    printf("ready in %.1f s: compiled %.2f, memory and kernels %.2f, parameters %.2f\n", now() - r->opened, r->c->seconds, params - device, now() - params);
     fflush(stdout);
     TRY(feed(r, r->first, d));  // data of the wrong kind is refused before the folder is touched
     TRY(make_folder(r->o->out, d));

@@ -41,4 +41,5 @@ struct Runtime;
 Status save_model(const char *dir, struct Runtime *rt, const Graph *g, int64_t steps_done, uint64_t seed, Diag *d);
 Status save_load(const char *dir, struct Runtime *rt, const Graph *g, uint64_t seed, int64_t *steps_done, Diag *d);
 // ---- picture.c: an SVG of the loss over steps; hline (NaN: none) is drawn with its label ----
-Status picture_write(const char *path, int64_t n, const int64_t *step, const double *loss, double hline, const char *hline_label, Diag *d);
+Status picture_write(const char *path, int64_t n, const int64_t *step, const double *loss, double hline, const char *hline_label,
+                     Diag *d);

@@ -2,62 +2,54 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
-#include <unistd.h>
 
+#include "base/parallel.h"
 #include "base/random.h"
 #include "ir/convert.h"
 #include "ops/op.h"
 
 // ---- parameters ----------------------------------------------------------------------------------------------------------
 
-// Box and Muller's transform of two uniforms.
-static double normal_at(uint64_t key, int64_t i) {
-    double u = 1.0 - random_at(key, 2 * i), v = random_at(key, 2 * i + 1);
-    return sqrt(-2.0 * log(u)) * cos(2.0 * 3.14159265358979323846 * v);
-}
-
 static bool ends_with(const char *s, const char *tail) {
     size_t n = strlen(s), m = strlen(tail);
     return n >= m && !strcmp(s + n - m, tail);
 }
 
-typedef struct Draw {  // elements [begin, end) of a parameter
+typedef struct Draw {
     uint64_t key;
     bool matrix;       // normal with deviation 0.02, else all `constant`
     double constant;
     DType type;
     void *data;
-    int64_t begin, end;
-    pthread_t thread;
 } Draw;
 
-static void *draw_part(void *arg) {
-    const Draw *w = arg;
-    for (int64_t i = w->begin; i < w->end; i++) {
-        double v = w->matrix ? 0.02 * normal_at(w->key, i) : w->constant;
-        if (w->type == DT_F32) ((float *)w->data)[i] = (float)v;
-        else ((double *)w->data)[i] = v;
+static void draw_store(const Draw *w, int64_t i, double v) {
+    if (w->type == DT_F32) ((float *)w->data)[i] = (float)v;
+    else ((double *)w->data)[i] = v;
+}
+
+// Box and Muller's transform: two uniforms make elements 2k and 2k + 1. In float, of which a parameter keeps no more.
+static void draw_part(void *ctx, int64_t begin, int64_t end) {
+    const Draw *w = ctx;
+    for (int64_t i = begin; i < end;) {
+        if (!w->matrix) {
+            draw_store(w, i++, w->constant);
+            continue;
+        }
+        float u = 1.0f - (float)random_at(w->key, i & ~INT64_C(1)), turn = (float)random_at(w->key, i | 1) * 6.2831853f, s, c;
+        float r = 0.02f * sqrtf(-2.0f * logf(u));
+        sincosf(turn, &s, &c);
+        if (!(i & 1)) draw_store(w, i++, r * c);
+        if (i < end && (i & 1)) draw_store(w, i++, r * s);
     }
-    return NULL;
 }
 
 // An element is a function of the seed and its index, so any number of threads draws the same numbers.
 static void draw_initial(const Param *p, uint64_t key, DType t, void *data, int64_t n) {
-    enum { MAX_THREADS = 64 };
-    Draw part[MAX_THREADS];
-    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN), nthread = min_i64(min_i64(max_i64(cores, 1), MAX_THREADS), 1 + n / 65536);
-    for (int64_t k = 0; k < nthread; k++) {
-        part[k] = (Draw){.key = key, .matrix = p->shape.ndim >= 2, .constant = ends_with(p->name, "weight") ? 1.0 : 0.0, .type = t,
-                         .data = data, .begin = n * k / nthread, .end = n * (k + 1) / nthread};
-        if (k + 1 == nthread || pthread_create(&part[k].thread, NULL, draw_part, &part[k])) {
-            part[k].end = n;  // the last part, or no more threads: the rest is drawn here
-            draw_part(&part[k]);
-            nthread = k;
-        }
-    }
-    for (int64_t k = 0; k < nthread; k++) pthread_join(part[k].thread, NULL);
+    Draw w = {
+        .key = key, .matrix = p->shape.ndim >= 2, .constant = ends_with(p->name, "weight") ? 1.0 : 0.0, .type = t, .data = data};
+    parallel_for(n, 65536, draw_part, &w);
 }
 
 // Index of the first NaN or infinity, -1 if all are finite.
@@ -78,7 +70,9 @@ Status values_param(const Graph *g, int32_t index, bool random_missing, uint64_t
         return ST_OK;
     }
     if (!random_missing)
-        return diag_error(d, ST_INPUT, "parameter \"%s\" has no bytes in the archive: give its checkpoint with --weights FILE-OR-FOLDER", p->name);
+        return diag_error(d, ST_INPUT,
+                          "parameter \"%s\" has no bytes in the archive: give its checkpoint with --weights FILE-OR-FOLDER",
+                          p->name);
     uint64_t key = random_key(seed, -1, index);
     draw_initial(p, key, t, data, n);
     return ST_OK;
@@ -101,7 +95,7 @@ Status values_load_params(Runtime *rt, const Graph *g, bool random_missing, uint
     return st;
 }
 
-// ---- inputs ----------------------------------------------------------------------------------------------------------------
+// ---- inputs ---------------------------------------------------------------------------------------------------------------
 
 // Whether value v is input `index`, possibly reshaped, sliced, padded or moved.
 static bool comes_from_input(const Graph *g, ValueId v, int32_t index) {
@@ -131,8 +125,9 @@ Status values_check_dtype(const Input *in, const TensorView *t, Diag *d) {
     bool both_float = dtype_is_float(in->dtype) && dtype_is_float(t->dtype);
     bool both_whole = !dtype_is_float(in->dtype) && !dtype_is_float(t->dtype);
     if (t->known_dtype && (both_float || both_whole)) return ST_OK;
-    return diag_error(d, ST_INPUT, "input \"%s\" has %s%s in the file, the program wants %s", in->name, t->known_dtype ? "dtype " : "a dtype of an unknown kind",
-                      t->known_dtype ? dtype_name(t->dtype) : "", dtype_name(in->dtype));
+    return diag_error(d, ST_INPUT, "input \"%s\" has %s%s in the file, the program wants %s", in->name,
+                      t->known_dtype ? "dtype " : "a dtype of an unknown kind", t->known_dtype ? dtype_name(t->dtype) : "",
+                      dtype_name(in->dtype));
 }
 
 static Status input_from_file(const Input *in, const TensorView *t, void *data, Diag *d) {
@@ -174,14 +169,17 @@ static Status input_made_up(const Graph *g, int32_t index, uint64_t seed, void *
         for (int64_t i = 0; i < n; i++) convert_array(&one, DT_F64, (char *)data + i * dtype_nbytes(in->dtype), in->dtype, 1);
         return ST_OK;
     }
-    return diag_error(d, ST_INPUT, "input \"%s\" (%s) has no role that says what to feed it: give it with --inputs FILE.safetensors (a tensor \"%s\" of the bound shape)",
+    return diag_error(d, ST_INPUT,
+                      "input \"%s\" (%s) has no role that says what to feed it: give it with --inputs FILE.safetensors (a tensor "
+                      "\"%s\" of the bound shape)",
                       in->name, dtype_name(in->dtype), in->name);
 }
 
 Status values_set_inputs(Runtime *rt, const Graph *g, const TensorFile *file, uint64_t seed, Diag *d) {
     for (int64_t i = 0; i < g->inputs.len; i++) {
         const Input *in = &g->inputs.data[i];
-        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8))) continue;  // made by passes
+        if (in->role == ROLE_OTHER && (!strcmp(in->name, "adamw.hyper") || !strncmp(in->name, "routing.", 8)))
+            continue;  // made by passes
         const TensorView *t = file ? tensors_find(file, in->name) : NULL;
         if (file && !t) return diag_error(d, ST_INPUT, "the inputs file has no tensor \"%s\"", in->name);
         void *data = malloc((size_t)max_i64(shape_numel(&in->shape), 1) * 8);

@@ -35,6 +35,9 @@ static double dot(const uint16_t *a, const uint16_t *b, int64_t n) {
     return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
+static double in_f32(const RefCall *c, double x) { return c->rounded ? (double)(float)x : x; }
+static double in_bf16(const RefCall *c, double x) { return c->rounded ? bf16_value(bf16_round(x)) : x; }
+
 // Keys that row i can see lie in [*lo, *hi).
 static void key_range(const RefCall *c, int64_t i, int64_t *lo, int64_t *hi) {
     *lo = 0, *hi = c->nk;
@@ -49,15 +52,16 @@ void ref_row(const RefCall *c, int64_t r, double *o, double *lse, double *dq, do
     key_range(c, i, &lo, &hi);
     double *s = malloc((size_t)(hi > lo ? hi - lo : 1) * sizeof *s), most = -INFINITY, sum = 0, out[256] = {0};
     for (int64_t j = lo; j < hi; j++) {
-        s[j - lo] = c->scale * dot(q, k + j * n, n);
+        s[j - lo] = in_f32(c, c->scale * dot(q, k + j * n, n));
         if (s[j - lo] > most) most = s[j - lo];
     }
     for (int64_t j = lo; j < hi; j++) sum += exp(s[j - lo] - most);
-    double l = most + log(sum), dl = 0;
+    double l = in_f32(c, most + log(sum)), dl = 0;
     for (int64_t j = lo; j < hi; j++) {
-        double p = exp(s[j - lo] - l);
+        double p = in_bf16(c, exp(s[j - lo] - most)) / sum;  // kernels divide last
         for (int64_t e = 0; e < n; e++) out[e] += p * bf16_value(v[j * n + e]);
     }
+    for (int64_t e = 0; e < n; e++) out[e] = in_bf16(c, out[e]);
     if (o) memcpy(o, out, (size_t)n * sizeof *o);
     if (lse) *lse = l;
     const uint16_t *g = c->dout ? c->dout + r * n : NULL;
@@ -66,7 +70,7 @@ void ref_row(const RefCall *c, int64_t r, double *o, double *lse, double *dq, do
     if (dq && g) {
         memset(dq, 0, (size_t)n * sizeof *dq);
         for (int64_t j = lo; j < hi; j++) {
-            double ds = c->scale * exp(s[j - lo] - l) * (dot(g, v + j * n, n) - dl);
+            double ds = in_bf16(c, c->scale * exp(s[j - lo] - l) * (dot(g, v + j * n, n) - dl));
             for (int64_t e = 0; e < n; e++) dq[e] += ds * bf16_value(k[j * n + e]);
         }
     }
@@ -83,7 +87,9 @@ void ref_key(const RefCall *c, int64_t r, const double *lse, const double *delta
             if (!ref_visible(c, i, j)) continue;
             int64_t row = (b * c->heads + h * group + x) * c->nq + i;
             const uint16_t *q = c->q + row * n, *g = c->dout + row * n;
-            double p = exp(c->scale * dot(q, k, n) - lse[row]), ds = c->scale * p * (dot(g, v, n) - delta[row]);
+            double p = exp(in_f32(c, c->scale * dot(q, k, n)) - lse[row]);
+            double ds = in_bf16(c, c->scale * p * (dot(g, v, n) - delta[row]));
+            p = in_bf16(c, p);
             for (int64_t e = 0; e < n; e++) dv[e] += p * bf16_value(g[e]), dk[e] += ds * bf16_value(q[e]);
         }
 }

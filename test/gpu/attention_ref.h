@@ -8,6 +8,7 @@ typedef struct RefCall {
     int mask;  // DnnMaskKind
     int64_t shift, window;
     double scale;
+    bool rounded;  // as the best kernel there can be does it: scores and lse in f32; o, probabilities and ds in bf16; sums exact
     const uint16_t *q, *k, *v, *dout;  // dense, as the call's
 } RefCall;
 

@@ -1,4 +1,5 @@
-// A GPU, buffers on it and a PASS/FAIL line per check, for the probes of matrix products. No test library: they run where only a driver is.
+// A GPU, buffers on it and a PASS/FAIL line per check, for the probes of matrix products. No test library: they run where only a
+// driver is.
 #pragma once
 #include <cuda_runtime.h>
 #include <math.h>
@@ -133,11 +134,15 @@ static inline double clock_ms(void) {
     return ms;
 }
 
-// |got - want| in units of what is allowed: rounding of the result's type, and float32 sums of k terms whose squares sum to `norm` squared.
-static inline double error_of(double got, double want, DType t, int64_t k, double norm) {
+// |got - want| in units of what is allowed: rounding of the result's type, float32 sums of k terms whose squares sum to `norm`
+// squared, and `more`, what the caller knows besides.
+static inline double error_beyond(double got, double want, DType t, int64_t k, double norm, double more) {
     double unit = t == DT_BF16 ? fabs(want) / 256 : fabs(want) * 2.4e-7;
-    double e = fabs(got - want) / (unit + 1.2e-7 * (8 + sqrt((double)k)) * norm + 1e-30);
+    double e = fabs(got - want) / (unit + 1.2e-7 * (8 + sqrt((double)k)) * norm + more + 1e-30);
     return isnan(e) ? INFINITY : e;
+}
+static inline double error_of(double got, double want, DType t, int64_t k, double norm) {
+    return error_beyond(got, want, t, k, norm, 0);
 }
 
 static inline Operand operand_of(const Buf *b, int ndim, int64_t d0, int64_t d1, int64_t d2) {

@@ -1,5 +1,6 @@
-// What one training step of a model of the Llama-3.2-1B shape takes at the least: every matrix product of it alone, and attention alone, as
-// the backend calls them (gemm.h, dnn.h), warm. Nothing else is counted: no norms, no activations, no optimizer. bf16, random data.
+// What one training step of a model of the Llama-3.2-1B shape takes at the least: every matrix product of it alone, and attention
+// alone, as the backend calls them (gemm.h, dnn.h), warm. Nothing else is counted: no norms, no activations, no optimizer. bf16,
+// random data.
 //   gpu_ceiling [S...]       a table for each length (8192), batch 1
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -59,7 +60,8 @@ static void open_length(Ceiling *c, int64_t seq) {
     DnnCall f = attention_call(seq, false), b = attention_call(seq, true);
     HeadSizes h = head_sizes(seq, D, VOCABULARY, DT_BF16);
     int64_t scratch = max_i64((int64_t)dnn_scratch(&f), (int64_t)dnn_scratch(&b)), act = seq * FFN * 2, at = 0;
-    int64_t x = place(&at, act), y = place(&at, act), w = place(&at, (int64_t)VOCABULARY * D * 2), dw = place(&at, (int64_t)VOCABULARY * D * 4);
+    int64_t x = place(&at, act), y = place(&at, act), w = place(&at, (int64_t)VOCABULARY * D * 2),
+            dw = place(&at, (int64_t)VOCABULARY * D * 4);
     int64_t logits = place(&at, h.logits_nbytes), ws = place(&at, GEMM_WORKSPACE_NBYTES), s = place(&at, scratch);
     void *arena;
     *c = (Ceiling){.seq = seq};
@@ -69,7 +71,7 @@ static void open_length(Ceiling *c, int64_t seq) {
     c->logits = c->arena + logits, c->workspace = c->arena + ws, c->scratch = c->arena + s;
 }
 
-// ---- data --------------------------------------------------------------------------------------------------------------------
+// ---- data -----------------------------------------------------------------------------------------------------------------
 static uint16_t bf16_of(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
@@ -96,7 +98,7 @@ static void fill_random(Ceiling *c, char *to, int64_t nbytes, float deviation) {
     OK(cudaStreamSynchronize(c->dev->stream));
 }
 
-// ---- times -------------------------------------------------------------------------------------------------------------------
+// ---- times ----------------------------------------------------------------------------------------------------------------
 typedef Status (*WorkFn)(Ceiling *c, void *what);
 
 static int by_size(const void *a, const void *b) {
@@ -133,7 +135,7 @@ static void line(Ceiling *c, const char *name, double flops, double seconds, int
            1e3 * seconds * (double)count);
 }
 
-// ---- products ----------------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------------
 typedef struct Product {
     GemmPlan *plan;
     const void *a, *b, *c;
@@ -155,11 +157,41 @@ static double product(Ceiling *c, Gemm g, const void *a, const void *b, const vo
 static void linear(Ceiling *c, const char *name, int64_t in, int64_t out, int64_t count) {
     char text[64];
     double flops = 2.0 * (double)c->seq * (double)in * (double)out;
-    Gemm forward = {.m = c->seq, .n = out, .k = in, .batch = 1, .trans_b = true, .lda = in, .ldb = in, .ldc = out, .ldd = out, .ab = DT_BF16,
-                    .cd = DT_BF16, .alpha = 1};
-    Gemm dx = {.m = c->seq, .n = in, .k = out, .batch = 1, .lda = out, .ldb = in, .ldc = in, .ldd = in, .ab = DT_BF16, .cd = DT_BF16, .alpha = 1};
-    Gemm dw = {.m = out, .n = in, .k = c->seq, .batch = 1, .trans_a = true, .lda = out, .ldb = in, .ldc = in, .ldd = in, .ab = DT_BF16,
-               .cd = DT_F32, .alpha = 1};
+    Gemm forward = {.m = c->seq,
+                    .n = out,
+                    .k = in,
+                    .batch = 1,
+                    .trans_b = true,
+                    .lda = in,
+                    .ldb = in,
+                    .ldc = out,
+                    .ldd = out,
+                    .ab = DT_BF16,
+                    .cd = DT_BF16,
+                    .alpha = 1};
+    Gemm dx = {.m = c->seq,
+               .n = in,
+               .k = out,
+               .batch = 1,
+               .lda = out,
+               .ldb = in,
+               .ldc = in,
+               .ldd = in,
+               .ab = DT_BF16,
+               .cd = DT_BF16,
+               .alpha = 1};
+    Gemm dw = {.m = out,
+               .n = in,
+               .k = c->seq,
+               .batch = 1,
+               .trans_a = true,
+               .lda = out,
+               .ldb = in,
+               .ldc = in,
+               .ldd = in,
+               .ab = DT_BF16,
+               .cd = DT_F32,
+               .alpha = 1};
     snprintf(text, sizeof text, "%s forward", name);
     line(c, text, flops, product(c, forward, c->x, c->w, NULL, c->y), count);
     snprintf(text, sizeof text, "%s gradient of input", name);
@@ -173,11 +205,42 @@ static void linear(Ceiling *c, const char *name, int64_t in, int64_t out, int64_
 static void head(Ceiling *c, int64_t rows, int64_t count) {
     HeadSizes h = head_sizes(c->seq, D, VOCABULARY, DT_BF16);
     double flops = 2.0 * (double)rows * D * VOCABULARY;
-    Gemm logits = {.m = rows, .n = h.v, .k = D, .batch = 1, .trans_b = true, .lda = D, .ldb = D, .ldc = h.pitch, .ldd = h.pitch, .ab = DT_BF16,
-                   .cd = DT_BF16, .alpha = 1};
-    Gemm dh = {.m = rows, .n = D, .k = h.v, .batch = 1, .lda = h.pitch, .ldb = D, .ldc = D, .ldd = D, .ab = DT_BF16, .cd = DT_BF16, .alpha = 1};
-    Gemm dw = {.m = h.v, .n = D, .k = rows, .batch = 1, .trans_a = true, .lda = h.pitch, .ldb = D, .ldc = D, .ldd = D, .ab = DT_BF16,
-               .cd = DT_F32, .alpha = 1, .beta = 1};
+    Gemm logits = {.m = rows,
+                   .n = h.v,
+                   .k = D,
+                   .batch = 1,
+                   .trans_b = true,
+                   .lda = D,
+                   .ldb = D,
+                   .ldc = h.pitch,
+                   .ldd = h.pitch,
+                   .ab = DT_BF16,
+                   .cd = DT_BF16,
+                   .alpha = 1};
+    Gemm dh = {.m = rows,
+               .n = D,
+               .k = h.v,
+               .batch = 1,
+               .lda = h.pitch,
+               .ldb = D,
+               .ldc = D,
+               .ldd = D,
+               .ab = DT_BF16,
+               .cd = DT_BF16,
+               .alpha = 1};
+    Gemm dw = {.m = h.v,
+               .n = D,
+               .k = rows,
+               .batch = 1,
+               .trans_a = true,
+               .lda = h.pitch,
+               .ldb = D,
+               .ldc = D,
+               .ldd = D,
+               .ab = DT_BF16,
+               .cd = DT_F32,
+               .alpha = 1,
+               .beta = 1};
     printf("  head, %lld rows at a time:\n", (long long)rows);
     line(c, "head logits", flops, product(c, logits, c->x, c->w, NULL, c->logits), count);
     fill_random(c, c->logits, rows * h.pitch * 2, 1e-3f);
@@ -185,7 +248,7 @@ static void head(Ceiling *c, int64_t rows, int64_t count) {
     line(c, "head gradient of weight", flops, product(c, dw, c->logits, c->x, c->dw, c->dw), count);
 }
 
-// ---- attention ---------------------------------------------------------------------------------------------------------------
+// ---- attention ------------------------------------------------------------------------------------------------------------
 typedef struct Attention {
     DnnPlan *plan;
     DnnData data;
@@ -215,7 +278,7 @@ static void attention(Ceiling *c) {
     line(c, "attention backward", 2.5 * flops, time_of(c, run_attention, &a), LAYERS);
 }
 
-// ---- a length ----------------------------------------------------------------------------------------------------------------
+// ---- a length -------------------------------------------------------------------------------------------------------------
 static Status run_copy(Ceiling *c, void *what) {
     int64_t n = *(int64_t *)what;
     return backend_cuda.device->copy(c->dev, c->dw, c->w, (size_t)n, &diag);

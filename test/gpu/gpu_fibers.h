@@ -5,13 +5,15 @@
 #define GPU_EMULATE 1
 #define GPU_FIBERS 1
 #include "gpu_real.h"
+#include <setjmp.h>
 #include <ucontext.h>
 
 enum { FIBERS = 128, FIBER_STACK = 256 << 10, FIBER_COPIES = 4096 };
 struct FiberBarrier { int count; u64 turn; };
 struct FiberCopy { u16 *to; const void *from; bool there; };
-static ucontext_t fiber_main, fiber_at[FIBERS];
-static bool fiber_done[FIBERS], fiber_vote;
+static ucontext_t fiber_first[FIBERS];  // at its start; from then on by jumps, since swapcontext asks the kernel for signal masks
+static jmp_buf fiber_main, fiber_at[FIBERS];
+static bool fiber_begun[FIBERS], fiber_done[FIBERS], fiber_vote;
 static int fiber_id;
 static FiberBarrier fiber_block, fiber_warp[FIBERS / 32];
 static const void *fiber_params;
@@ -21,35 +23,44 @@ alignas(16) static u16 fiber_shared[(227 << 10) / 2];
 static FiberCopy fiber_copy[FIBERS][FIBER_COPIES];
 static int fiber_ncopy[FIBERS];
 
+static void fiber_leave(void) {
+    if (!_setjmp(fiber_at[fiber_id])) _longjmp(fiber_main, 1);
+}
+__attribute__((noinline)) static void fiber_enter(int i) {
+    fiber_id = i;
+    if (_setjmp(fiber_main)) return;
+    if (fiber_begun[fiber_id]) _longjmp(fiber_at[fiber_id], 1);
+    fiber_begun[fiber_id] = true;
+    setcontext(&fiber_first[fiber_id]);
+}
 static void fiber_wait(FiberBarrier *b, int n) {
     u64 turn = b->turn;
     if (++b->count == n) { b->count = 0, b->turn++; return; }
-    while (b->turn == turn) swapcontext(&fiber_at[fiber_id], &fiber_main);
+    while (b->turn == turn) fiber_leave();
 }
 static void fiber_sync(void) { fiber_wait(&fiber_block, FIBERS); }
 static void fiber_sync_warp(void) { fiber_wait(&fiber_warp[fiber_id / 32], 32); }
 static void fiber_start(void) {
     fiber_body(fiber_params);
     fiber_done[fiber_id] = true;
-    swapcontext(&fiber_at[fiber_id], &fiber_main);
+    fiber_leave();
 }
 static void fiber_run_block(void (*body)(const void *), const void *params) {
     fiber_body = body, fiber_params = params, fiber_block = FiberBarrier();
     for (int i = 0; i < FIBERS / 32; i++) fiber_warp[i] = FiberBarrier();
     memset(fiber_shared, 0xff, sizeof fiber_shared);  // NaN
     for (int i = 0; i < FIBERS; i++) {
-        getcontext(&fiber_at[i]);
-        fiber_at[i].uc_stack.ss_sp = fiber_stack[i], fiber_at[i].uc_stack.ss_size = FIBER_STACK,
-        fiber_at[i].uc_link = &fiber_main;
-        makecontext(&fiber_at[i], fiber_start, 0);
-        fiber_done[i] = false, fiber_ncopy[i] = 0;
+        getcontext(&fiber_first[i]);
+        fiber_first[i].uc_stack.ss_sp = fiber_stack[i], fiber_first[i].uc_stack.ss_size = FIBER_STACK;
+        makecontext(&fiber_first[i], fiber_start, 0);
+        fiber_begun[i] = fiber_done[i] = false, fiber_ncopy[i] = 0;
     }
     for (bool some = true; some;) {
         some = false;
         for (int i = 0; i < FIBERS; i++) {
             if (fiber_done[i]) continue;
-            fiber_id = i, some = true;
-            swapcontext(&fiber_main, &fiber_at[i]);
+            some = true;
+            fiber_enter(i);
         }
     }
 }
@@ -74,7 +85,7 @@ static void fiber_run_block(void (*body)(const void *), const void *params) {
     }                                                                                         \
     static void name##_body(const Params &p)
 
-// ---- what flash_mma.h asks of the hardware ------------------------------------------------------------------------------------
+// ---- what flash_mma.h asks of the hardware --------------------------------------------------------------------------------
 #define MMA_SHARED(name) u16 *name = fiber_shared
 static const u16 *fiber_address[FIBERS];
 static u32 fiber_a[FIBERS][4], fiber_b[FIBERS][2];

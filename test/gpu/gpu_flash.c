@@ -1,19 +1,27 @@
-// Our own attention on a GPU: the cases of the emulated test in f32 and bf16 (portable and tensor-core kernels) against float64
-// on the host;
-// both kinds of kernels against each other at larger sizes; speeds. One line per case, PASS or FAIL; the exit status counts
-// failures.
-//   gpu_flash [check] [agree] [speed]      (nothing named: all)
+// Our own attention on a GPU. One line per case, PASS or FAIL.
+//   gpu_flash check    the emulated test's cases in f32 and bf16 (portable and tensor-core kernels) against float64 on the host
+//   gpu_flash agree    both kinds of kernels against each other at larger sizes
+//   gpu_flash speed    TFLOP/s, counted on pairs of a query and a key that it sees
+// Nothing named: check and agree.
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "../flash_run.h"
+#include "attention_ref.h"
 #include "backend/cuda/device_api.h"
 #include "backend/cuda/flash.h"
 #include "backend/cuda/module.h"
 
 static Device *device;
 static int nfail;
+static double begin;
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 static void must(cudaError_t e, const char *what) {
     if (e == cudaSuccess) return;
@@ -34,24 +42,42 @@ static void device_get(void *to, const void *from, size_t n) {
     must(cudaMemcpy(to, from, n, cudaMemcpyDeviceToHost), "copy");
 }
 
+// All references at once in threads; all kernels asked for before the first is waited for.
+enum { KINDS = 3, MAX_RUNS = 128 };
+static FlashRun *run[MAX_RUNS];
+static void reference(void *unused, int64_t i) {
+    (void)unused;
+    if (!flash_cases[i / 2].like) run[i] = flash_new(&flash_cases[i / 2], i % 2);  // float64 does not round as its like does
+}
+
 static void check(void) {
+    static const char *const name[KINDS] = {"f32", "bf16, portable", "bf16"};
+    static FlashLaunch *launch[MAX_RUNS][KINDS];
     FlashHost host = {device, device_alloc, device_release, device_put, device_get};
-    for (int i = 0; i < flash_ncase; i++)
-        for (int kind = 0; kind < 3; kind++)
-            for (int backward = 0; backward < 2; backward++) {
-                static const char *const name[] = {"f32", "bf16, portable", "bf16"};
-                if (flash_cases[i].like) continue;  // float64 does not round as its like does
-                Str why = {0};
-                FlashError e;
-                flash_portable = kind == 1;
-                bool ok = flash_run(&host, &flash_cases[i], backward, kind ? DT_BF16 : DT_F32, &e, &why);
-                printf("%s %s, %s, %s: rms %.2e, most %.2e %s\n", ok ? "PASS" : "FAIL", flash_cases[i].label, name[kind],
-                       backward ? "backward" : "forward", e.rms, e.most, str_text(&why));
-                fflush(stdout);
-                nfail += !ok;
-                str_free(&why);
-            }
+    int n = 2 * flash_ncase;
+    CHECK(n <= MAX_RUNS, "more cases than room");
+    parallel(n, reference, NULL);
+    printf("references: %.1f s\n", now() - begin);
+    for (int i = 0; i < n; i++)
+        for (int kind = 0; kind < KINDS && run[i]; kind++) {
+            flash_portable = kind == 1;
+            launch[i][kind] = flash_request(&host, run[i], kind ? DT_BF16 : DT_F32);
+        }
     flash_portable = false;
+    for (int i = 0; i < n; i++) {
+        for (int kind = 0; kind < KINDS && run[i]; kind++) {
+            Str why = {0};
+            FlashError e;
+            bool ok = flash_finish(launch[i][kind], &e, &why);
+            printf("%s %s, %s, %s: rms %.2e, most %.2e %s\n", ok ? "PASS" : "FAIL", flash_cases[i / 2].label, name[kind],
+                   i % 2 ? "backward" : "forward", e.rms, e.most, str_text(&why));
+            fflush(stdout);
+            nfail += !ok;
+            str_free(&why);
+        }
+        if (run[i]) flash_free(run[i]);
+    }
+    printf("check: %.1f s\n", now() - begin);
 }
 
 // ---- large ones ---------------------------------------------------------------------------------------------------------------
@@ -73,17 +99,15 @@ static const Instr alibi[] = {INDICES,
                               {.code = PROG_OP + OP_CAST, .dtype = DT_F32, .a = 7, .b = -1, .c = -1},
                               NUM(DT_F32, 0.001),
                               OP2(MUL, DT_F32, 8, 9)};
-#define PROGRAM(code, visible, bias)                                                                              \
-    (Program) {                                                                                                   \
-        .ninstr = (int)(sizeof(code) / sizeof((code)[0])), .instr = (code), .nout = 2, .out = (const int32_t[]) { \
-            (visible), (bias)                                                                                     \
-        }                                                                                                         \
-    }
+#define PROGRAM(code, visible, bias) \
+    {.ninstr = (int)(sizeof(code) / sizeof((code)[0])), .instr = (code), .nout = 2, .out = (const int32_t[]){(visible), (bias)}}
+static const Program see_causal = PROGRAM(causal, 2, -1), see_documents = PROGRAM(documents, 6, -1),
+                     see_window = PROGRAM(window, 6, -1), see_alibi = PROGRAM(alibi, 2, 10);
 
 typedef struct Large {
     const char *label;
     int64_t H, Hkv, S, D, ndoc, window;  // ndoc > 0: vectors of document ids
-    Program prog;
+    const Program *prog;
     double softcap;
 } Large;
 
@@ -99,10 +123,13 @@ typedef struct Setup {
 
 static Operand make(int ndim, const int64_t *dim, DType t) {
     Operand o = {.dtype = t, .ndim = ndim, .sdim = -1};
-    size_t n = (size_t)dtype_nbytes(t);
-    for (int i = 0; i < ndim; i++) o.dim[i] = o.global[i] = dim[i], n *= (size_t)dim[i];
-    o.data = device_alloc(n);
+    for (int i = 0; i < ndim; i++) o.dim[i] = o.global[i] = dim[i];
     return o;
+}
+static void *memory_of(const Operand *o) {
+    size_t n = (size_t)dtype_nbytes(o->dtype);
+    for (int i = 0; i < o->ndim; i++) n *= (size_t)o->dim[i];
+    return device_alloc(n);
 }
 
 static void fill(const Operand *o, uint64_t seed) {
@@ -123,33 +150,21 @@ static void fill(const Operand *o, uint64_t seed) {
     free(x);
 }
 
-static void setup(Setup *s, const Large *l) {
+// Of both nodes: what kernels are made from. The same addresses (none) for all: the tensor-core kernels only ask for alignment.
+static void describe(Setup *s, const Large *l) {
     *s = (Setup){0};
     int64_t q[] = {1, l->H, l->S, l->D}, k[] = {1, l->Hkv, l->S, l->D}, one[] = {1, 1, l->S};
     s->attr[s->nattr++] = attr_f(ATTR_SCALE, 1 / sqrt((double)l->D));
-    s->attr[s->nattr++] = attr_prog(ATTR_PROG, &l->prog);
+    s->attr[s->nattr++] = attr_prog(ATTR_PROG, l->prog);
     if (l->softcap != 0) s->attr[s->nattr++] = attr_f(ATTR_SOFTCAP, l->softcap);
-    Operand x[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16),
-                   make(4, q, DT_BF16), make(3, q, DT_F32),  make(4, q, DT_BF16)};
-    Operand g[] = {make(4, q, DT_BF16), make(4, k, DT_BF16), make(4, k, DT_BF16)}, doc = {0};
-    for (int i = 0; i < 6; i++)
-        if (i < 3 || i == 5) fill(&x[i], (uint64_t)i + 1);
-    int nvec = l->ndoc ? 2 : 0;
-    if (nvec) {
-        doc = make(3, one, DT_I64);
-        int64_t *id = malloc((size_t)l->S * 8);
-        CHECK(id, "out of memory");
-        for (int64_t i = 0; i < l->S; i++) id[i] = i * l->ndoc / l->S;
-        device_put(doc.data, id, (size_t)l->S * 8);
-        free(id);
-    }
-    Operand forward[] = {x[0], x[1], x[2], doc, doc}, backward[] = {x[0], x[1], x[2], x[3], x[4], x[5], doc, doc},
-            o[] = {x[3], x[4]};
-    memcpy(s->in[0], forward, sizeof forward), memcpy(s->in[1], backward, sizeof backward);
-    memcpy(s->out[0], o, sizeof o), memcpy(s->out[1], g, sizeof g);
+    Operand query = make(4, q, DT_BF16), key = make(4, k, DT_BF16), lse = make(3, q, DT_F32), doc = make(3, one, DT_I64);
+    memcpy(s->in[0], (Operand[]){query, key, key, doc, doc}, 5 * sizeof(Operand));
+    memcpy(s->in[1], (Operand[]){query, key, key, query, lse, query, doc, doc}, 8 * sizeof(Operand));
+    memcpy(s->out[0], (Operand[]){query, lse}, 2 * sizeof(Operand));
+    memcpy(s->out[1], (Operand[]){query, key, key}, 3 * sizeof(Operand));
     for (int b = 0; b < 2; b++) {
         s->node[b] = (Node){.op = b ? OP_ATTENTION_GRAD : OP_ATTENTION,
-                            .nin = (int16_t)((b ? 6 : 3) + nvec),
+                            .nin = (int16_t)((b ? 6 : 3) + (l->ndoc ? 2 : 0)),
                             .nout = b ? 3 : 2,
                             .nattr = (int16_t)s->nattr,
                             .in = s->ids,
@@ -161,12 +176,32 @@ static void setup(Setup *s, const Large *l) {
                                .nout = s->node[b].nout,
                                .in = s->in[b],
                                .out = s->out[b],
-                               .scratch = device_alloc(n + 1),
                                .scratch_nbytes = n,
                                .device = device};
     }
     size_t nq = (size_t)(l->H * l->S * l->D) * 2, nk = (size_t)(l->Hkv * l->S * l->D) * 2;
     memcpy(s->nbytes, (size_t[]){nq, nq, nk, nk}, sizeof s->nbytes);
+}
+
+// Memory and data.
+static void setup(Setup *s, const Large *l) {
+    describe(s, l);
+    for (int i = 0; i < 6; i++) {
+        s->in[1][i].data = memory_of(&s->in[1][i]);
+        if (i < 3) s->in[0][i].data = s->in[1][i].data;
+        if (i < 3 || i == 5) fill(&s->in[1][i], (uint64_t)i + 1);
+    }
+    s->out[0][0].data = s->in[1][3].data, s->out[0][1].data = s->in[1][4].data;
+    for (int i = 0; i < 3; i++) s->out[1][i].data = memory_of(&s->out[1][i]);
+    for (int b = 0; b < 2; b++) s->k[b].scratch = device_alloc(s->k[b].scratch_nbytes + 1);
+    if (!l->ndoc) return;
+    void *doc = memory_of(&s->in[0][3]);
+    int64_t *id = malloc((size_t)l->S * 8);
+    CHECK(id, "out of memory");
+    for (int64_t i = 0; i < l->S; i++) id[i] = i * l->ndoc / l->S;
+    device_put(doc, id, (size_t)l->S * 8);
+    free(id);
+    for (int i = 0; i < 2; i++) s->in[0][3 + i].data = s->in[1][6 + i].data = doc;
 }
 
 static void teardown(Setup *s) {
@@ -179,9 +214,23 @@ static Status launch(Setup *s, int backward, Diag *d) {
     return (backward ? flash_attention_grad : flash_attention)(&s->k[backward], d);
 }
 
-static Status prepare(Setup *s, Diag *d) {
+static Status request(Setup *s, Diag *d) {
     TRY(flash_attention_prepare(device, &s->k[0], &s->k[0].state, d));
-    TRY(flash_attention_grad_prepare(device, &s->k[1], &s->k[1].state, d));
+    return flash_attention_grad_prepare(device, &s->k[1], &s->k[1].state, d);
+}
+
+// Asks for the kernels of a call that comes later: others compile meanwhile.
+static void request_early(const Large *l, bool portable) {
+    Setup s;
+    Diag d = {0};
+    flash_portable = portable;
+    describe(&s, l);
+    CHECK(request(&s, &d) == ST_OK, "%s", d.text);
+    flash_portable = false;
+}
+
+static Status prepare(Setup *s, Diag *d) {
+    TRY(request(s, d));
     return module_wait(device, d);
 }
 
@@ -250,15 +299,25 @@ static double seconds(Setup *s, int backward) {
     return best * 1e-3;
 }
 
+// Pairs of a query and a key that it sees, of one head.
+static double visible_pairs(const Large *l) {
+    double n = 0;
+    for (int64_t i = 0; i < l->S; i++) {
+        int64_t first = 0;
+        if (l->ndoc) first = ceil_div(i * l->ndoc / l->S * l->S, l->ndoc);
+        if (l->window) first = max_i64(first, i - l->window + 1);
+        n += (double)(i + 1 - first);
+    }
+    return n;
+}
+
 static void speed(const Large *l, bool portable) {
     Setup s;
     Diag d = {0};
     flash_portable = portable;
     setup(&s, l);
     CHECK(prepare(&s, &d) == ST_OK, "%s", d.text);
-    double n = (double)l->S / (l->ndoc ? (double)l->ndoc : 1), docs = l->ndoc ? (double)l->ndoc : 1;
-    double pairs = l->window ? (double)l->S * (double)l->window - 0.5 * (double)l->window * (double)l->window : docs * n * n / 2;
-    double flops = 4 * pairs * (double)l->D * (double)l->H, f = seconds(&s, 0), b = seconds(&s, 1);
+    double flops = 4 * visible_pairs(l) * (double)l->D * (double)l->H, f = seconds(&s, 0), b = seconds(&s, 1);
     printf("%s%s, S %lld, D %lld, heads %lld/%lld: forward %.2f ms %.0f TFLOP/s, backward %.2f ms %.0f TFLOP/s\n", l->label,
            portable ? ", portable" : "", (long long)l->S, (long long)l->D, (long long)l->H, (long long)l->Hkv, f * 1e3,
            flops / f * 1e-12, b * 1e3, 2.5 * flops / b * 1e-12);
@@ -267,32 +326,49 @@ static void speed(const Large *l, bool portable) {
     flash_portable = false;
 }
 
+enum { MOST = 32 };
+static int agree_cases(Large *to) {
+    int n = 0;
+    for (int64_t dim = 64; dim <= 256; dim *= 2) {
+        to[n++] = (Large){"causal", 4, 2, 1999, dim, .prog = &see_causal};
+        to[n++] = (Large){"documents", 4, 2, 4096, dim, .ndoc = 5, .prog = &see_documents};
+        to[n++] = (Large){"alibi, soft-cap", 2, 1, 1500, dim, .prog = &see_alibi, .softcap = 30};
+    }
+    return n;
+}
+static int speed_cases(Large *to) {
+    int n = 0;
+    for (int64_t dim = 64; dim <= 128; dim *= 2)
+        for (int64_t s = 8192; s <= 32768; s *= 4) {
+            to[n++] = (Large){"causal", 32, 8, s, dim, .prog = &see_causal};
+            to[n++] = (Large){"16 documents", 32, 8, s, dim, .ndoc = 16, .prog = &see_documents};
+            to[n++] = (Large){"window 4096", 32, 8, s, dim, .window = 4096, .prog = &see_window};
+            to[n++] = (Large){"alibi", 32, 8, s, dim, .prog = &see_alibi};
+        }
+    to[n++] = (Large){"causal", 8, 8, 8192, 256, .prog = &see_causal};
+    return n;
+}
+
 int main(int argc, char **argv) {
-    bool want[3] = {argc < 2, argc < 2, argc < 2};
+    bool want[3] = {argc < 2, argc < 2, false};
     static const char *const name[] = {"check", "agree", "speed"};
     for (int i = 1; i < argc; i++)
         for (int j = 0; j < 3; j++) want[j] |= !strcmp(argv[i], name[j]);
     Diag d = {0};
     void *arena;
+    static Large large[MOST], fast[MOST];
+    begin = now();
     if (device_api.open(0, 1, 1 << 20, &device, &arena, &d) != ST_OK) return printf("FAIL no device: %s\n", d.text), 1;
     void *step = device->step;
+    int nlarge = want[1] ? agree_cases(large) : 0, nfast = want[2] ? speed_cases(fast) : 0;
+    for (int i = 0; i < nlarge; i++) request_early(&large[i], true), request_early(&large[i], false);
+    for (int i = 0; i < nfast; i++) request_early(&fast[i], false);
     if (want[0]) check();
     device->step = step;
-    for (int64_t dim = 64; dim <= 256 && want[1]; dim *= 2) {
-        agree(&(Large){"causal", 4, 2, 1999, dim, .prog = PROGRAM(causal, 2, -1)});
-        agree(&(Large){"documents", 4, 2, 4096, dim, .ndoc = 5, .prog = PROGRAM(documents, 6, -1)});
-        agree(&(Large){"alibi, soft-cap", 2, 1, 1500, dim, .prog = PROGRAM(alibi, 2, 10), .softcap = 30});
-    }
-    for (int64_t dim = 64; dim <= 128 && want[2]; dim *= 2) {
-        speed(&(Large){"causal", 32, 8, 8192, dim, .prog = PROGRAM(causal, 2, -1)}, false);
-        speed(&(Large){"causal", 32, 8, 32768, dim, .prog = PROGRAM(causal, 2, -1)}, false);
-        speed(&(Large){"16 documents", 32, 8, 32768, dim, .ndoc = 16, .prog = PROGRAM(documents, 6, -1)}, false);
-        speed(&(Large){"window 4096", 32, 8, 32768, dim, .window = 4096, .prog = PROGRAM(window, 6, -1)}, false);
-        speed(&(Large){"alibi", 32, 8, 8192, dim, .prog = PROGRAM(alibi, 2, 10)}, false);
-        speed(&(Large){"causal", 32, 8, 8192, dim, .prog = PROGRAM(causal, 2, -1)}, true);
-    }
-    if (want[2]) speed(&(Large){"causal", 8, 8, 8192, 256, .prog = PROGRAM(causal, 2, -1)}, false);
+    for (int i = 0; i < nlarge; i++) agree(&large[i]);
+    for (int i = 0; i < nfast; i++) speed(&fast[i], false);
+    if (want[2]) speed(&(Large){"causal", 32, 8, 8192, 64, .prog = &see_causal}, true);
     device_api.close(device);
-    printf("%d failures\n", nfail);
+    printf("%s: %d failures, %.1f s\n", nfail ? "FAIL" : "PASS", nfail, now() - begin);
     return nfail != 0;
 }

@@ -1,9 +1,10 @@
 // Generated kernels of fused nodes on a GPU.
 //   gpu_fused random [FROM COUNT]   random programs against an evaluation in double
 //   gpu_fused bench [NAME]          GB/s of what a transformer needs, beside a device copy
+//   gpu_fused tune [NAME]           the cases whose ways codegen_tuning.c decides, with entries of it changed one at a time
 //   gpu_fused large                 more than 2^31 elements
 //   gpu_fused compile [COUNT]       no GPU: every source through NVRTC for compute capability 9.0
-//   gpu_fused source NAME           prints the source of a bench case
+//   gpu_fused source NAME|NUMBER    prints the source of a bench case, of a random one
 // Without arguments: random, large, bench. PASS or FAIL at the end.
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -125,6 +126,12 @@ static void make_total(Bench *x, int64_t n, int64_t c) {  // one row
     add_output(x, reduce(x, PROG_ROW_SUM, add_input(x, x->space, DT_BF16)), DT_F32);
 }
 
+static void make_norm(Bench *x, int64_t n, int64_t c) {  // of a gradient: all of it one row. [8192, 2048] and [32768, 8192]
+    x->space = SHAPE(c > 2048 ? n : n / 4, c), x->row = 2;
+    int g = add_input(x, x->space, DT_F32);
+    add_output(x, reduce(x, PROG_ROW_SUM, f32_op(x, OP_MUL, g, g)), DT_F32);
+}
+
 static void view_dim(Bench *x, int64_t dim, int64_t start, int64_t step) {
     x->views[x->nview++] = dim, x->views[x->nview++] = start, x->views[x->nview++] = step;
 }
@@ -155,7 +162,7 @@ static const struct {
 } benches[] = {{"add bf16", make_add}, {"add f32", make_add_f32}, {"bias+gelu", make_bias}, {"swiglu", make_swiglu},
                {"swiglu grad", make_swiglu_grad}, {"rope", make_rope}, {"rmsnorm", make_rmsnorm}, {"rmsnorm+residual", make_rmsnorm_residual},
                {"rmsnorm grad", make_rmsnorm_grad}, {"layernorm", make_layernorm}, {"softmax", make_softmax}, {"column sum", make_column_sum},
-               {"total", make_total}};
+               {"total", make_total}, {"gradient norm", make_norm}};
 enum { NBENCH = sizeof benches / sizeof *benches };
 
 static void bench_new(Bench *x, int which, int64_t n, int64_t c, FusedCase *shapes, Arena *a) {
@@ -232,33 +239,130 @@ static double copy_rate(char *arena, size_t nbytes, void *stream) {
     return best;
 }
 
-static int run_bench(const char *only) {
-    static const int64_t sizes[][2] = {{32768, 2048}, {32768, 8192}};
-    const size_t nbytes = (size_t)5 << 30;
+// What each kernel of a case became: registers, blocks and how many of them a multiprocessor holds, bytes spilled.
+static void describe(const FusedCase *c, Str *text) {
+    Operand in[CASE_MAX_IN], out[CASE_MAX_OUT];
+    Arena *a = arena_new();
+    FusedSpace s;
+    FusedPlan p;
+    Diag d = {0};
+    Str log = {0};
+    void *image = NULL, *library = NULL, *kernel = NULL;
+    size_t n = 0;
+    fused_case_operands(c, in, out);
+    Status st = fused_space(a, graph_node(c->g, c->node), in, out, &s, &d);
+    if (st == ST_OK) st = fused_plan(a, &s, &p, &d);
+    if (st == ST_OK) st = module_compile(90, p.source, &image, &n, &log, &d);
+    if (st == ST_OK) st = module_load(image, n, &library, &d);
+    for (int i = 0; st == ST_OK && i < p.nlaunch; i++) {
+        const FusedLaunch *l = &p.launch[i];
+        struct cudaFuncAttributes f = {0};
+        int fit = 0;
+        st = module_find(library, l->name, &kernel, &d);
+        if (st != ST_OK || cudaFuncGetAttributes(&f, kernel) != cudaSuccess) break;
+        if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, l->threads, 0) != cudaSuccess) break;
+        str_printf(text, "%s%lld x %d, %d an SM, %d registers", i ? "; " : "", (long long)l->blocks, l->threads, fit, f.numRegs);
+        if (f.localSizeBytes) str_printf(text, ", %zu B of stack", f.localSizeBytes);
+    }
+    if (st != ST_OK) str_printf(text, "(%s)", d.text);
+    (void)cudaGetLastError();  // of a question that got no answer
+    if (library) cudaLibraryUnload(library);
+    free(image);
+    str_free(&log);
+    arena_free(a);
+}
+
+typedef struct Measuring {
     Device *dev;
     char *arena;
+    size_t nbytes;
+    double copy;  // bytes a second
+} Measuring;
+
+static Measuring open_bench(void) {
+    Measuring m = {.nbytes = (size_t)5 << 30};
     Diag d = {0};
-    int slow = 0;
-    if (backend_cuda.device->open(0, 1, nbytes, &dev, (void **)&arena, &d) != ST_OK) fail("open", &d);
-    cudaMemset(arena, 0, nbytes);
-    double copy = copy_rate(arena, (size_t)1 << 30, dev->stream);
-    printf("device copy: %.0f GB/s\n", copy * 1e-9);
+    if (backend_cuda.device->open(0, 1, m.nbytes, &m.dev, (void **)&m.arena, &d) != ST_OK) fail("open", &d);
+    cudaMemset(m.arena, 0, m.nbytes);
+    m.copy = copy_rate(m.arena, (size_t)1 << 30, m.dev->stream);
+    printf("device copy: %.0f GB/s\n", m.copy * 1e-9);
+    return m;
+}
+
+static const int64_t bench_sizes[][2] = {{32768, 2048}, {32768, 8192}};
+
+// One line; true where it is slow.
+static bool bench_line(const Measuring *m, int which, int size, const char *note) {
+    Arena *a = arena_new();
+    Bench x;
+    FusedCase c;
+    Str what = {0};
+    bench_new(&x, which, bench_sizes[size][0], bench_sizes[size][1], &c, a);
+    Timing t = time_case(&x, &c, m->dev, m->arena, m->nbytes);
+    double rate = t.nbytes / t.seconds;
+    int64_t n = shape_numel(&x.space) / bench_sizes[size][1];
+    bool slow = !(rate >= 0.8 * m->copy);
+    describe(&c, &what);
+    printf("%-18s [%lld, %lld]  %8.1f us  %6.0f GB/s  %3.0f %% of copy%s  (%s)%s%s\n", x.name, (long long)n,
+           (long long)bench_sizes[size][1], t.seconds * 1e6, rate * 1e-9, 100 * rate / m->copy, slow ? "  SLOW" : "", str_text(&what),
+           *note ? "  " : "", note);
+    str_free(&what);
+    fused_case_free(&c);
+    arena_free(a);
+    return slow;
+}
+
+// Entries of the table, one at a time, for the cases that they may matter to.
+static int run_tune(const char *only) {
+    static int *const early = &fused_tuning.blocks_per_level, *const vectors = &fused_tuning.row_vectors;
+    static const struct {
+        const char *name;
+        int *entry, value, *second, value2;
+        const char *note;
+    } trials[] = {
+        {"layernorm", early, 0, NULL, 0, "no early loads"}, {"layernorm", early, 16, NULL, 0, "always early loads"},
+        {"layernorm", &fused_tuning.hoist, 0, NULL, 0, "weights read in each row"},
+        {"layernorm", &fused_tuning.hoist, 0, early, 0, "weights read in each row, no early loads"},
+        {"layernorm", vectors, 1, &fused_tuning.row_threads, 1024, "more threads for a row"},
+        {"softmax", early, 0, NULL, 0, "no early loads"}, {"softmax", early, 16, NULL, 0, "always early loads"},
+        {"softmax", &fused_tuning.resident, 1536, NULL, 0, "more blocks"},
+        {"softmax", vectors, 1, &fused_tuning.row_threads, 1024, "more threads for a row"},
+        {"rmsnorm", early, 16, NULL, 0, "always early loads"}, {"rmsnorm grad", early, 0, NULL, 0, "no early loads"},
+        {"rope", &fused_tuning.along_steps, 4, NULL, 0, "4 turns"}, {"rope", &fused_tuning.along_steps, 16, NULL, 0, "16 turns"},
+        {"rope", (int *)NULL, 0, NULL, 0, "tables read in each turn"},
+        {"column sum", &fused_tuning.column_words, 4, NULL, 0, "rows one by one"},
+        {"column sum", &fused_tuning.column_words, 32, NULL, 0, "more rows at once"},
+        {"gradient norm", &fused_tuning.split_blocks, 2, NULL, 0, "2 blocks an SM"},
+        {"gradient norm", &fused_tuning.split_blocks, 8, NULL, 0, "8 blocks an SM"},
+        {"gradient norm", &fused_tuning.split_unroll, 8, NULL, 0, "8 loads at once"},
+    };
+    const FusedTuning usual = fused_tuning;
+    Measuring m = open_bench();
     for (int i = 0; i < NBENCH; i++)
         for (int s = 0; s < 2; s++) {
-            if (only && !strstr(benches[i].name, only)) continue;
-            Arena *a = arena_new();
-            Bench x;
-            FusedCase c;
-            bench_new(&x, i, sizes[s][0], sizes[s][1], &c, a);
-            Timing t = time_case(&x, &c, dev, arena, nbytes);
-            double rate = t.nbytes / t.seconds;
-            printf("%-18s [%lld, %lld]  %8.1f us  %6.0f GB/s  %3.0f %% of copy%s\n", x.name, (long long)sizes[s][0], (long long)sizes[s][1],
-                   t.seconds * 1e6, rate * 1e-9, 100 * rate / copy, rate < 0.8 * copy ? "  SLOW" : "");
-            slow += rate < 0.8 * copy;
-            fused_case_free(&c);
-            arena_free(a);
+            bool said = false;
+            for (size_t k = 0; k < sizeof trials / sizeof *trials; k++) {
+                if (strcmp(trials[k].name, benches[i].name) || (only && strcmp(only, benches[i].name))) continue;
+                if (!said) bench_line(&m, i, s, "as it is");
+                said = true;
+                if (trials[k].entry) *trials[k].entry = trials[k].value;
+                else fused_tuning.along_elements = INT64_MAX;
+                if (trials[k].second) *trials[k].second = trials[k].value2;
+                bench_line(&m, i, s, trials[k].note);
+                fused_tuning = usual;
+            }
         }
-    backend_cuda.device->close(dev);
+    backend_cuda.device->close(m.dev);
+    return 0;
+}
+
+static int run_bench(const char *only) {
+    Measuring m = open_bench();
+    int slow = 0;
+    for (int i = 0; i < NBENCH; i++)
+        for (int s = 0; s < 2; s++)
+            if (!only || strstr(benches[i].name, only)) slow += bench_line(&m, i, s, "");
+    backend_cuda.device->close(m.dev);
     printf("bench: %d below 80 %%\n", slow);
     return 0;
 }
@@ -370,10 +474,11 @@ static int run_compile(int count, const char *print) {
         fused_case_free(&c);
         arena_free(a);
     }
-    for (int i = 0; i < count && !print; i++, n++) {
+    bool one = print && strspn(print, "0123456789") == strlen(print);
+    for (int i = one ? atoi(print) : 0; i < (one ? atoi(print) + 1 : print ? 0 : count); i++, n++) {
         FusedCase c;
-        fused_case_random(&c, (uint64_t)i, 6000);
-        failed += !compile_case(&c, false, &seconds);
+        fused_case_random(&c, (uint64_t)i, one ? 20000 : 6000);
+        failed += !compile_case(&c, one, &seconds);
         fused_case_free(&c);
     }
     if (!print) printf("%s compile: %d of %d failed, %.3f s each\n", failed ? "FAIL" : "PASS", failed, n, seconds / n);
@@ -392,6 +497,7 @@ int main(int argc, char **argv) {
     }
     bool all = !strcmp(what, "all");
     if (all || !strcmp(what, "random")) failed += run_random(argc > 2 ? atoi(argv[2]) : 0, argc > 3 ? atoi(argv[3]) : 150);
+    if (!strcmp(what, "tune")) failed += run_tune(argc > 2 ? argv[2] : NULL);
     if (all || !strcmp(what, "large")) failed += run_large();
     if (all || !strcmp(what, "bench")) failed += run_bench(argc > 2 ? argv[2] : NULL);
     printf("%s\n", failed ? "FAIL" : "PASS");

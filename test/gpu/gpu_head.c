@@ -30,7 +30,7 @@ static void run_once(Ready *r, Step s) {
     GPU(cudaGetLastError());
 }
 
-// ---- head --------------------------------------------------------------------------------------------------------------------------
+// ---- head -----------------------------------------------------------------------------------------------------------------
 typedef struct Head {
     DType t;
     int64_t n, d, v;
@@ -41,14 +41,15 @@ typedef struct Head {
 
 static void head_new(Head *c) {
     c->h = buf_new(c->t, c->n * c->d, 0), c->w = buf_new(c->t, c->v * c->d, 0), c->idx = buf_new(DT_I64, c->n, 0);
-    c->glse = buf_new(DT_F32, c->n, 0), c->gpick = buf_new(DT_F32, c->n, 0), c->lse = buf_new(DT_F32, c->n, 0), c->pick = buf_new(DT_F32, c->n, 0);
+    c->glse = buf_new(DT_F32, c->n, 0), c->gpick = buf_new(DT_F32, c->n, 0), c->lse = buf_new(DT_F32, c->n, 0),
+    c->pick = buf_new(DT_F32, c->n, 0);
     c->dh = buf_new(c->t, c->n * c->d, 0), c->dw = buf_new(DT_F32, c->v * c->d, 0);
     buf_random(&c->h, 1, -1, 1), buf_random(&c->w, 2, -0.5, 0.5), buf_random(&c->idx, 3, 0, (double)c->v);
     buf_random(&c->glse, 4, 0, 1), buf_random(&c->gpick, 5, -1, 0);
     Operand in[5] = {operand_of(&c->h, 2, c->n, c->d, 0), operand_of(&c->w, 2, c->v, c->d, 0), operand_of(&c->idx, 1, c->n, 0, 0),
                      operand_of(&c->glse, 1, c->n, 0, 0), operand_of(&c->gpick, 1, c->n, 0, 0)};
-    Operand out[4] = {operand_of(&c->lse, 1, c->n, 0, 0), operand_of(&c->pick, 1, c->n, 0, 0), operand_of(&c->dh, 2, c->n, c->d, 0),
-                      operand_of(&c->dw, 2, c->v, c->d, 0)};
+    Operand out[4] = {operand_of(&c->lse, 1, c->n, 0, 0), operand_of(&c->pick, 1, c->n, 0, 0),
+                      operand_of(&c->dh, 2, c->n, c->d, 0), operand_of(&c->dw, 2, c->v, c->d, 0)};
     memcpy(c->in, in, sizeof in), memcpy(c->out, out, sizeof out);
 }
 static void head_free(Head *c) {
@@ -108,7 +109,8 @@ static void check_head(Head *c, const char *name) {
             }
         }
         for (int64_t k = 0; k < 4; k++)
-            worst[3] = fmax(worst[3], fabs(c->dw.host[j * c->d + k * (c->d / 4)] - want[k]) / (unit * (fabs(want[k]) + 2 * sqrt(norm[k])) + 1e-7));
+            worst[3] = fmax(worst[3], fabs(c->dw.host[j * c->d + k * (c->d / 4)] - want[k]) /
+                                          (unit * (fabs(want[k]) + 2 * sqrt(norm[k])) + 1e-7));
     }
     static const char *const part[] = {"lse", "pick", "dh", "dw"};
     for (int p = 0; p < 4; p++) {
@@ -129,7 +131,7 @@ static void head(void) {
     check_head(&(Head){.t = DT_F32, .n = 1500, .d = 64, .v = 128256, .scale = 1}, "head f32, two chunks");
 }
 
-// ---- experts -------------------------------------------------------------------------------------------------------------------------
+// ---- experts --------------------------------------------------------------------------------------------------------------
 typedef struct Experts {
     DType t;
     int64_t n, e, nx, ny;
@@ -137,7 +139,8 @@ typedef struct Experts {
 } Experts;
 
 static void check_experts(Experts c) {
-    Buf x = buf_new(c.t, c.n * c.nx, 0), idx = buf_new(DT_I64, c.n, 0), w = buf_new(c.t, c.e * c.nx * c.ny, 0), y = buf_new(c.t, c.n * c.ny, 0);
+    Buf x = buf_new(c.t, c.n * c.nx, 0), idx = buf_new(DT_I64, c.n, 0), w = buf_new(c.t, c.e * c.nx * c.ny, 0),
+        y = buf_new(c.t, c.n * c.ny, 0);
     Buf g = buf_new(c.t, c.n * c.ny, 0), dw = buf_new(DT_F32, c.e * c.nx * c.ny, 0);
     buf_random(&x, 1, -1, 1), buf_random(&w, 2, -1, 1), buf_random(&g, 3, -1, 1), buf_random(&idx, 4, -1, (double)c.e + 1);
     for (int64_t i = 0; i < c.n; i++) idx.host[i] = idx.host[i] == 1 ? 0 : idx.host[i];  // expert 1 has no row
@@ -147,7 +150,8 @@ static void check_experts(Experts c) {
     free(moved);
     Attr attr[] = {attr_i(ATTR_TRANS_W, c.trans), attr_i(ATTR_NROWS, c.e)};
     int64_t w1 = c.trans ? c.ny : c.nx, w2 = c.trans ? c.nx : c.ny;
-    Operand in[3] = {operand_of(&x, 2, c.n, c.nx, 0), operand_of(&idx, 1, c.n, 0, 0), operand_of(&w, 3, c.e, w1, w2)}, out = operand_of(&y, 2, c.n, c.ny, 0);
+    Operand in[3] = {operand_of(&x, 2, c.n, c.nx, 0), operand_of(&idx, 1, c.n, 0, 0), operand_of(&w, 3, c.e, w1, w2)},
+            out = operand_of(&y, 2, c.n, c.ny, 0);
     Operand back[3] = {in[0], in[1], operand_of(&g, 2, c.n, c.ny, 0)}, grad = operand_of(&dw, 3, c.e, w1, w2);
     Ready f, b;
     ready(&f, STEP(expert_matmul), OP_EXPERT_MATMUL, attr, 2, in, 3, &out, 1);
@@ -171,12 +175,13 @@ static void check_experts(Experts c) {
             double v = (int64_t)idx.host[i] == e ? x.host[i * c.nx + a] * g.host[i * c.ny + j] : 0;
             sum += v, norm += v * v;
         }
-        worst[1] = fmax(worst[1], error_of(dw.host[e * c.nx * c.ny + (c.trans ? j * c.nx + a : a * c.ny + j)], sum, DT_F32, c.n, sqrt(norm)));
+        worst[1] = fmax(
+            worst[1], error_of(dw.host[e * c.nx * c.ny + (c.trans ? j * c.nx + a : a * c.ny + j)], sum, DT_F32, c.n, sqrt(norm)));
     }
     for (int p = 0; p < 2; p++) {
         char what[160];
-        snprintf(what, sizeof what, "%s %s [%lld, %lld] x %lld of [%lld]%s", p ? "expert_matmul_grad" : "expert_matmul", dtype_name(c.t), (long long)c.n,
-                 (long long)c.nx, (long long)c.e, (long long)c.ny, c.trans ? " transposed" : "");
+        snprintf(what, sizeof what, "%s %s [%lld, %lld] x %lld of [%lld]%s", p ? "expert_matmul_grad" : "expert_matmul",
+                 dtype_name(c.t), (long long)c.n, (long long)c.nx, (long long)c.e, (long long)c.ny, c.trans ? " transposed" : "");
         verdict(worst[p] <= 1, what, worst[p]);
     }
     Buf *all[] = {&x, &idx, &w, &y, &g, &dw, &f.scratch, &b.scratch};
@@ -194,7 +199,7 @@ static void expert(void) {
         }
 }
 
-// ---- speed -----------------------------------------------------------------------------------------------------------------------------
+// ---- speed ----------------------------------------------------------------------------------------------------------------
 static void speed(void) {
     Head c = {.t = DT_BF16, .n = 32768, .d = 2048, .v = 128256, .scale = 1};
     Attr attr[] = {attr_f(ATTR_SCALE, 1), attr_f(ATTR_SOFTCAP, 0)};
@@ -205,19 +210,23 @@ static void speed(void) {
     clock_start();
     for (int i = 0; i < 3; i++) DO(cuda_head(&r.k, &d));
     double ms = clock_ms() / 3, flops = 6.0 * (double)c.n * (double)c.d * (double)c.v;
-    printf("head, 32768 rows, 2048 x 128256: %.2f ms, %.1f TFLOP/s, scratch %.0f MiB\n", ms, flops / ms * 1e-9, (double)r.k.scratch_nbytes / 1048576);
+    printf("head, 32768 rows, 2048 x 128256: %.2f ms, %.1f TFLOP/s, scratch %.0f MiB\n", ms, flops / ms * 1e-9,
+           (double)r.k.scratch_nbytes / 1048576);
     DO(cuda_head(&r.k, &d));
     device_wait();
     buf_free(&r.scratch), head_free(&c);
-    static const Experts shape[] = {{DT_BF16, 65536, 8, 2048, 8192, false}, {DT_BF16, 65536, 64, 2048, 1408, true}, {DT_F32, 8192, 8, 2048, 2048, true}};
+    static const Experts shape[] = {
+        {DT_BF16, 65536, 8, 2048, 8192, false}, {DT_BF16, 65536, 64, 2048, 1408, true}, {DT_F32, 8192, 8, 2048, 2048, true}};
     for (int s = 0; s < 3; s++) {
         Experts e = shape[s];
-        Buf x = buf_new(e.t, e.n * e.nx, 0), idx = buf_new(DT_I64, e.n, 0), w = buf_new(e.t, e.e * e.nx * e.ny, 0), y = buf_new(e.t, e.n * e.ny, 0);
+        Buf x = buf_new(e.t, e.n * e.nx, 0), idx = buf_new(DT_I64, e.n, 0), w = buf_new(e.t, e.e * e.nx * e.ny, 0),
+            y = buf_new(e.t, e.n * e.ny, 0);
         Buf dw = buf_new(DT_F32, e.e * e.nx * e.ny, 0);
         buf_random(&x, 1, -1, 1), buf_random(&w, 2, -1, 1), buf_random(&idx, 4, 0, (double)e.e);
         Attr at[] = {attr_i(ATTR_TRANS_W, e.trans), attr_i(ATTR_NROWS, e.e)};
         int64_t w1 = e.trans ? e.ny : e.nx, w2 = e.trans ? e.nx : e.ny;
-        Operand in[3] = {operand_of(&x, 2, e.n, e.nx, 0), operand_of(&idx, 1, e.n, 0, 0), operand_of(&w, 3, e.e, w1, w2)}, out = operand_of(&y, 2, e.n, e.ny, 0);
+        Operand in[3] = {operand_of(&x, 2, e.n, e.nx, 0), operand_of(&idx, 1, e.n, 0, 0), operand_of(&w, 3, e.e, w1, w2)},
+                out = operand_of(&y, 2, e.n, e.ny, 0);
         Operand back[3] = {in[0], in[1], out}, grad = operand_of(&dw, 3, e.e, w1, w2);
         Ready f, b;
         ready(&f, STEP(expert_matmul), OP_EXPERT_MATMUL, at, 2, in, 3, &out, 1);
@@ -229,8 +238,9 @@ static void speed(void) {
         clock_start();
         for (int i = 0; i < 5; i++) DO(cuda_expert_matmul_grad(&b.k, &d));
         double backward = clock_ms() / 5, work = 2.0 * (double)e.n * (double)e.nx * (double)e.ny * 1e-9;
-        printf("experts %s, %lld rows, %lld of %lld x %lld%s: %.3f ms %.1f TFLOP/s, gradient %.3f ms %.1f TFLOP/s\n", dtype_name(e.t), (long long)e.n,
-               (long long)e.e, (long long)e.nx, (long long)e.ny, e.trans ? " transposed" : "", forward, work / forward, backward, work / backward);
+        printf("experts %s, %lld rows, %lld of %lld x %lld%s: %.3f ms %.1f TFLOP/s, gradient %.3f ms %.1f TFLOP/s\n",
+               dtype_name(e.t), (long long)e.n, (long long)e.e, (long long)e.nx, (long long)e.ny, e.trans ? " transposed" : "",
+               forward, work / forward, backward, work / backward);
         Buf *all[] = {&x, &idx, &w, &y, &dw, &f.scratch, &b.scratch};
         for (int i = 0; i < 7; i++) buf_free(all[i]);
     }

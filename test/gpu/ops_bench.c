@@ -60,7 +60,7 @@ bool bench_run(Bench *b, const BenchOp *o, int times, double *seconds) {
     return st == ST_OK;
 }
 
-// ---- speed --------------------------------------------------------------------------------------------------------------------
+// ---- speed ----------------------------------------------------------------------------------------------------------------
 
 typedef struct SpeedCase {
     const char *what;
@@ -283,7 +283,7 @@ void bench_speed(Bench *b) {
     for (size_t i = 0; i < sizeof speed / sizeof *speed; i++) speed_case(b, &speed[i], rate);
 }
 
-// ---- more than 2^31 elements --------------------------------------------------------------------------------------------------
+// ---- more than 2^31 elements ----------------------------------------------------------------------------------------------
 
 enum { SEED = 77, STREAM = 5, PROBES = 3000 };
 static double source_at(int64_t i) { return random_uniform(SEED, 0, STREAM, i); }

@@ -1,7 +1,7 @@
 // The output layer with its cross-entropy: head_fwd, head_grad, head. Rows go through in chunks whose logits fit in a bounded
-// scratch: logits = scale * h w^T; then along each row log-sum-exp and the picked logit, and the logits become their gradients in place;
-// then dh = scale * dlogits w for the chunk and dw += scale * dlogits^T h. Each of these steps is cut over the workers by what it
-// writes, and chunks come one after the other, so that sums have one order.
+// scratch: logits = scale * h w^T; then along each row log-sum-exp and the picked logit, and the logits become their gradients in
+// place; then dh = scale * dlogits w for the chunk and dw += scale * dlogits^T h. Each of these steps is cut over the workers by
+// what it writes, and chunks come one after the other, so that sums have one order.
 #include <string.h>
 #include "backend/cpu/blas.h"
 #include "backend/cpu/kernels.h"
@@ -26,7 +26,9 @@ static size_t head_scratch(const Operand *in) {
 }
 
 // Panels of `side` columns or rows for the workers, in whole register tiles.
-static int64_t head_panel(int64_t side, const Pool *p) { return max_i64(HEAD_TILE, round_up(ceil_div(side, pool_nthreads(p)), HEAD_TILE)); }
+static int64_t head_panel(int64_t side, const Pool *p) {
+    return max_i64(HEAD_TILE, round_up(ceil_div(side, pool_nthreads(p)), HEAD_TILE));
+}
 
 #define REAL_BITS 32
 #include "backend/cpu/head_impl.h"

@@ -32,13 +32,15 @@ static FN(Head) FN(head_of)(const KernelArgs *k) {
 static void FN(head_logits_part)(void *ctx, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const FN(Head) *x = ctx;
-    GEMM(false, true, x->rows, end - begin, x->nd, x->scale, x->h + x->row0 * x->nd, x->nd, x->w + begin * x->nd, x->nd, 0, x->z + begin, x->nv);
+    GEMM(false, true, x->rows, end - begin, x->nd, x->scale, x->h + x->row0 * x->nd, x->nd, x->w + begin * x->nd, x->nd, 0,
+         x->z + begin, x->nv);
 }
 
 static void FN(head_dh_part)(void *ctx, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const FN(Head) *x = ctx;
-    GEMM(false, false, x->rows, end - begin, x->nv, x->scale, x->z, x->nv, x->w + begin, x->nd, 0, x->dh + x->row0 * x->nd + begin, x->nd);
+    GEMM(false, false, x->rows, end - begin, x->nv, x->scale, x->z, x->nv, x->w + begin, x->nd, 0,
+         x->dh + x->row0 * x->nd + begin, x->nd);
 }
 
 static void FN(head_dw_part)(void *ctx, int64_t begin, int64_t end, int worker) {

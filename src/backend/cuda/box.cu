@@ -57,7 +57,12 @@ template <class T> struct BoxSplat {
         *d = all;
     }
 };
-struct BoxAddFloat { template <class T> GPU_CALL void operator()(T *d, T v) const { store_float(d, to_float(*d) + to_float(v)); } };
+struct BoxAddFloat {
+    template <class T>
+    GPU_CALL void operator()(T *d, T v) const {
+        store_float(d, to_float(*d) + to_float(v));
+    }
+};
 struct BoxMaxFloat {
     template <class T> GPU_CALL void operator()(T *d, T v) const {
         float have = to_float(*d), x = to_float(v);
@@ -86,7 +91,7 @@ GPU_KERNEL(box_max_bf16, BoxParams, UTIL_BLOCK) { box_copy<bf16, bf16>(p, BoxMax
 GPU_KERNEL(box_max_i64, BoxParams, UTIL_BLOCK) { box_copy<i64, i64>(p, BoxMaxInt()); }
 GPU_KERNEL(box_or, BoxParams, UTIL_BLOCK) { box_copy<u8, u8>(p, BoxOrBool()); }
 
-// ---- transposition ------------------------------------------------------------------------------------------------------------
+// ---- transposition --------------------------------------------------------------------------------------------------------
 
 struct TransposeParams {
     void *dst;
@@ -191,7 +196,7 @@ template <class T> GPU_FN void transpose_wide(const TransposeParams &p) {
 GPU_KERNEL(transpose_wide_2, TransposeParams, UTIL_BLOCK) { transpose_wide<u16>(p); }
 GPU_KERNEL(transpose_wide_4, TransposeParams, UTIL_BLOCK) { transpose_wide<u32>(p); }
 
-// ---- simplification -----------------------------------------------------------------------------------------------------------
+// ---- simplification -------------------------------------------------------------------------------------------------------
 
 static i64 type_nbytes(GpuType t) { return t == GPU_F32 ? 4 : t == GPU_BF16 ? 2 : t == GPU_I64 ? 8 : 1; }
 
@@ -241,7 +246,7 @@ static BoxParams box_params(const GpuBox &b) {
     return p;
 }
 
-// ---- launches -----------------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------------
 
 // Whether 16 bytes at a time lie whole and aligned on both sides.
 static bool transpose_packs(const GpuBox &b, i64 elem, int fast) {
@@ -376,7 +381,7 @@ extern "C" void gpu_copy_box(void *stream, int nsm, const GpuBox *b) {
     box_copy_simple(stream, nsm, s);
 }
 
-// ---- fill ---------------------------------------------------------------------------------------------------------------------
+// ---- fill -----------------------------------------------------------------------------------------------------------------
 
 template <class T> GPU_FN void fill(const BoxParams &p) {
     T value = (T)p.value[0];  // the pattern repeats it

@@ -1,6 +1,6 @@
-// What was compiled or tuned, kept on disk: $AUTOSP_CACHE, or $XDG_CACHE_HOME/autosp, or ~/.cache/autosp. Entries are files named by a hash
-// of `key`, written beside and renamed, with the key and a checksum inside; a damaged or foreign entry counts as absent. A folder that
-// cannot be written is no error. AUTOSP_CACHE="" turns the cache off.
+// What was compiled or tuned, kept on disk: $AUTOSP_CACHE, or $XDG_CACHE_HOME/autosp, or ~/.cache/autosp. Entries are files named
+// by a hash of `key`, written beside and renamed, with the key and a checksum inside; a damaged or foreign entry counts as
+// absent. A folder that cannot be written is no error. AUTOSP_CACHE="" turns the cache off.
 #pragma once
 #include "base/arena.h"
 

@@ -1,5 +1,6 @@
 // Instructions of a Program as C expressions of device code: shared by the generators of fused nodes and of attention predicates.
-// In registers f32 and bf16 are float (a bf16 holds a float that was rounded), i64 is i64, bool is bool. In memory bool is a byte.
+// In registers f32 and bf16 are float (a bf16 holds a float that was rounded), i64 is i64, bool is bool. In memory bool is a
+// byte.
 #pragma once
 #include "base/containers.h"
 #include "base/diag.h"
@@ -16,6 +17,6 @@ const char *expr_register_type(DType t);  // "float", "i64", "bool"; NULL: no su
 const char *expr_memory_type(DType t);    // "float", "bf16", "i64", "u8"; NULL
 // A literal that is exactly `value` in type t.
 void expr_constant(Str *out, DType t, double value);
-// Appends the value of instruction i, a pointwise op, in terms of its operands' names; `operand[k]` is side-effect free and may stand
-// several times. PROG_CONST works too; other leaves are the caller's. f64 and other types are refused.
+// Appends the value of instruction i, a pointwise op, in terms of its operands' names; `operand[k]` is side-effect free and may
+// stand several times. PROG_CONST works too; other leaves are the caller's. f64 and other types are refused.
 Status expr_instr(Str *out, const Program *p, int i, const char *const operand[3], const ExprOptions *opt, Diag *d);

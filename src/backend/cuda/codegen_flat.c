@@ -9,6 +9,7 @@ enum { FLAT_THREADS = 256, FLAT_MAX_BLOCKS = 132 * 32 };
 typedef struct Flat {
     bool *need, *used;  // [ninstr], [nin]
     int unroll;
+    int64_t steps;      // along the dim that inputs repeat along, turns that a thread takes with what it has loaded
 } Flat;
 
 static bool uses_position(const FusedSpace *s) {
@@ -83,6 +84,41 @@ static int repeated_dim(const Gen *g, const Flat *f, int *many) {
     return best;
 }
 
+// Turns that a thread takes along many_dim. Large tables that repeat along it would come from L2, or from memory, again in each turn
+// of its own: threads stay at a place of the other dims instead, and blocks beside each other share one, so that they read and write
+// close together. Only where places fill the blocks.
+static int64_t choose_steps(const Gen *g, const Flat *f, int64_t nvec) {
+    const FusedSpace *s = g->s;
+    if (nvec == 0) return 1;
+    int64_t turns = s->dim[g->many_dim] / g->many, places = nvec / s->dim[g->many_dim], large = 0;
+    for (int i = 0; i < s->nin; i++) {
+        int64_t n = 1;
+        if (!f->used[i] || runs_along(&s->in[i], g->many_dim)) continue;
+        for (int k = 0; k < s->ndim; k++) n *= runs_along(&s->in[i], k) ? s->dim[k] : 1;
+        large = max_i64(large, n);
+    }
+    if (large < fused_tuning.along_elements || (places % FLAT_THREADS && places < fused_tuning.along_places)) return 1;
+    int64_t chunks = ceil_div(turns, max_i64(1, fused_tuning.along_steps));
+    // With few blocks the last ones would leave much of the GPU idle.
+    int64_t enough = ceil_div((int64_t)fused_tuning.sms * 16, ceil_div(places, FLAT_THREADS));
+    return ceil_div(turns, min_i64(turns, max_i64(chunks, enough)));
+}
+
+static void open_turns(Gen *g, const Flat *f) {
+    if (f->steps == 1) {
+        gen_line(g, "for (i64 t = gpu_thread(); t < p.n; t += gpu_nthreads()) {");
+        gen_positions(g, "t", 0, g->s->ndim - 1, g->v);
+        return;
+    }
+    gen_line(g, "for (i64 block = gpu_block_x; block < p.blocks; block += gpu_grid_x) {");
+    gen_line(g, "const i64 tile = block / p.chunks, from = (block - tile * p.chunks) * %lld;", (long long)(f->steps * g->many));
+    gen_line(g, "const i64 to = from + %lld < p.extent ? from + %lld : p.extent, last = (tile + 1) * %d;",
+             (long long)(f->steps * g->many), (long long)(f->steps * g->many), FLAT_THREADS);
+    gen_line(g, "for (i64 t = tile * %d + gpu_thread_x; t < last && t < p.n; t += gpu_block_threads) {", FLAT_THREADS);
+    gen_positions(g, "t", 0, g->s->ndim - 1, g->v);
+    gen_line(g, "i64 many0 = from;");
+}
+
 static void gen_many(Gen *g, const Flat *f) {
     const FusedSpace *s = g->s;
     char array[16];
@@ -96,20 +132,22 @@ static void gen_many(Gen *g, const Flat *f) {
     }
     str_printf(&at, "q%d", s->ndim - 1);
     for (int i = 0; i < s->nin; i++) g->cached[i] = f->used[i] && runs_along(&s->in[i], g->many_dim);
-    gen_line(g, "for (i64 t = gpu_thread(); t < p.n; t += gpu_nthreads()) {");
-    gen_positions(g, "t", 0, s->ndim - 1, g->v);
+    open_turns(g, f);
     for (int i = 0; i < s->nin; i++)
-        if (f->used[i]) gen_declare_input(g, i, g->cached[i] ? array : "");
+        if (f->used[i] && !g->cached[i]) gen_declare_input(g, i, "");
     gen_line(g, "{\nconst i64 q%d = many0;", g->many_dim);
     gen_loads(g, f, false);
     gen_line(g, "}");
+    if (f->steps > 1) gen_line(g, "for (; many0 < to; many0 += %d) {", g->many);
+    for (int i = 0; i < s->nin; i++)
+        if (f->used[i] && g->cached[i]) gen_declare_input(g, i, array);
     for (int step = 0; step < 2; step++) {
         gen_line(g, "GPU_UNROLL for (int k = 0; k < %d; k++) {\nconst i64 q%d = many0 + k;", g->many, g->many_dim);
         if (step == 0) gen_loads(g, f, true);
         else gen_line(g, "const i64 at = %s;", at.data), gen_elements(g, f, "at");
         gen_line(g, "}");
     }
-    gen_line(g, "}");
+    gen_line(g, f->steps > 1 ? "}\n}\n}" : "}");
     str_free(&at);
 }
 
@@ -142,12 +180,24 @@ Status codegen_flat(Gen *g) {
     bool tail = choose_tail(g);
     find_needed(g, &f);
     g->many_dim = repeated_dim(g, &f, &g->many);
-    int64_t nvec = n / g->v, turns = g->many_dim >= 0 ? nvec / g->many : nvec;
+    int64_t nvec = n / g->v, turns = g->many_dim >= 0 ? nvec / g->many : nvec, blocks = 0;
+    f.steps = g->many_dim >= 0 ? choose_steps(g, &f, nvec) : 1;
+    g->along = f.steps > 1;
+    if (g->along) turns = nvec / g->s->dim[g->many_dim];
     g->wide = (tail ? n : nvec) >= INT32_MAX;
     gen_operands(g);
     gen_slot(g, SLOT_VALUE, turns, "i64 ", "n");
+    if (g->along) {
+        int64_t chunks = ceil_div(g->s->dim[g->many_dim], f.steps * g->many);
+        blocks = ceil_div(turns, FLAT_THREADS) * chunks;
+        gen_slot(g, SLOT_VALUE, blocks, "i64 ", "blocks");
+        gen_slot(g, SLOT_VALUE, chunks, "i64 ", "chunks");
+        gen_slot(g, SLOT_VALUE, g->s->dim[g->many_dim], "i64 ", "extent");
+    }
     if (tail) gen_slot(g, SLOT_VALUE, n, "i64 ", "nelement");
-    gen_open_kernel(g, "fused", "256");
+    // What a thread has loaded of its next turn while it works on this one would cost a block of the three that fit.
+    gen_line(g, "#define GX_BOUNDS %d%s", FLAT_THREADS, g->along ? ", 3" : "");
+    gen_open_kernel(g, "fused", "GX_BOUNDS");
     if (g->many_dim >= 0) gen_many(g, &f);
     else gen_loop(g, &f, "(i64)0", "p.n", f.unroll);
     if (tail) {
@@ -158,6 +208,7 @@ Status codegen_flat(Gen *g) {
     }
     gen_close_kernel(g);
     int64_t per_block = (int64_t)FLAT_THREADS * (g->many_dim >= 0 ? 1 : f.unroll);
-    gen_launch(g, "fused", min_i64(ceil_div(max_i64(turns, 1), per_block), FLAT_MAX_BLOCKS), FLAT_THREADS);
+    if (!g->along) blocks = min_i64(ceil_div(max_i64(turns, 1), per_block), FLAT_MAX_BLOCKS);
+    gen_launch(g, "fused", min_i64(blocks, INT32_MAX), FLAT_THREADS);
     return ST_OK;
 }

@@ -9,12 +9,9 @@
 #include "backend/cuda/codegen_fused.h"
 
 enum {
-    WARP_BLOCK = 256, LONG_BLOCK = 512, SPLIT_BLOCK = 256,
-    KEPT_WORDS = 64,       // registers for what is kept
-    SUMMED_WORDS = 96,     // with column sums
-    MAX_KEPT_VECTORS = 16,
-    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15, SPLIT_MAX_SEGMENTS = 132 * 8,
-    FIXED_SMS = 132,       // column sums are added in an order that depends on shapes only, not on the GPU
+    WARP_BLOCK = 256, LONG_BLOCK = 512, SPLIT_BLOCK = 256, MAX_KEPT_VECTORS = 16,
+    SPLIT_MAX_ROWS = 128, SPLIT_MIN_LENGTH = 1 << 15,
+    SM_REGISTERS = 65536, THREAD_REGISTERS = 255,
 };
 typedef enum RowMode { ROW_KEPT, ROW_LONG, ROW_SPLIT } RowMode;
 
@@ -23,7 +20,9 @@ typedef struct Rows {
     int64_t nrow, ncol, nv;   // nv: vectors of a row
     int threads, group, ne;
     int bound;                // blocks that a multiprocessor shall hold; 0: as it comes
-    int64_t workers, nseg;
+    int64_t workers, nseg, chunk;  // split: segments of a row, vectors of each
+    bool prefetch;            // the next row is loaded while this one is reduced
+    int row_unroll;           // rows of which a thread starts the loads together
     bool *need, *used;        // [ninstr], [nin]
     bool *hoisted;            // [nin] kept, and the same in every row: loaded once
     int *nuse;                // [nin]: phases that read it
@@ -87,12 +86,20 @@ static int pow2_at_least(int64_t n) {
     return p;
 }
 
-static void choose_threads(Rows *r) {
+// Sums of columns and nothing else: no thread waits for another.
+static bool only_columns(const Gen *g, const Rows *r) {
+    for (int j = 0; j < g->s->nout; j++)
+        if (g->s->out_kind[j] != OUT_COL) return false;
+    return r->ncolsum > 0 && g->s->nlevel == 0;
+}
+
+static void choose_threads(const Gen *g, Rows *r) {
+    int each = only_columns(g, r) ? 1 : fused_tuning.row_vectors;  // vectors of a thread
     if (r->nv <= 128) {
         r->threads = WARP_BLOCK;
         r->group = pow2_at_least(min_i64(max_i64(r->nv, 1), 32));
     } else {
-        r->threads = r->group = (int)min_i64(pow2_at_least(ceil_div(r->nv, 2)), LONG_BLOCK);
+        r->threads = r->group = (int)min_i64(pow2_at_least(ceil_div(r->nv, each)), fused_tuning.row_threads);
     }
     r->ne = (int)min_i64(max_i64(1, ceil_div(r->nv, r->group)), INT32_MAX);
 }
@@ -102,11 +109,11 @@ static void choose_threads(Rows *r) {
 static bool keep_inputs(Gen *g, Rows *r) {
     const FusedSpace *s = g->s;
     if (r->ne > MAX_KEPT_VECTORS) return false;
-    int64_t sums = (int64_t)r->ncolsum * g->v * r->ne, room = r->ncolsum ? SUMMED_WORDS - sums : KEPT_WORDS;
+    int64_t sums = (int64_t)r->ncolsum * g->v * r->ne, room = r->ncolsum ? fused_tuning.summed_words - sums : fused_tuning.kept_words;
     for (int turn = 0; turn < 3; turn++)
         for (int i = 0; i < s->nin; i++) {
             bool shared = same_in_all_rows(s, &s->in[i]);
-            bool mine = turn == 0 ? r->nuse[i] > 1 : turn == 1 ? shared : true;
+            bool mine = turn == 0 ? r->nuse[i] > 1 : turn == 1 ? shared && fused_tuning.hoist : !shared || fused_tuning.hoist;
             int64_t words = (int64_t)gen_words(g, i) * r->ne;
             if (g->cached[i] || r->nuse[i] == 0 || !mine) continue;
             if (words > room && turn == 0) return false;
@@ -117,29 +124,64 @@ static bool keep_inputs(Gen *g, Rows *r) {
     return room >= 0;
 }
 
+// Blocks that a multiprocessor holds if a thread keeps `words`, as far as one can tell before it is compiled.
+static int64_t resident_blocks(const Gen *g, const Rows *r, int64_t words) {
+    int64_t work = max_i64(0, g->s->p->ninstr - 24) / 2;
+    int64_t registers = min_i64(round_up(fused_tuning.row_registers + words + work, 8), THREAD_REGISTERS + 1);
+    return max_i64(1, min_i64(SM_REGISTERS / (registers * r->threads), 2048 / r->threads));
+}
+
+// Rows kept by blocks: whether to load the next one early.
+static void choose_prefetch(const Gen *g, Rows *r) {
+    int64_t kept = (int64_t)r->ncolsum * g->v * r->ne, row = 0;
+    for (int i = 0; i < g->s->nin; i++) {
+        if (!g->cached[i]) continue;
+        kept += (int64_t)gen_words(g, i) * r->ne;
+        if (!r->hoisted[i]) row += (int64_t)gen_words(g, i) * r->ne;
+    }
+    int64_t now = resident_blocks(g, r, kept), then = resident_blocks(g, r, kept + row);
+    if (r->bound) now = then = min_i64(now, r->bound);
+    if (r->group <= 32 || g->s->nlevel == 0 || row == 0 || row > fused_tuning.prefetch_words) return;
+    if (now >= fused_tuning.blocks_per_level * g->s->nlevel) return;
+    int64_t registers = fused_tuning.row_registers + fused_tuning.prefetch_registers + kept + row;
+    if (registers > SM_REGISTERS / r->threads || registers > THREAD_REGISTERS) return;
+    if (r->bound && registers > SM_REGISTERS / (r->threads * r->bound)) return;
+    r->prefetch = true;
+    if (!r->bound) r->bound = (int)max_i64(1, min_i64(then, fused_tuning.resident / r->threads));
+}
+
 static void choose_workers(const Gen *g, Rows *r) {
     int per_block = r->threads / r->group;
     int64_t n = r->nrow;
+    const int64_t sms = fused_tuning.sms;
+    r->row_unroll = 1;
     if (r->ncolsum) {
         int words = r->ncolsum * g->v;
         for (int i = 0; i < g->s->nin; i++) words += g->cached[i] ? gen_words(g, i) : 0;
         int resident = r->mode == ROW_KEPT && words * r->ne > 28 ? 512 : 1024;
         r->bound = (int)max_i64(1, resident / r->threads);
-        n = min_i64((int64_t)FIXED_SMS * r->bound * per_block, max_i64(ceil_div(r->nrow, 16), min_i64(r->nrow, FIXED_SMS)));
+        int64_t row = (int64_t)(words - r->ncolsum * g->v) * r->ne;
+        if (r->mode == ROW_KEPT && only_columns(g, r))
+            r->row_unroll = (int)max_i64(1, min_i64(4, fused_tuning.column_words / max_i64(1, row)));
+        n = min_i64((int64_t)sms * r->bound * per_block, max_i64(ceil_div(r->nrow, 16), min_i64(r->nrow, sms)));
         n = max_i64(1, min_i64(n, ((int64_t)1 << 24) / max_i64(1, r->ncol)));
     } else {
         bool hoists = false;
         for (int i = 0; i < g->s->nin; i++) hoists = hoists || r->hoisted[i];
-        if (hoists) n = max_i64(ceil_div(r->nrow, 8), min_i64(r->nrow, FIXED_SMS * 16));
+        if (r->mode == ROW_KEPT) choose_prefetch(g, r);
+        if (hoists || r->prefetch) n = max_i64(ceil_div(r->nrow, 8), min_i64(r->nrow, sms * 16));
+        int64_t fit = sms * r->bound * per_block;
+        if (r->prefetch && r->nrow >= fit * fused_tuning.steady_rows) n = fit;
         n = min_i64(n, 1 << 22);
     }
+    if (r->ncolsum && r->mode == ROW_KEPT) choose_prefetch(g, r);
     r->workers = round_up(n, per_block);  // groups of a block go through equally many rounds
 }
 
 static void choose(Gen *g, Rows *r) {
     const FusedSpace *s = g->s;
     r->nrow = fused_nrows(s), r->ncol = fused_ncols(s), r->nv = r->ncol / g->v;
-    choose_threads(r);
+    choose_threads(g, r);
     r->mode = keep_inputs(g, r) ? ROW_KEPT : ROW_LONG;
     if (r->nrow < SPLIT_MAX_ROWS && r->ncol >= SPLIT_MIN_LENGTH && r->nv > r->threads) r->mode = ROW_SPLIT;
     if (r->mode != ROW_KEPT) {
@@ -148,8 +190,11 @@ static void choose(Gen *g, Rows *r) {
         r->threads = r->group = r->mode == ROW_LONG ? LONG_BLOCK : SPLIT_BLOCK;
     }
     if (r->mode == ROW_SPLIT) {
-        int64_t enough = ceil_div(FIXED_SMS * 8, max_i64(1, r->nrow)), most = ceil_div(r->nv, SPLIT_BLOCK * 2);
-        r->nseg = max_i64(1, min_i64(SPLIT_MAX_SEGMENTS, min_i64(enough, most)));
+        // Segments in which every thread has whole turns of its unrolled loop: what remains is loaded one by one.
+        int64_t enough = ceil_div(fused_tuning.sms * fused_tuning.split_blocks, max_i64(1, r->nrow));
+        r->chunk = round_up(ceil_div(r->nv, enough), SPLIT_BLOCK * fused_tuning.split_unroll);
+        r->nseg = max_i64(1, ceil_div(r->nv, r->chunk));
+        r->bound = fused_tuning.split_blocks;
         r->workers = r->nrow;
     } else {
         choose_workers(g, r);
@@ -161,7 +206,8 @@ static void choose(Gen *g, Rows *r) {
 
 // `reads`: nothing is stored, so that the compiler can start the loads of several turns together.
 static void open_vectors(Gen *g, const Rows *r, bool reads) {
-    if (r->mode != ROW_KEPT && reads) gen_line(g, "_Pragma(\"unroll 4\")");
+    int unroll = r->mode == ROW_SPLIT ? fused_tuning.split_unroll : 4;
+    if (r->mode != ROW_KEPT && reads) gen_line(g, "_Pragma(\"unroll %d\")", unroll);
     if (r->mode == ROW_KEPT) {
         gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++) {");
         gen_line(g, "const i64 j = lane + k * G;");
@@ -189,6 +235,12 @@ static bool any_cached(const Gen *g, const Rows *r, bool hoisted) {
     return false;
 }
 
+static bool is_row_divisor(const Gen *g, const Rows *r, int i) {
+    for (int k = i + 1; k < g->s->p->ninstr; k++)
+        if (r->need[k] && gen_divides_by_row(g, k) && g->s->p->instr[k].b == i) return true;
+    return false;
+}
+
 // Row-constant instructions that wait for exactly `level` reductions. reduced(i): text of a finished reduction.
 static void gen_row_level(Gen *g, const Rows *r, int level) {
     const FusedSpace *s = g->s;
@@ -197,13 +249,15 @@ static void gen_row_level(Gen *g, const Rows *r, int level) {
         if (!r->need[i] || !s->row_const[i] || s->level[i] != level) continue;
         const char *what = x->code == PROG_ROW_SUM ? "sum" : "max";
         if (!is_row_reduction(x)) {
-            if (x->code == PROG_INPUT) gen_row_input(g, i);
+            if (x->code == PROG_INPUT && r->prefetch) gen_line(g, "const %s v%d = s%d;", expr_register_type(x->dtype), i, i);
+            else if (x->code == PROG_INPUT) gen_row_input(g, i);
             else gen_instr(g, i);
         } else if (r->mode == ROW_SPLIT) {
-            gen_line(g, "const float v%d = gx_parts_%s(p.part + (%d * p.rows + r) * p.segments, p.segments);", i, what, i);
+            gen_line(g, "const float v%d = gx_parts_%s(p.part + (%d * p.rows + r) * p.segments, p.segments, turn);", i, what, i);
         } else {
-            gen_line(g, "const float v%d = gx_group_%s<G>(a%d);", i, what, i);
+            gen_line(g, "const float v%d = gx_group_%s<G>(a%d, turn);", i, what, i);
         }
+        if (is_row_divisor(g, r, i)) gen_line(g, "const GxInverse d%d = gx_inverse(v%d);", i, i);
     }
 }
 
@@ -251,7 +305,7 @@ static void gen_phase(Gen *g, const Rows *r, int k) {
     for (int i = 0; i < p->ninstr; i++) {
         if (!is_row_reduction(&p->instr[i]) || !r->need[i] || s->level[i] != k + 1) continue;
         if (p->instr[i].code == PROG_ROW_SUM) gen_line(g, "a%d += (float)v%d;", i, p->instr[i].a);
-        else gen_line(g, "a%d = gx_max(a%d, (float)v%d);", i, i, p->instr[i].a);
+        else gen_line(g, "a%d = gx_larger(a%d, (float)v%d);", i, i, p->instr[i].a);
     }
     for (int j = 0, c = 0; j < s->nout && last; j++) {
         if (s->out_kind[j] == OUT_WHOLE) gen_line(g, "y%d[e] = v%d;", j, p->out[j]);
@@ -282,8 +336,8 @@ static void gen_row_outputs(Gen *g, const Rows *r) {
     gen_line(g, "}");
 }
 
-static void gen_row_offsets(Gen *g, const Rows *r) {
-    gen_positions(g, "r", 0, fused_nouter(g->s) - 1, 1);
+static void gen_row_offsets(Gen *g, const Rows *r, const char *row) {
+    gen_positions(g, row, 0, fused_nouter(g->s) - 1, 1);
     for (int i = 0; i < g->s->nin; i++)
         if (r->used[i] && !r->hoisted[i]) gen_outer_offset(g, i, fused_nouter(g->s));
 }
@@ -316,7 +370,7 @@ static void gen_params(Gen *g, Rows *r) {
         r->part_at = at;
         gen_slot(g, SLOT_SCRATCH, at, "float *", "part");
         gen_slot(g, SLOT_VALUE, r->nseg, "i64 ", "segments");
-        gen_slot(g, SLOT_VALUE, ceil_div(r->nv, r->nseg), "i64 ", "chunk");
+        gen_slot(g, SLOT_VALUE, r->chunk, "i64 ", "chunk");
         at += round_up((int64_t)g->s->p->ninstr * r->nrow * r->nseg * 4, 256);
     }
     plan->scratch_nbytes = (size_t)at;
@@ -334,6 +388,51 @@ static void gen_column_sums(Gen *g, const Rows *r, bool start) {
     }
 }
 
+static void gen_row_loads(Gen *g, const Rows *r) {
+    if (!any_cached(g, r, false)) return;
+    open_vectors(g, r, true);
+    load_inputs(g, r, true, false, NULL);
+    gen_line(g, "}\n}");
+}
+
+// Row `row` into the registers of the next one, if there is such a row.
+static void gen_next_row(Gen *g, const Rows *r, const char *row) {
+    const Program *p = g->s->p;
+    gen_line(g, "if (const i64 rn = %s; rn < p.rows) {", row);
+    gen_row_offsets(g, r, "rn");
+    g->next = true;
+    gen_row_loads(g, r);
+    for (int i = 0; i < p->ninstr; i++)
+        if (r->need[i] && g->s->row_const[i] && p->instr[i].code == PROG_INPUT) gen_row_input(g, i);
+    g->next = false;
+    gen_line(g, "}");
+}
+
+static void gen_first_row(Gen *g, const Rows *r) {
+    const Program *p = g->s->p;
+    g->next = true;
+    for (int i = 0; i < g->s->nin; i++)
+        if (g->cached[i] && !r->hoisted[i]) gen_declare_input(g, i, "[NE]");
+    g->next = false;
+    for (int i = 0; i < p->ninstr; i++)
+        if (r->need[i] && g->s->row_const[i] && p->instr[i].code == PROG_INPUT)
+            gen_line(g, "%s m%d = 0;", expr_register_type(p->instr[i].dtype), i);
+    gen_next_row(g, r, "w");
+}
+
+// Takes over the row that was loaded before, and starts to load the one after it.
+static void gen_take_row(Gen *g, const Rows *r) {
+    const Program *p = g->s->p;
+    for (int i = 0; i < g->s->nin; i++)
+        if (g->cached[i] && !r->hoisted[i])
+            gen_line(g, "GPU_UNROLL for (int k = 0; k < NE; k++)\n"
+                     "    if ((NV > 0 && NV %% G == 0) || lane + k * G < NV) x%d[k] = n%d[k];", i, i);
+    for (int i = 0; i < p->ninstr; i++)
+        if (r->need[i] && g->s->row_const[i] && p->instr[i].code == PROG_INPUT && g->s->level[i] == 0)
+            gen_line(g, "const %s s%d = m%d;", expr_register_type(p->instr[i].dtype), i, i);
+    gen_next_row(g, r, "r + p.workers");
+}
+
 static void gen_whole_rows(Gen *g, Rows *r) {
     const FusedSpace *s = g->s;
     gen_open_kernel(g, "fused", "GX_BOUNDS");
@@ -345,19 +444,21 @@ static void gen_whole_rows(Gen *g, Rows *r) {
         load_inputs(g, r, true, true, NULL);
         gen_line(g, "}\n}");
     }
+    gen_line(g, "int turn = 0;");
     gen_line(g, "for (i64 w = gpu_block_x * per_block + group; w < p.workers; w += gpu_grid_x * per_block) {");
     gen_column_sums(g, r, true);
-    gen_line(g, "for (i64 it = 0; it < p.rounds; it++) {\ni64 r = w + it * p.workers;");
-    if (r->group > 32) gen_line(g, "const bool live = true;\nif (r >= p.rows) break;");
+    if (r->prefetch) gen_first_row(g, r);
+    if (r->group > 32) gen_line(g, "const i64 rounds = w < p.rows ? (p.rows - 1 - w) / p.workers + 1 : 0;");
+    else gen_line(g, "const i64 rounds = p.rounds;");
+    if (r->row_unroll > 1) gen_line(g, "_Pragma(\"unroll %d\")", r->row_unroll);
+    gen_line(g, "for (i64 it = 0; it < rounds; it++) {\ni64 r = w + it * p.workers;");
+    if (r->group > 32) gen_line(g, "const bool live = true;");
     else gen_line(g, "const bool live = r < p.rows;\nif (!live) r = 0;  // the warp's other rows still need this thread");
-    gen_row_offsets(g, r);
-    if (any_cached(g, r, false)) {
-        for (int i = 0; i < s->nin; i++)
-            if (g->cached[i] && !r->hoisted[i]) gen_declare_input(g, i, "[NE]");
-        open_vectors(g, r, true);
-        load_inputs(g, r, true, false, NULL);
-        gen_line(g, "}\n}");
-    }
+    gen_row_offsets(g, r, "r");
+    for (int i = 0; i < s->nin; i++)
+        if (g->cached[i] && !r->hoisted[i]) gen_declare_input(g, i, "[NE]");
+    if (r->prefetch) gen_take_row(g, r);
+    else gen_row_loads(g, r);
     for (int k = 0; k <= s->nlevel; k++) {
         gen_row_level(g, r, k);
         gen_phase(g, r, k);
@@ -372,15 +473,15 @@ static void gen_whole_rows(Gen *g, Rows *r) {
 
 // Partial results of a row's segments, added up by every block that needs them, in one order.
 static const char parts_text[] =
-    "GPU_FN float gx_parts_sum(const float *part, i64 n) {\n"
+    "GPU_FN float gx_parts_sum(const float *part, i64 n, int &turn) {\n"
     "    float a = 0;\n"
     "    for (i64 i = gpu_thread_x; i < n; i += gpu_block_threads) a += part[i];\n"
-    "    return gx_group_sum<G>(a);\n"
+    "    return gx_group_sum<G>(a, turn);\n"
     "}\n"
-    "GPU_FN float gx_parts_max(const float *part, i64 n) {\n"
+    "GPU_FN float gx_parts_max(const float *part, i64 n, int &turn) {\n"
     "    float a = gpu_bits_float(0xff800000u);\n"
-    "    for (i64 i = gpu_thread_x; i < n; i += gpu_block_threads) a = gx_max(a, part[i]);\n"
-    "    return gx_group_max<G>(a);\n"
+    "    for (i64 i = gpu_thread_x; i < n; i += gpu_block_threads) a = gx_larger(a, part[i]);\n"
+    "    return gx_group_max<G>(a, turn);\n"
     "}\n";
 
 static void gen_split_kernel(Gen *g, Rows *r, int k, bool outputs) {
@@ -388,19 +489,19 @@ static void gen_split_kernel(Gen *g, Rows *r, int k, bool outputs) {
     char name[16];
     snprintf(name, sizeof name, "fused%d", k + outputs);
     gen_open_kernel(g, name, "GX_BOUNDS");
-    gen_line(g, "const i64 lane = gpu_thread_x %% G;\nconst bool live = true;");
+    gen_line(g, "const i64 lane = gpu_thread_x %% G;\nconst bool live = true;\nint turn = 0;");
     gen_line(g, "for (i64 w = gpu_block_x; w < p.rows%s; w += gpu_grid_x) {", outputs ? "" : " * p.segments");
     if (outputs) gen_line(g, "const i64 r = w;");
     else gen_line(g, "const i64 r = w / p.segments, segment = w %% p.segments, j0 = segment * p.chunk;");
     if (!outputs) gen_line(g, "const i64 j1 = j0 + p.chunk < p.nv ? j0 + p.chunk : p.nv;");
-    gen_row_offsets(g, r);
+    gen_row_offsets(g, r, "r");
     for (int level = 0; level <= k; level++) gen_row_level(g, r, level);
     if (outputs) gen_row_outputs(g, r);
     else gen_phase(g, r, k);
     for (int i = 0; i < s->p->ninstr && !outputs; i++) {
         const Instr *x = &s->p->instr[i];
         if (!is_row_reduction(x) || !r->need[i] || s->level[i] != k + 1) continue;
-        gen_line(g, "{\nconst float all = gx_group_%s<G>(a%d);", x->code == PROG_ROW_SUM ? "sum" : "max", i);
+        gen_line(g, "{\nconst float all = gx_group_%s<G>(a%d, turn);", x->code == PROG_ROW_SUM ? "sum" : "max", i);
         gen_line(g, "if (lane == 0) p.part[(%d * p.rows + r) * p.segments + segment] = all;\n}", i);
     }
     gen_line(g, "}");

@@ -3,7 +3,8 @@
 #include "backend/cuda/codegen_expr.h"
 #include "backend/cuda/codegen_fused.h"
 
-// Loads and stores of V elements in as few accesses as there can be; elements stay packed as they were in memory until they are used.
+// Loads and stores of V elements in as few accesses as there can be; elements stay packed as they were in memory until they are
+// used.
 static const char vector_prelude[] =
     "struct GxDiv { u32 d, m, s, z; };  // n / d is (mulhi(n, m) + n) >> s for n < 2^31\n"
     "GPU_FN u32 gx_quot(u32 n, GxDiv d) { return ((u32)(((u64)n * d.m) >> 32) + n) >> d.s; }\n"
@@ -13,8 +14,8 @@ static const char vector_prelude[] =
     "template <int N> GPU_FN void gx_words(u32 *w, const void *p) { w[0] = 0, memcpy(w, p, N); }\n"
     "template <int N> GPU_FN void gx_put_words(void *p, const u32 *w) { memcpy(p, w, N); }\n"
     "GPU_FN u32 gx_pack_bf16(float lo, float hi) { return to_bf16(lo).bits | (u32)to_bf16(hi).bits << 16; }\n"
-    "template <int G> GPU_FN float gx_group_sum(float v) { return v; }\n"
-    "template <int G> GPU_FN float gx_group_max(float v) { return v; }\n"
+    "template <int G> GPU_FN float gx_group_sum(float v, int &) { return v; }\n"
+    "template <int G> GPU_FN float gx_group_max(float v, int &) { return v; }\n"
     "#else\n"
     "template <int N> GPU_FN void gx_words(u32 *w, const void *p) {\n"
     "    if constexpr (N >= 16) {\n"
@@ -43,20 +44,34 @@ static const char vector_prelude[] =
     "    asm(\"cvt.rn.bf16x2.f32 %0, %1, %2;\" : \"=r\"(r) : \"f\"(hi), \"f\"(lo));\n"
     "    return r;\n"
     "}\n"
-    "template <int G> GPU_FN float gx_group_sum(float v) {\n"
+    // One barrier is enough: `turn` alternates, and whoever writes to an array has passed the barrier of the reduction between,
+    // before which all had read it.
+    "template <int G> GPU_FN float gx_group_sum(float v, int &turn) {\n"
     "    if constexpr (G > 32) {\n"
-    "        GPU_SHARED float part[32];\n"
-    "        return gpu_block_reduce_sum(v, part);\n"
+    "        __shared__ __align__(16) float part[2][G / 32];\n"
+    "        v = gpu_warp_sum(v);\n"
+    "        turn ^= 1;\n"
+    "        if (threadIdx.x % 32 == 0) part[turn][threadIdx.x / 32] = v;\n"
+    "        __syncthreads();\n"
+    "        v = 0;\n"
+    "        GPU_UNROLL for (int i = 0; i < G / 32; i++) v += part[turn][i];\n"
+    "        return v;\n"
     "    }\n"
     "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v += __shfl_xor_sync(0xffffffffu, v, m);\n"
     "    return v;\n"
     "}\n"
-    "template <int G> GPU_FN float gx_group_max(float v) {\n"
+    "template <int G> GPU_FN float gx_group_max(float v, int &turn) {\n"
     "    if constexpr (G > 32) {\n"
-    "        GPU_SHARED float part[32];\n"
-    "        return gpu_block_reduce_max(v, part);\n"
+    "        __shared__ __align__(16) float part[2][G / 32];\n"
+    "        GPU_UNROLL for (int m = 16; m > 0; m /= 2) v = gx_larger(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
+    "        turn ^= 1;\n"
+    "        if (threadIdx.x % 32 == 0) part[turn][threadIdx.x / 32] = v;\n"
+    "        __syncthreads();\n"
+    "        v = part[turn][0];\n"
+    "        GPU_UNROLL for (int i = 1; i < G / 32; i++) v = gx_larger(v, part[turn][i]);\n"
+    "        return v;\n"
     "    }\n"
-    "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v = gx_max(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
+    "    GPU_UNROLL for (int m = G / 2; m > 0; m /= 2) v = gx_larger(v, __shfl_xor_sync(0xffffffffu, v, m));\n"
     "    return v;\n"
     "}\n"
     "#endif\n"
@@ -70,7 +85,8 @@ static const char vector_prelude[] =
     "template <int V> GPU_FN float gx_get(const GxVec<bf16, V> &x, int e) {\n"
     "    return gpu_bits_float(e & 1 ? x.w[e / 2] & 0xffff0000u : x.w[e / 2] << 16);\n"
     "}\n"
-    "template <int V> GPU_FN i64 gx_get(const GxVec<i64, V> &x, int e) { return (i64)(x.w[2 * e] | (u64)x.w[2 * e + 1] << 32); }\n"
+    "template <int V> GPU_FN i64 gx_get(const GxVec<i64, V> &x, int e) { return (i64)(x.w[2 * e] | (u64)x.w[2 * e + 1] << 32); "
+    "}\n"
     "template <int V> GPU_FN bool gx_get(const GxVec<u8, V> &x, int e) { return ((x.w[e / 4] >> (e % 4 * 8)) & 255) != 0; }\n"
     "template <class T, int V> GPU_FN auto gx_get(const GxElems<T, V> &x, int e) { return gx_value(x.at[e]); }\n"
     "template <int V> GPU_FN void gx_store(float *p, const float *y) {\n"
@@ -213,6 +229,10 @@ void gen_positions(Gen *g, const char *from, int first, int last, int unit) {
     if (first > last) return;
     gen_line(g, "%s h%d = (%s)%s;", t, last, t, from);
     for (int k = last; k >= first; k--) {
+        if (g->along && k == g->many_dim) {  // the kernel's own loop
+            if (k > first) gen_line(g, "const %s h%d = h%d;", t, k - 1, k);
+            continue;
+        }
         char scale[24] = "", name[16] = "many0";
         if (k != g->many_dim) snprintf(name, sizeof name, "q%d", k);
         if (unit > 1 && k == last) snprintf(scale, sizeof scale, " * %d", unit);
@@ -271,12 +291,13 @@ static bool has_outer_window(const Gen *g, int i, int ndims) {
 void gen_declare_input(Gen *g, int i, const char *array) {
     const char *t = expr_memory_type(g->s->in[i].dtype);
     InputClass c = gen_class(g, i);
-    if (c == INPUT_SPLAT) gen_line(g, "%s x%d%s;", t, i, array);
-    else gen_line(g, "%s<%s, %d> x%d%s;", c == INPUT_VECTOR ? "GxVec" : "GxElems", t, g->v, i, array);
+    char x = g->next ? 'n' : 'x';
+    if (c == INPUT_SPLAT) gen_line(g, "%s %c%d%s;", t, x, i, array);
+    else gen_line(g, "%s<%s, %d> %c%d%s;", c == INPUT_VECTOR ? "GxVec" : "GxElems", t, g->v, x, i, array);
 }
 
 static const char *input_name(const Gen *g, int i, char *out, size_t n) {
-    snprintf(out, n, "x%d%s", i, g->cached[i] ? "[k]" : "");
+    snprintf(out, n, "%c%d%s", g->next ? 'n' : 'x', i, g->cached[i] ? "[k]" : "");
     return out;
 }
 
@@ -296,7 +317,8 @@ void gen_load_input(Gen *g, int i, int ndims) {
     char x[32];
     const char *name = input_name(g, i, x, sizeof x), *t = expr_memory_type(s->in[i].dtype);
     if (c == INPUT_VECTOR) {
-        if (inside.len) gen_line(g, "if (%s) gx_load(%s, p.i%d + (%s)); else gx_clear(%s);", inside.data, name, i, offset.data, name);
+        if (inside.len)
+            gen_line(g, "if (%s) gx_load(%s, p.i%d + (%s)); else gx_clear(%s);", inside.data, name, i, offset.data, name);
         else gen_line(g, "gx_load(%s, p.i%d + (%s));", name, i, offset.data);
     } else {
         const char *at = c == INPUT_ELEMENTS ? ".at[e]" : "";
@@ -327,6 +349,8 @@ void gen_instr(Gen *g, int i) {
         str_printf(&value, gen_class(g, x->a) == INPUT_SPLAT ? "gx_value(%s)" : "gx_get(%s, e)", name);
     } else if (x->code == PROG_INDEX) {
         index_text(g, &value, x->a, !s->row_const[i]);
+    } else if (gen_divides_by_row(g, i)) {
+        str_printf(&value, "gx_div_by(v%d, d%d)", x->a, x->b);
     } else {
         char name[3][16];
         snprintf(name[0], sizeof name[0], "v%d", x->a), snprintf(name[1], sizeof name[1], "v%d", x->b);
@@ -343,12 +367,20 @@ void gen_instr(Gen *g, int i) {
     str_free(&value);
 }
 
+bool gen_divides_by_row(const Gen *g, int i) {
+    const FusedSpace *s = g->s;
+    const Instr *x = &s->p->instr[i];
+    bool divides = x->code == PROG_OP + OP_DIV && x->dtype == DT_F32 && s->p->instr[x->a].dtype == DT_F32;
+    return divides && s->row && s->fast && s->row_const[x->b] && !s->row_const[i];
+}
+
 void gen_row_input(Gen *g, int i) {
     int slot = g->s->p->instr[i].a;
     const char *type = expr_register_type(g->s->p->instr[i].dtype), *t = expr_memory_type(g->s->in[slot].dtype);
-    if (has_outer_window(g, slot, fused_nouter(g->s)))
-        gen_line(g, "const %s v%d = gx_value(w%d ? p.i%d[f%d] : %s());", type, i, slot, slot, slot, t);
-    else gen_line(g, "const %s v%d = gx_value(p.i%d[f%d]);", type, i, slot, slot);
+    if (g->next) gen_line(g, "m%d =", i);
+    else gen_line(g, "const %s v%d =", type, i);
+    if (has_outer_window(g, slot, fused_nouter(g->s))) gen_line(g, "    gx_value(w%d ? p.i%d[f%d] : %s());", slot, slot, slot, t);
+    else gen_line(g, "    gx_value(p.i%d[f%d]);", slot, slot);
 }
 
 void gen_need(const FusedSpace *s, int i, bool stop, bool *need) {
@@ -372,11 +404,11 @@ Status fused_plan(Arena *a, const FusedSpace *s, FusedPlan *plan, Diag *d) {
     size_t nbytes = 0;
     for (int64_t i = 0; i < g.slots.len; i++) nbytes += g.slots.data[i].kind == SLOT_DIV ? 16 : 8;
     if (st == ST_OK && nbytes > FUSED_MAX_PARAMS)
-        st = diag_error(d, ST_UNSUPPORTED, "%s: %d operands need %zu bytes of parameters, a kernel takes %d: fuse fewer", s->label,
-                        s->nin + s->nout, nbytes, FUSED_MAX_PARAMS);
+        st = diag_error(d, ST_UNSUPPORTED, "%s: %d operands need %zu bytes of parameters, a kernel takes %d: fuse fewer",
+                        s->label, s->nin + s->nout, nbytes, FUSED_MAX_PARAMS);
     if (st == ST_OK) {
-        plan->source = arena_printf(a, "#include \"gpu.h\"\n%s%sstruct FusedParams {\n%s};\n%s", expr_prelude_text, vector_prelude,
-                                    str_text(&g.fields), str_text(&g.body));
+        plan->source = arena_printf(a, "#include \"gpu.h\"\n%s%sstruct FusedParams {\n%s};\n%s", expr_prelude_text,
+                                    vector_prelude, str_text(&g.fields), str_text(&g.body));
         plan->nslot = (int)g.slots.len;
         plan->slot = arena_copy(a, g.slots.data, sizeof(Slot) * (size_t)g.slots.len);
     }

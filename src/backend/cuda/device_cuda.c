@@ -5,10 +5,9 @@
 
 #include "backend/cuda/box.h"
 #include "backend/cuda/device_api.h"
+#include "backend/cuda/dnn.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/module.h"
-
-void dnn_close(Device *dev) __attribute__((weak));
 
 #define CUDA_TRY(dev, call)                                                                                                     \
     do {                                                                                                                        \
@@ -48,8 +47,10 @@ static Status no_device(Diag *d) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     cudaGetLastError();
-    return diag_error(d, ST_UNSUPPORTED, "no NVIDIA GPU can be used here (%s): run on a machine with one, or take --device cpu; plan --device cuda works anywhere",
-                      e == cudaSuccess ? "the driver shows none" : cudaGetErrorString(e));
+    return diag_error(
+        d, ST_UNSUPPORTED,
+        "no NVIDIA GPU can be used here (%s): run on a machine with one, or take --device cpu; plan --device cuda works anywhere",
+        e == cudaSuccess ? "the driver shows none" : cudaGetErrorString(e));
 }
 
 static Status use_device(int rank, int *ordinal, Diag *d) {
@@ -79,7 +80,8 @@ static Status name_device(Device *dev, Diag *d) {
     snprintf(dev->name, sizeof dev->name, "%.63s", p.name);
     snprintf(dev->key, sizeof dev->key, "%s sm_%d driver %d", dev->name, dev->capability, driver);
     if (dev->capability < 80)
-        return diag_error(d, ST_UNSUPPORTED, "%s has compute capability %d.%d; 8.0 (Ampere) is the least that is supported", dev->name, p.major, p.minor);
+        return diag_error(d, ST_UNSUPPORTED, "%s has compute capability %d.%d; 8.0 (Ampere) is the least that is supported",
+                          dev->name, p.major, p.minor);
     return ST_OK;
 }
 
@@ -92,7 +94,8 @@ static Status allocate(Device *dev, size_t arena_nbytes, Diag *d) {
     if (e != cudaSuccess) {
         cudaGetLastError();
         return diag_error(d, ST_MEMORY,
-                          "rank %d: the plan needs %.2f GB on %s, %.2f of %.2f GB are free: take a shorter sequence, a smaller batch, or more GPUs",
+                          "rank %d: the plan needs %.2f GB on %s, %.2f of %.2f GB are free: take a shorter sequence, a smaller "
+                          "batch, or more GPUs",
                           dev->rank, (double)arena_nbytes / 1e9, dev->name, (double)have / 1e9, (double)total / 1e9);
     }
     CUDA_TRY(dev, cudaMemsetAsync(m->memory, 0, m->arena_nbytes + RECORD_NBYTES, dev->stream));
@@ -125,7 +128,7 @@ static void device_close(Device *dev) {
     struct DeviceImpl *m = dev->impl;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
     if (dev->blas) gemm_close(dev);
-    if (dnn_close && dev->dnn) dnn_close(dev);
+    if (dev->dnn) dnn_close(dev);
     if (dev->modules) module_close(dev);
     for (int64_t i = 0; i < m->graph.len; i++) cudaGraphExecDestroy(m->graph.data[i]);
     for (int64_t i = 0; i < m->mark.len; i++) cudaEventDestroy(m->mark.data[i]);
@@ -160,7 +163,14 @@ static Status device_open(int rank, int nranks, size_t arena_nbytes, Device **ou
     return ST_OK;
 }
 
-// ---- steps --------------------------------------------------------------------------------------------------------------------
+// A rank's thread starts with device 0 as its current one, whatever its rank's is: what is created in preparing belongs to the
+// current one.
+static Status device_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
+    CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
+    return cuda_prepare(dev, k, state, d);
+}
+
+// ---- steps ----------------------------------------------------------------------------------------------------------------
 static Status device_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
     Mirror *m = dev->impl->mirror;
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
@@ -179,7 +189,7 @@ static Status device_finish(Device *dev, NodeId *failed, Diag *d) {
     if (m->error.code == DEVICE_OK) return ST_OK;
     *failed = m->error.node;
     if (m->error.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
-    return diag_error(d, ST_NUMERIC, "index %lld is out of range [0, %lld)", m->error.value, m->error.limit);
+    return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", m->error.value, m->error.limit);
 }
 
 static Status device_read(Device *dev, void *host, const void *device, size_t nbytes, Diag *d) {
@@ -217,7 +227,7 @@ static Status device_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
     return ST_OK;
 }
 
-// ---- captured steps, times ------------------------------------------------------------------------------------------------------
+// ---- captured steps, times ------------------------------------------------------------------------------------------------
 static Status device_capture_begin(Device *dev, Diag *d) {
     CUDA_TRY(dev, cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal));
     return ST_OK;
@@ -258,7 +268,7 @@ static Status device_elapsed(Device *dev, int from, int to, double *seconds, Dia
     return ST_OK;
 }
 
-// ---- other processes --------------------------------------------------------------------------------------------------------------
+// ---- other processes ------------------------------------------------------------------------------------------------------
 static Status device_export_arena(Device *dev, void *handle64, Diag *d) {
     cudaIpcMemHandle_t h;
     CUDA_TRY(dev, cudaIpcGetMemHandle(&h, dev->impl->memory));
@@ -299,7 +309,7 @@ const DeviceApi device_api = {
     .open = device_open,
     .close = device_close,
     .available = device_available,
-    .prepare = cuda_prepare,
+    .prepare = device_prepare,
     .begin = device_begin,
     .finish = device_finish,
     .read = device_read,

@@ -1,5 +1,5 @@
-// dnn.h without a GPU: for each query the definition of attention, in float64, from the same operands, masks and shapes. Proves what attention.c
-// asks cuDNN for, not cuDNN.
+// dnn.h without a GPU: for each query the definition of attention, in float64, from the same operands, masks and shapes. Proves
+// what attention.c asks cuDNN for, not cuDNN.
 #include <math.h>
 #include <string.h>
 #include "backend/cuda/dnn.h"
@@ -75,7 +75,8 @@ static void backward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t 
     for (int64_t k = 0; k < c->nk; k++) {
         int64_t ki = key_at(c, h, k);
         if (!sees(c, q, k)) continue;
-        double p = exp(c->scale * dot(x->q, qi, x->k, ki, c->dim) - lse), ds = p * (dot(x->dout, qi, x->v, ki, c->dim) - dsum) * c->scale;
+        double p = exp(c->scale * dot(x->q, qi, x->k, ki, c->dim) - lse),
+               ds = p * (dot(x->dout, qi, x->v, ki, c->dim) - dsum) * c->scale;
         for (int64_t e = 0; e < c->dim; e++) {
             dq[e] += ds * load(x->k, ki + e);
             dk[ki + e] += ds * load(x->q, qi + e);

@@ -1,5 +1,6 @@
-// expert_matmul and the gradient of its matrices. Rows are ordered by expert on the device with a counting sort (stable: results do not
-// depend on the order of threads), then a grouped product reads the groups' places from device memory: the host never waits.
+// expert_matmul and the gradient of its matrices. Rows are ordered by expert on the device with a counting sort (stable: results
+// do not depend on the order of threads), then a grouped product reads the groups' places from device memory: the host never
+// waits.
 #include "backend/cuda/expert.h"
 #include "backend/cuda/kernels.h"
 #include "base/containers.h"
@@ -24,8 +25,8 @@ static ExpertOrder order_of(const KernelArgs *k, int64_t nexpert, int tile) {
 static Status check_types(const KernelArgs *k, const Operand *second, Diag *d) {
     DType t = k->in[0].dtype, r = k->out[0].dtype;
     if (second->dtype == t && ((t == DT_F32 && r == DT_F32) || (t == DT_BF16 && (r == DT_F32 || r == DT_BF16)))) return ST_OK;
-    return diag_error(d, ST_UNSUPPORTED, "%s: CUDA has no product of %s and %s that gives %s: use f32 or bf16", op_name(k->node->op),
-                      dtype_name(t), dtype_name(second->dtype), dtype_name(r));
+    return diag_error(d, ST_UNSUPPORTED, "%s: CUDA has no product of %s and %s that gives %s: use f32 or bf16",
+                      op_name(k->node->op), dtype_name(t), dtype_name(second->dtype), dtype_name(r));
 }
 
 size_t cuda_expert_matmul_scratch(const Node *n, const Operand *in, const Operand *out) {

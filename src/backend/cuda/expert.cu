@@ -1,10 +1,10 @@
-// Products grouped by expert: ordering of the rows, and the products by plain multiply-adds (any shape, float32) or by tensor cores
-// (bf16; mma_tile.h). Every sum has one order, whatever the threads do.
+// Products grouped by expert: ordering of the rows, and the products by plain multiply-adds (any shape, float32) or by tensor
+// cores (bf16; mma_tile.h). Every sum has one order, whatever the threads do.
 #include "backend/cuda/expert.h"
 #include "backend/cuda/mma_tile.h"
 #include "backend/cuda/tile.h"
 
-// ---- order ------------------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------------------------
 
 #define EXPERT_BIN(p, e) ((e) >= 0 && (e) < (p).nexpert ? (int)(e) : (int)(p).nexpert)
 
@@ -85,7 +85,8 @@ extern "C" void expert_order_launch(void *stream, const ExpertOrder *o) {
     GPU_LAUNCH(expert_place, stream, grid, block, 0, *o);
 }
 
-// The group of tile t: the last that starts at or before it (empty groups start where the next one does). nexpert + 1: no such tile.
+// The group of tile t: the last that starts at or before it (empty groups start where the next one does). nexpert + 1: no such
+// tile.
 GPU_FN i64 expert_of_tile(const ExpertOrder &o, i64 t) {
     if (t >= o.tile_first[o.nexpert + 1]) return o.nexpert + 1;
     i64 lo = 0, hi = o.nexpert;
@@ -100,7 +101,7 @@ GPU_FN i64 expert_of_tile(const ExpertOrder &o, i64 t) {
 // Tiles that there can be at most: every group's last one may be partly filled.
 static i64 expert_most_tiles(const ExpertOrder *o) { return (o->n + o->tile - 1) / o->tile + o->nexpert + 1; }
 
-// ---- products by multiply-adds ----------------------------------------------------------------------------------------------------
+// ---- products by multiply-adds --------------------------------------------------------------------------------------------
 
 template <class T, class TY>
 GPU_FN void expert_simt_tiles(const ExpertProduct &p) {
@@ -150,7 +151,7 @@ GPU_KERNEL(expert_grad_simt_f32, ExpertGrad, TILE_THREADS) { expert_grad_simt_ti
 GPU_KERNEL(expert_grad_simt_bf16, ExpertGrad, TILE_THREADS) { expert_grad_simt_tiles<bf16, bf16>(p); }
 GPU_KERNEL(expert_grad_simt_bf16_f32, ExpertGrad, TILE_THREADS) { expert_grad_simt_tiles<bf16, float>(p); }
 
-// ---- products by tensor cores -------------------------------------------------------------------------------------------------------
+// ---- products by tensor cores ---------------------------------------------------------------------------------------------
 
 #if !defined(GPU_EMULATE)
 // Operands as MmaTile takes them; see there.
@@ -231,7 +232,8 @@ extern "C" void expert_product_launch(void *stream, int in_bf16, int out_bf16, c
 
 extern "C" void expert_grad_launch(void *stream, int in_bf16, int out_bf16, const ExpertGrad *p) {
     if (p->rows.tile != TILE) return expert_grad_mma(stream, out_bf16, p);
-    GpuDim grid = expert_grid(p->rows.nexpert * ((p->nl + TILE - 1) / TILE) * ((p->nr + TILE - 1) / TILE)), block = {TILE_THREADS, 1, 1};
+    GpuDim grid = expert_grid(p->rows.nexpert * ((p->nl + TILE - 1) / TILE) * ((p->nr + TILE - 1) / TILE)),
+           block = {TILE_THREADS, 1, 1};
     if (!in_bf16) GPU_LAUNCH(expert_grad_simt_f32, stream, grid, block, 0, *p);
     else if (out_bf16) GPU_LAUNCH(expert_grad_simt_bf16, stream, grid, block, 0, *p);
     else GPU_LAUNCH(expert_grad_simt_bf16_f32, stream, grid, block, 0, *p);

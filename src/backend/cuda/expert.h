@@ -4,9 +4,9 @@
 extern "C" {
 #endif
 
-// Rows sorted by expert, stable, all on the device: those of expert e are order[first[e]] .. order[first[e + 1]); rows whose expert is
-// outside [0, nexpert) are the last group, nexpert. Each group's rows are cut into tiles of `tile` rows: those of group e are numbered
-// tile_first[e] .. tile_first[e + 1].
+// Rows sorted by expert, stable, all on the device: those of expert e are order[first[e]] .. order[first[e + 1]); rows whose
+// expert is outside [0, nexpert) are the last group, nexpert. Each group's rows are cut into tiles of `tile` rows: those of group
+// e are numbered tile_first[e] .. tile_first[e + 1].
 typedef struct ExpertOrder {
     const long long *expert;        // [n]
     long long n, nexpert, tile;

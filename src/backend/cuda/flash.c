@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof(FlashParams) <= 4096, "parameters of a launch");
 
-// ---- geometry -----------------------------------------------------------------------------------------------------------------
+// ---- geometry -------------------------------------------------------------------------------------------------------------
 typedef struct Flash {
     const Node *n;
     const Operand *in, *q, *k, *v, *vec;
@@ -41,7 +41,7 @@ static Flash flash_of(const Node *n, const Operand *in, const Operand *out) {
     return f;
 }
 
-// ---- scratch ------------------------------------------------------------------------------------------------------------------
+// ---- scratch --------------------------------------------------------------------------------------------------------------
 typedef struct FlashScratch {
     size_t verdict, bound_q, bound_k, range[FLASH_MAX_VEC], delta, max, unsum, flags, any, nbytes;
 } FlashScratch;
@@ -80,7 +80,7 @@ static size_t scratch_nbytes(const Node *n, const Operand *in, const Operand *ou
 size_t flash_attention_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 size_t flash_attention_grad_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 
-// ---- parameters ---------------------------------------------------------------------------------------------------------------
+// ---- parameters -----------------------------------------------------------------------------------------------------------
 static int put_spans(FlashSpan *to, const Operand *o) {
     int64_t base = 0;
     for (int i = 0; i < o->nspan; base += o->span[i].end - o->span[i].begin, i++) to[i] = (FlashSpan){o->span[i].begin, base};
@@ -153,7 +153,7 @@ static void put_params(FlashParams *p, const KernelArgs *k, const Flash *f) {
     p->flags = (unsigned char *)at + s.flags, p->any = (int *)(void *)(at + s.any);
 }
 
-// ---- preparing ----------------------------------------------------------------------------------------------------------------
+// ---- preparing ------------------------------------------------------------------------------------------------------------
 typedef enum FlashKernel {
     FK_RANGES,
     FK_VERDICTS,
@@ -215,7 +215,7 @@ static Status prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) {
 Status flash_attention_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) { return prepare(dev, k, state, d); }
 Status flash_attention_grad_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d) { return prepare(dev, k, state, d); }
 
-// ---- launching ----------------------------------------------------------------------------------------------------------------
+// ---- launching ------------------------------------------------------------------------------------------------------------
 typedef struct Launch {
     const KernelArgs *k;
     const Flash *f;

@@ -8,7 +8,7 @@
 extern const char flash_params_h_text[], flash_interval_h_text[], flash_common_h_text[], flash_kernel_h_text[],
     flash_backward_h_text[], flash_mma_h_text[], flash_mma_forward_h_text[], flash_mma_backward_h_text[];
 
-// ---- what can be done ---------------------------------------------------------------------------------------------------------
+// ---- what can be done -----------------------------------------------------------------------------------------------------
 static Status refuse(const Node *n, Diag *d, const char *why, const char *advice) {
     return diag_error(d, ST_UNSUPPORTED, "%s on the GPU: %s; %s (%s)", op_name(n->op), why, advice, n->source ? n->source : "?");
 }
@@ -22,7 +22,7 @@ static Status check_types(const Node *n, const Operand *in, const Operand *out, 
         ok = ok && in[3].dtype == in[0].dtype && in[5].dtype == in[0].dtype && gpu_float(in[4].dtype) &&
              gpu_float(out[0].dtype) && out[1].dtype == out[0].dtype && out[2].dtype == out[0].dtype;
     else ok = ok && out[0].dtype == in[0].dtype && gpu_float(out[1].dtype);
-    return ok ? ST_OK : refuse(n, d, "the element types are not all float32 or all bfloat16", "use --dtype f32 or bf16");
+    return ok ? ST_OK : refuse(n, d, "the element types are not all float32 or all bfloat16", "use --dtype fp32 or bf16");
 }
 
 Status flash_check(const Node *n, const Operand *in, const Operand *out, Diag *d) {
@@ -60,7 +60,7 @@ size_t flash_mma_shared(const FlashForm *f, const Operand *in, FlashMma kernel) 
     return (size_t)(own + 2 * 64 * row) * 2;
 }
 
-// ---- the program --------------------------------------------------------------------------------------------------------------
+// ---- the program ----------------------------------------------------------------------------------------------------------
 // The element of vector `slot` at local (lb, lh, l): "((const i64 *)p.vec[2].data)[...]".
 static void vector_element(Str *s, const Operand *vec, int slot, const char *position) {
     const char *type = expr_memory_type(vec->dtype);
@@ -184,7 +184,7 @@ static void vector_code(const Operand *vec, int nvec, Str *s) {
     str_add(s, "    default: return true;\n    }\n}\n");
 }
 
-// ---- all of it ----------------------------------------------------------------------------------------------------------------
+// ---- all of it ------------------------------------------------------------------------------------------------------------
 Status flash_source(const Node *n, const Operand *in, const Operand *out, bool tensor, Str *s, Diag *d) {
     const Program *p = node_prog(n, ATTR_PROG);
     bool grad = n->op == OP_ATTENTION_GRAD;

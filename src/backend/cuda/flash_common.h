@@ -13,7 +13,7 @@
 GPU_FN i64 flash_min(i64 a, i64 b) { return a < b ? a : b; }
 GPU_FN i64 flash_blocks(i64 n, i64 block) { return (n + block - 1) / block; }
 
-// ---- positions ----------------------------------------------------------------------------------------------------------------
+// ---- positions ------------------------------------------------------------------------------------------------------------
 GPU_FN i64 flash_global(const FlashParams &p, int dim, i64 local) {
     if (p.qdim != dim) return local;
     int s = 0;
@@ -65,7 +65,7 @@ GPU_FN float flash_keep(const FlashParams &p, const FlashHead &at, i64 q, i64 k)
 #endif
 }
 
-// ---- verdicts -----------------------------------------------------------------------------------------------------------------
+// ---- verdicts -------------------------------------------------------------------------------------------------------------
 // The verdict on block (qb, kb), and the first and last block worth looking at along a row or column.
 GPU_FN int flash_verdict(const FlashParams &p, i64 row, i64 qb, i64 kb) {
 #if FLASH_PROGRAM
@@ -145,7 +145,7 @@ GPU_KERNEL(flash_bounds, FlashParams, 128) {
 }
 #endif
 
-// ---- one score ----------------------------------------------------------------------------------------------------------------
+// ---- one score ------------------------------------------------------------------------------------------------------------
 // The product q.k to the score: scale, soft-cap, bias; -inf where the key is not seen. Where nothing but masking happens
 // (FLASH_RAW)
 // the product stays as it is and the scale goes into the exponential. *slope: its derivative by the scaled product.

@@ -147,7 +147,7 @@ GPU_FN void flash_rows_begin(FlashRows rows) {
 }
 
 #if !FLASH_TENSOR
-// ---- forward ------------------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------------
 // Rows that saw no key, when such rows attend to all keys alike: their sums of v into acc.
 GPU_FN void flash_uniform(const FlashParams &p, const FlashHead &at, float (*acc)[4][FLASH_CHUNK(FLASH_DV) / 8], FlashRows rows,
                           const i64 *pos, int c0, float *sp, float *buf) {

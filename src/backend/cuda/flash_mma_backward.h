@@ -87,7 +87,7 @@ GPU_KERNEL(flash_mma_dq, FlashParams, FLASH_THREADS) {
     mma_copies_done();
 }
 
-// ---- keys ---------------------------------------------------------------------------------------------------------------------
+// ---- keys -----------------------------------------------------------------------------------------------------------------
 // Where the walk over the queries of all heads that share a KV head is.
 struct MmaAt { i64 h, q0; int verdict; FlashHead head; };
 

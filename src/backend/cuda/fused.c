@@ -1,4 +1,5 @@
-// Fused nodes and single pointwise ones: kernels generated for each node (codegen_*.c), launched here; column sums are finished here.
+// Fused nodes and single pointwise ones: kernels generated for each node (codegen_*.c), launched here; column sums are finished
+// here.
 #include "backend/cuda/codegen_expr.h"
 #include "backend/cuda/codegen_fused.h"
 #include "backend/cuda/kernels.h"

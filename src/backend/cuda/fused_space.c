@@ -84,7 +84,9 @@ static bool is_special(const FusedSpace *s, const bool *indexed, int dim) {
     return false;
 }
 
-static bool merges(const FusedSpace *s, const Access *a, int dim) { return a->stride[dim] == a->stride[dim + 1] * s->dim[dim + 1]; }
+static bool merges(const FusedSpace *s, const Access *a, int dim) {
+    return a->stride[dim] == a->stride[dim + 1] * s->dim[dim + 1];
+}
 
 static bool can_merge(const FusedSpace *s, const bool *indexed, int dim) {
     if (dim + 1 == s->ndim - s->row && s->row) return false;

@@ -1,5 +1,5 @@
-// A fused (or single pointwise) node as its kernels see it on one rank: the local iteration space with dims merged, and where each
-// operand's element of a position lies.
+// A fused (or single pointwise) node as its kernels see it on one rank: the local iteration space with dims merged, and where
+// each operand's element of a position lies.
 #pragma once
 #include "base/arena.h"
 #include "ir/views.h"
@@ -19,9 +19,10 @@ typedef enum FusedOut { OUT_WHOLE, OUT_ROW, OUT_COL } FusedOut;  // an element p
 typedef struct FusedSpace {
     const Program *p;
     const char *label;       // "fused", "add"
-    int ndim, row;           // dims, of which the last `row` are the row. row 0: no row. At least one dim; with a row one of each kind
+    int ndim, row;  // dims, of which the last `row` are the row. row 0: no row. At least one dim; with a row one of each kind
     int64_t dim[MAX_DIMS];
-    int index_dim[MAX_DIMS]; // of the node's dim d: the dim it has become, -1 where it has one element (so that its position is 0)
+    int index_dim[MAX_DIMS];  // of the node's dim d: the dim it has become, -1 where it has one element (so that its position is
+                              // 0)
     int nin, nout;
     Access *in, *out;        // out: of its own shape
     FusedOut *out_kind;

@@ -5,8 +5,8 @@
 #include "base/diag.h"
 #include "ir/type.h"
 
-// For each of `batch` matrices: D[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C[m,n] (+ bias[n]), all dense row-major with the given
-// leading dims (elements between rows) and strides (elements between matrices of the batch). trans_a: A is stored [k,m].
+// For each of `batch` matrices: D[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C[m,n] (+ bias[n]), all dense row-major with the
+// given leading dims (elements between rows) and strides (elements between matrices of the batch). trans_a: A is stored [k,m].
 typedef struct Gemm {
     int64_t m, n, k, batch;
     bool trans_a, trans_b;
@@ -22,11 +22,17 @@ static inline bool gemm_small(const Gemm *g) { return 2.0 * (double)g->m * (doub
 static inline size_t gemm_workspace(const Gemm *g) { return gemm_small(g) ? 0 : GEMM_WORKSPACE_NBYTES; }
 // What gemm_prepare chose; owned by the device, shared by equal products.
 typedef struct GemmPlan GemmPlan;
-// Picks the fastest algorithm: measured on these addresses unless the cache on disk knows it (D is overwritten then). m, n and batch
-// are at least 1; k = 0 is legal. float32 never uses TF32, and no algorithm is taken whose result depends on the order of threads.
-Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d);
-Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d);
+// Picks the fastest algorithm: measured on these addresses unless the cache on disk knows it (D is overwritten then). m, n and
+// batch are at least 1; k = 0 is legal. float32 never uses TF32, and no algorithm is taken whose result depends on the order of
+// threads.
+Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace,
+                    GemmPlan **out, Diag *d);
+Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst,
+                void *workspace, Diag *d);
 void gemm_close(Device *dev);
+// dot sums a longer contraction of bf16 that gives f32 piece by piece: see dot.c.
+enum { DOT_PIECE = 1 << 17 };
+extern int64_t dot_piece;  // DOT_PIECE; tests set it
 
 // Zeroed host memory that lives until gemm_close: for what a kernel's `prepare` keeps beside plans.
 void *gemm_alloc(Device *dev, size_t nbytes);
@@ -41,8 +47,25 @@ const GemmTuning *gemm_tuning(const GemmPlan *p);
 
 // The same product as gemm_simt.cu takes it.
 static inline SimtGemm gemm_simt_of(const Gemm *g, const void *a, const void *b, const void *c, const void *bias, void *dst) {
-    return (SimtGemm){.a = a, .b = b, .c = c, .bias = g->bias ? bias : 0, .d = dst, .m = g->m, .n = g->n, .k = g->k, .batch = g->batch,
-                      .a_m = g->trans_a ? 1 : g->lda, .a_k = g->trans_a ? g->lda : 1, .b_k = g->trans_b ? 1 : g->ldb,
-                      .b_n = g->trans_b ? g->ldb : 1, .ldc = g->ldc, .ldd = g->ldd, .stride_a = g->stride_a, .stride_b = g->stride_b,
-                      .stride_c = g->stride_c, .stride_d = g->stride_d, .alpha = g->alpha, .beta = g->beta};
+    return (SimtGemm){.a = a,
+                      .b = b,
+                      .c = c,
+                      .bias = g->bias ? bias : 0,
+                      .d = dst,
+                      .m = g->m,
+                      .n = g->n,
+                      .k = g->k,
+                      .batch = g->batch,
+                      .a_m = g->trans_a ? 1 : g->lda,
+                      .a_k = g->trans_a ? g->lda : 1,
+                      .b_k = g->trans_b ? 1 : g->ldb,
+                      .b_n = g->trans_b ? g->ldb : 1,
+                      .ldc = g->ldc,
+                      .ldd = g->ldd,
+                      .stride_a = g->stride_a,
+                      .stride_b = g->stride_b,
+                      .stride_c = g->stride_c,
+                      .stride_d = g->stride_d,
+                      .alpha = g->alpha,
+                      .beta = g->beta};
 }

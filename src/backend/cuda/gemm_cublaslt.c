@@ -1,5 +1,6 @@
-// gemm.h by cuBLASLt. Row-major matrices are the transposes of column-major ones, so D = A B is computed as D' = B' A' on the same bytes.
-// The library's heuristic only proposes; what it proposes is timed where it will run, once per distinct product, and kept on disk.
+// gemm.h by cuBLASLt. Row-major matrices are the transposes of column-major ones, so D = A B is computed as D' = B' A' on the
+// same bytes. The library's heuristic only proposes; what it proposes is timed where it will run, once per distinct product, and
+// kept on disk.
 #include <cuda_runtime.h>
 #include <string.h>
 #include "backend/cuda/cache.h"
@@ -93,8 +94,8 @@ void gemm_close(Device *dev) {
 
 // ---- keys -----------------------------------------------------------------------------------------------------------------
 
-// The alignment that may be relied upon. Beyond 64 bytes no kernel gains; the arena's offsets are multiples of that, so that equal
-// products at different places have one plan.
+// The alignment that may be relied upon. Beyond 64 bytes no kernel gains; the arena's offsets are multiples of that, so that
+// equal products at different places have one plan.
 static uint32_t alignment(const void *p) {
     uintptr_t both = (uintptr_t)p | 64;
     return (uint32_t)(both & -both);
@@ -106,14 +107,15 @@ typedef struct Addresses {
 } Addresses;
 
 static void plan_key(const Device *dev, const GemmDevice *gd, const Gemm *g, const Addresses *at, char *key) {
-    int n = snprintf(key, MAX_KEY,
-                     "gemm 1 %s lt%zu m%lld n%lld k%lld batch%lld %c%c ld%lld,%lld,%lld,%lld stride%lld,%lld,%lld,%lld %s %s alpha%a beta%a "
-                     "bias%d align%u,%u,%u,%u inplace%d workspace%d",
-                     dev->key, gd->lt->version, (long long)g->m, (long long)g->n, (long long)g->k, (long long)g->batch,
-                     g->trans_a ? 't' : 'n', g->trans_b ? 't' : 'n', (long long)g->lda, (long long)g->ldb, (long long)g->ldc,
-                     (long long)g->ldd, (long long)g->stride_a, (long long)g->stride_b, (long long)g->stride_c, (long long)g->stride_d,
-                     dtype_name(g->ab), dtype_name(g->cd), (double)g->alpha, (double)g->beta, g->bias, alignment(at->a),
-                     alignment(at->b), alignment(at->c), alignment(at->d), at->c == at->d, (int)gemm_workspace(g));
+    int n = snprintf(
+        key, MAX_KEY,
+        "gemm 1 %s lt%zu m%lld n%lld k%lld batch%lld %c%c ld%lld,%lld,%lld,%lld stride%lld,%lld,%lld,%lld %s %s alpha%a beta%a "
+        "bias%d align%u,%u,%u,%u inplace%d workspace%d",
+        dev->key, gd->lt->version, (long long)g->m, (long long)g->n, (long long)g->k, (long long)g->batch, g->trans_a ? 't' : 'n',
+        g->trans_b ? 't' : 'n', (long long)g->lda, (long long)g->ldb, (long long)g->ldc, (long long)g->ldd,
+        (long long)g->stride_a, (long long)g->stride_b, (long long)g->stride_c, (long long)g->stride_d, dtype_name(g->ab),
+        dtype_name(g->cd), (double)g->alpha, (double)g->beta, g->bias, alignment(at->a), alignment(at->b), alignment(at->c),
+        alignment(at->d), at->c == at->d, (int)gemm_workspace(g));
     CHECK(n > 0 && n < MAX_KEY, "the key of a product is too long");
 }
 
@@ -121,8 +123,8 @@ static void plan_key(const Device *dev, const GemmDevice *gd, const Gemm *g, con
 
 static cudaDataType_t type_of(DType t) { return t == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F; }
 
-static Status new_layout(GemmDevice *gd, cublasLtMatrixLayout_t *out, DType t, int64_t rows, int64_t cols, int64_t ld, int64_t batch,
-                         int64_t stride, Diag *d) {
+static Status new_layout(GemmDevice *gd, cublasLtMatrixLayout_t *out, DType t, int64_t rows, int64_t cols, int64_t ld,
+                         int64_t batch, int64_t stride, Diag *d) {
     int32_t count = (int32_t)batch;
     BLAS(cublasLtMatrixLayoutCreate(out, type_of(t), (uint64_t)rows, (uint64_t)cols, ld));
     if (batch == 1) return ST_OK;
@@ -147,7 +149,8 @@ static Status describe(GemmDevice *gd, GemmPlan *p, Diag *d) {
     int64_t bn = g->batch;
     TRY(new_layout(gd, &p->left, g->ab, g->trans_b ? g->k : g->n, g->trans_b ? g->n : g->k, g->ldb, bn, g->stride_b, d));
     TRY(new_layout(gd, &p->right, g->ab, g->trans_a ? g->m : g->k, g->trans_a ? g->k : g->m, g->lda, bn, g->stride_a, d));
-    TRY(new_layout(gd, &p->c, g->cd, g->n, g->m, g->beta != 0 ? g->ldc : g->ldd, bn, g->beta != 0 ? g->stride_c : g->stride_d, d));
+    TRY(new_layout(gd, &p->c, g->cd, g->n, g->m, g->beta != 0 ? g->ldc : g->ldd, bn, g->beta != 0 ? g->stride_c : g->stride_d,
+                   d));
     TRY(new_layout(gd, &p->d, g->cd, g->n, g->m, g->ldd, bn, g->stride_d, d));
     return ST_OK;
 }
@@ -155,12 +158,13 @@ static Status describe(GemmDevice *gd, GemmPlan *p, Diag *d) {
 static cublasStatus_t launch(const Device *dev, const GemmDevice *gd, const GemmPlan *p, const cublasLtMatmulAlgo_t *algo,
                              const Addresses *at) {
     if (p->g.bias) {
-        cublasStatus_t s = gd->lt->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at->bias, sizeof at->bias);
+        cublasStatus_t s =
+            gd->lt->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at->bias, sizeof at->bias);
         if (s != CUBLAS_STATUS_SUCCESS) return s;
     }
     const void *c = p->g.beta != 0 ? at->c : at->d;
-    return gd->lt->cublasLtMatmul(gd->handle, p->desc, &p->g.alpha, at->b, p->left, at->a, p->right, &p->g.beta, c, p->c, at->d, p->d,
-                                  algo, at->workspace, gemm_workspace(&p->g), (cudaStream_t)dev->stream);
+    return gd->lt->cublasLtMatmul(gd->handle, p->desc, &p->g.alpha, at->b, p->left, at->a, p->right, &p->g.beta, c, p->c, at->d,
+                                  p->d, algo, at->workspace, gemm_workspace(&p->g), (cudaStream_t)dev->stream);
 }
 
 // ---- candidates -----------------------------------------------------------------------------------------------------------
@@ -177,10 +181,11 @@ static uint32_t config(const GemmDevice *gd, const cublasLtMatmulAlgo_t *a, cubl
     return gd->lt->cublasLtMatmulAlgoConfigGetAttribute(a, what, &v, sizeof v, &n) == CUBLAS_STATUS_SUCCESS ? v : 0;
 }
 
-// Parts of a split contraction are summed in the workspace, in float32 and in order; in place they would be added by atomics, in the
-// output's type they would be rounded. float32 operands stay float32.
+// Parts of a split contraction are summed in the workspace, in float32 and in order; in place they would be added by atomics, in
+// the output's type they would be rounded. float32 operands stay float32.
 static bool acceptable(const GemmDevice *gd, const Gemm *g, const cublasLtMatmulAlgo_t *a) {
-    uint32_t split = config(gd, a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM), scheme = config(gd, a, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
+    uint32_t split = config(gd, a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+             scheme = config(gd, a, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
     if (split > 1 && (scheme & (CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE))) return false;
     uint64_t flags = 0, narrow = CUBLASLT_NUMERICAL_IMPL_FLAGS_INPUT_TF32 | CUBLASLT_NUMERICAL_IMPL_FLAGS_INPUT_16F |
                                  CUBLASLT_NUMERICAL_IMPL_FLAGS_INPUT_16BF;
@@ -199,31 +204,38 @@ static void add_candidate(const GemmDevice *gd, const Gemm *g, const cublasLtMat
 }
 
 // What the heuristic proposes within a workspace.
-static Status ask(GemmDevice *gd, const GemmPlan *p, const Addresses *at, uint64_t workspace, int want, Candidates *all, Diag *d) {
+static Status ask(GemmDevice *gd, const GemmPlan *p, const Addresses *at, uint64_t workspace, int want, Candidates *all,
+                  Diag *d) {
     cublasLtMatmulPreference_t pref;
     BLAS(cublasLtMatmulPreferenceCreate(&pref));
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const void *c = p->g.beta != 0 ? at->c : at->d;
     uint32_t align[4] = {alignment(at->b), alignment(at->a), alignment(c), alignment(at->d)};
     static const cublasLtMatmulPreferenceAttributes_t name[4] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    bool ok = gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace) == 0;
-    ok &= gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes) == 0;
-    for (int i = 0; i < 4; i++) ok &= gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, name[i], &align[i], sizeof align[i]) == 0;
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    bool ok = gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                           sizeof workspace) == 0;
+    ok &= gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                                                       sizeof schemes) == 0;
+    for (int i = 0; i < 4; i++)
+        ok &= gd->lt->cublasLtMatmulPreferenceSetAttribute(pref, name[i], &align[i], sizeof align[i]) == 0;
     static _Thread_local cublasLtMatmulHeuristicResult_t result[MAX_CANDIDATES];
     int n = 0;
-    cublasStatus_t s = !ok ? CUBLAS_STATUS_INVALID_VALUE
-                           : gd->lt->cublasLtMatmulAlgoGetHeuristic(gd->handle, p->desc, p->left, p->right, p->c, p->d, pref, want, result, &n);
+    cublasStatus_t s =
+        !ok ? CUBLAS_STATUS_INVALID_VALUE
+            : gd->lt->cublasLtMatmulAlgoGetHeuristic(gd->handle, p->desc, p->left, p->right, p->c, p->d, pref, want, result, &n);
     gd->lt->cublasLtMatmulPreferenceDestroy(pref);
     if (s == CUBLAS_STATUS_NOT_SUPPORTED) return ST_OK;  // none within these limits
     if (s != CUBLAS_STATUS_SUCCESS) return blas_error(gd, d, "cublasLtMatmulAlgoGetHeuristic", s);
     for (int i = 0; i < n; i++)
-        if (result[i].state == CUBLAS_STATUS_SUCCESS && result[i].workspaceSize <= workspace) add_candidate(gd, &p->g, &result[i].algo, all);
+        if (result[i].state == CUBLAS_STATUS_SUCCESS && result[i].workspaceSize <= workspace)
+            add_candidate(gd, &p->g, &result[i].algo, all);
     return ST_OK;
 }
 
-// Few tiles and a long contraction (a weight's gradient over many tokens): the first candidates again with the contraction divided.
+// Few tiles and a long contraction (a weight's gradient over many tokens): the first candidates again with the contraction
+// divided.
 static void add_splits(const GemmDevice *gd, const Device *dev, const GemmPlan *p, Candidates *all) {
     const Gemm *g = &p->g;
     int64_t tiles = ceil_div(g->m, 128) * ceil_div(g->n, 256) * g->batch;
@@ -247,8 +259,8 @@ static void add_splits(const GemmDevice *gd, const Device *dev, const GemmPlan *
 // ---- timing ---------------------------------------------------------------------------------------------------------------
 
 // Microseconds of one launch, as the mean of `n`; negative: the candidate does not run.
-static Status time_launches(const Device *dev, const GemmDevice *gd, const GemmPlan *p, const cublasLtMatmulAlgo_t *algo, const Addresses *at,
-                            int n, float *us, Diag *d) {
+static Status time_launches(const Device *dev, const GemmDevice *gd, const GemmPlan *p, const cublasLtMatmulAlgo_t *algo,
+                            const Addresses *at, int n, float *us, Diag *d) {
     cudaStream_t stream = dev->stream;
     *us = -1;
     CUDA(cudaEventRecord(gd->begin, stream));
@@ -262,9 +274,10 @@ static Status time_launches(const Device *dev, const GemmDevice *gd, const GemmP
     return ST_OK;
 }
 
-// Every candidate once to load it and once for a guess; those near the best in rounds, so that a clock that changes meanwhile treats
-// all alike; the fastest round of each counts.
-static Status time_all(const Device *dev, const GemmDevice *gd, const GemmPlan *p, const Addresses *at, Candidates *all, Diag *d) {
+// Every candidate once to load it and once for a guess; those near the best in rounds, so that a clock that changes meanwhile
+// treats all alike; the fastest round of each counts.
+static Status time_all(const Device *dev, const GemmDevice *gd, const GemmPlan *p, const Addresses *at, Candidates *all,
+                       Diag *d) {
     enum { ROUNDS = 5 };
     float best = 0;
     for (int i = 0; i < all->n; i++) {
@@ -334,7 +347,8 @@ static bool from_cache(const Device *dev, const GemmDevice *gd, GemmPlan *p, con
         p->algo = choice->algo;
         p->tuning = (GemmTuning){.from_cache = true, .ncandidate = choice->ncandidate, .first_us = choice->first_us,
                                  .best_us = choice->best_us, .splitk = choice->splitk};
-        found = gd->lt->cublasLtMatmulAlgoCheck(gd->handle, p->desc, p->left, p->right, p->c, p->d, &p->algo, &r) == CUBLAS_STATUS_SUCCESS &&
+        found = gd->lt->cublasLtMatmulAlgoCheck(gd->handle, p->desc, p->left, p->right, p->c, p->d, &p->algo, &r) ==
+                    CUBLAS_STATUS_SUCCESS &&
                 r.state == CUBLAS_STATUS_SUCCESS && r.workspaceSize <= gemm_workspace(&p->g) && acceptable(gd, &p->g, &p->algo) &&
                 runs(dev, gd, p, at);  // loads it, too: nothing may be loaded while launches are captured
     }
@@ -343,7 +357,8 @@ static bool from_cache(const Device *dev, const GemmDevice *gd, GemmPlan *p, con
     return found;
 }
 
-Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d) {
+Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace,
+                    GemmPlan **out, Diag *d) {
     GemmDevice *gd = device_of(dev);
     // The bias's place is not known yet; any n elements do for measuring.
     Addresses at = {.a = a, .b = b, .c = g->beta != 0 ? c : dst, .bias = dst, .d = dst, .workspace = workspace};
@@ -375,7 +390,8 @@ Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, co
     return ST_OK;
 }
 
-Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d) {
+Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst,
+                void *workspace, Diag *d) {
     const Gemm *g = &p->g;
     if (p->tuning.simt) {
         SimtGemm s = gemm_simt_of(g, a, b, c, bias, dst);

@@ -21,7 +21,8 @@ void gemm_close(Device *dev) {
 
 const GemmTuning *gemm_tuning(const GemmPlan *p) { return &p->tuning; }
 
-Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace, GemmPlan **out, Diag *d) {
+Status gemm_prepare(Device *dev, const Gemm *g, const void *a, const void *b, const void *c, void *dst, void *workspace,
+                    GemmPlan **out, Diag *d) {
     (void)a, (void)b, (void)c, (void)dst, (void)workspace, (void)d;
     *out = gemm_alloc(dev, sizeof **out);
     (*out)->g = *g;
@@ -61,7 +62,8 @@ static void multiply(double *restrict sum, const double *restrict a, const doubl
             for (int64_t j = 0; j < n; j++) sum[i * n + j] += a[i * k + e] * b[e * n + j];
 }
 
-Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst, void *workspace, Diag *d) {
+Status gemm_run(Device *dev, const GemmPlan *p, const void *a, const void *b, const void *c, const void *bias, void *dst,
+                void *workspace, Diag *d) {
     (void)dev, (void)workspace, (void)d;
     const Gemm *g = &p->g;
     Arena *arena = arena_new();

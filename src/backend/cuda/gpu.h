@@ -1,16 +1,18 @@
-// What device code is written with: the part that CUDA and HIP share, and an emulation that runs kernels on the host one thread at
-// a time, so that they can be tested (and sanitized) on a machine without a GPU. Included by every .cu file and by every generated
-// kernel; stands alone (NVRTC has no C library headers).
+// What device code is written with: the part that CUDA and HIP share, and an emulation that runs kernels on the host one thread
+// at a time, so that they can be tested (and sanitized) on a machine without a GPU. Included by every .cu file and by every
+// generated kernel; stands alone (NVRTC has no C library headers).
 //
 //   struct CopyParams { float *y; const float *x; long long n; };          // plain data, passed by value, at most 4 KB
-//   GPU_KERNEL(copy_f32, CopyParams, 256) {                                // 256: the most threads of a block it is launched with
+//   GPU_KERNEL(copy_f32, CopyParams, 256) {                                // 256: the most threads of a block it is launched
+//   with
 //       for (long long i = gpu_thread(); i < p.n; i += gpu_nthreads()) p.y[i] = p.x[i];
 //   }
 //   GPU_LAUNCH(copy_f32, stream, grid, block, shared_nbytes, params);      // host side; asynchronous
 //
-// Rules for kernels: right for any block and grid size (the emulation has blocks of one thread); sizes and indices are 64-bit; threads of
-// a block talk through GPU_SHARED arrays and gpu_sync(), or through gpu_block_sum/gpu_block_max; every thread of a block reaches
-// every gpu_sync(). Kernels that need more than that (tensor cores, fixed block sizes) stand under #ifndef GPU_EMULATE.
+// Rules for kernels: right for any block and grid size (the emulation has blocks of one thread); sizes and indices are 64-bit;
+// threads of a block talk through GPU_SHARED arrays and gpu_sync(), or through gpu_block_sum/gpu_block_max; every thread of a
+// block reaches every gpu_sync(). Kernels that need more than that (tensor cores, fixed block sizes) stand under #ifndef
+// GPU_EMULATE.
 #pragma once
 
 typedef long long i64;
@@ -22,7 +24,7 @@ typedef unsigned char u8;
 struct GpuDim { u32 x, y, z; };
 
 #if defined(GPU_EMULATE)
-// ---- emulation: C++ on the host ---------------------------------------------------------------------------------------------------
+// ---- emulation: C++ on the host -------------------------------------------------------------------------------------------
 #include <math.h>
 #include <string.h>
 #define GPU_FN static inline
@@ -70,7 +72,7 @@ static inline u32 gpu_float_bits(float f) { u32 u; memcpy(&u, &f, 4); return u; 
 static inline float gpu_bits_float(u32 u) { float f; memcpy(&f, &u, 4); return f; }
 #define gpu_warp_size 1
 #else
-// ---- CUDA (HIP: the same names; warp size 64) --------------------------------------------------------------------------------------
+// ---- CUDA (HIP: the same names; warp size 64) -----------------------------------------------------------------------------
 #define GPU_FN static __device__ __forceinline__
 #define GPU_SHARED __shared__
 #define GPU_UNROLL _Pragma("unroll")
@@ -83,11 +85,13 @@ static inline float gpu_bits_float(u32 u) { float f; memcpy(&f, &u, 4); return f
 #define gpu_grid_z ((i64)gridDim.z)
 #define gpu_thread_x ((i64)threadIdx.x)
 #define gpu_block_threads ((i64)blockDim.x)
-#define GPU_KERNEL(name, Params, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
-#define GPU_LAUNCH(name, stream, grid_, block_, shared, params)                  \
-    do {                                                                         \
-        GpuDim gpu_g_ = (grid_), gpu_b_ = (block_);                              \
-        name<<<dim3(gpu_g_.x, gpu_g_.y, gpu_g_.z), dim3(gpu_b_.x, gpu_b_.y, gpu_b_.z), (shared), (cudaStream_t)(stream)>>>(params); \
+#define GPU_KERNEL(name, Params, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+#define GPU_LAUNCH(name, stream, grid_, block_, shared, params)                                                             \
+    do {                                                                                                                    \
+        GpuDim gpu_g_ = (grid_), gpu_b_ = (block_);                                                                         \
+        name<<<dim3(gpu_g_.x, gpu_g_.y, gpu_g_.z), dim3(gpu_b_.x, gpu_b_.y, gpu_b_.z), (shared), (cudaStream_t)(stream)>>>( \
+            params);                                                                                                        \
     } while (0)
 #define gpu_warp_size 32
 GPU_FN void gpu_sync(void) { __syncthreads(); }
@@ -110,7 +114,7 @@ GPU_FN u32 gpu_float_bits(float f) { return __float_as_uint(f); }
 GPU_FN float gpu_bits_float(u32 u) { return __uint_as_float(u); }
 #endif
 
-// ---- for both ---------------------------------------------------------------------------------------------------------------------
+// ---- for both -------------------------------------------------------------------------------------------------------------
 #define gpu_thread() (gpu_block_x * gpu_block_threads + gpu_thread_x)
 #define gpu_nthreads() (gpu_grid_x * gpu_block_threads)
 
@@ -135,10 +139,12 @@ GPU_FN void store_float(bf16 *p, float v) { *p = to_bf16(v); }
 #define gpu_block_sum(v) (v)
 #define gpu_block_max(v) (v)
 #else
-// Over the threads of a block (blockDim.x a multiple of the warp); every thread gets the result. `part` is shared, one float a warp.
+// Over the threads of a block (blockDim.x a multiple of the warp); every thread gets the result. `part` is shared, one float a
+// warp.
 GPU_FN float gpu_block_reduce_sum(float v, float *part) {
     v = gpu_warp_sum(v);
-    int lane = threadIdx.x % gpu_warp_size, warp = threadIdx.x / gpu_warp_size, n = (blockDim.x + gpu_warp_size - 1) / gpu_warp_size;
+    int lane = threadIdx.x % gpu_warp_size, warp = threadIdx.x / gpu_warp_size,
+        n = (blockDim.x + gpu_warp_size - 1) / gpu_warp_size;
     __syncthreads();
     if (lane == 0) part[warp] = v;
     __syncthreads();
@@ -148,7 +154,8 @@ GPU_FN float gpu_block_reduce_sum(float v, float *part) {
 }
 GPU_FN float gpu_block_reduce_max(float v, float *part) {
     v = gpu_warp_max(v);
-    int lane = threadIdx.x % gpu_warp_size, warp = threadIdx.x / gpu_warp_size, n = (blockDim.x + gpu_warp_size - 1) / gpu_warp_size;
+    int lane = threadIdx.x % gpu_warp_size, warp = threadIdx.x / gpu_warp_size,
+        n = (blockDim.x + gpu_warp_size - 1) / gpu_warp_size;
     __syncthreads();
     if (lane == 0) part[warp] = v;
     __syncthreads();
@@ -156,6 +163,14 @@ GPU_FN float gpu_block_reduce_max(float v, float *part) {
     for (int i = 1; i < n; i++) v = part[i] > v || part[i] != part[i] ? part[i] : v;
     return v;
 }
-#define gpu_block_sum(v) ([&](float gpu_v_) { GPU_SHARED float gpu_part_[32]; return gpu_block_reduce_sum(gpu_v_, gpu_part_); }(v))
-#define gpu_block_max(v) ([&](float gpu_v_) { GPU_SHARED float gpu_part_[32]; return gpu_block_reduce_max(gpu_v_, gpu_part_); }(v))
+#define gpu_block_sum(v)                                \
+    ([&](float gpu_v_) {                                \
+        GPU_SHARED float gpu_part_[32];                 \
+        return gpu_block_reduce_sum(gpu_v_, gpu_part_); \
+    }(v))
+#define gpu_block_max(v)                                \
+    ([&](float gpu_v_) {                                \
+        GPU_SHARED float gpu_part_[32];                 \
+        return gpu_block_reduce_max(gpu_v_, gpu_part_); \
+    }(v))
 #endif

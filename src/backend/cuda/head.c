@@ -1,6 +1,6 @@
-// head_fwd, head_grad, head: the output projection with its cross-entropy, without logits of the whole sequence. A chunk of rows at a
-// time: logits = scale h w^T, their rows' statistics and gradient in place (head.cu), dh = scale dlogits w, dw += scale dlogits^T h.
-// Logits are of the type of h; statistics and dw are f32.
+// head_fwd, head_grad, head: the output projection with its cross-entropy, without logits of the whole sequence. A chunk of rows
+// at a time: logits = scale h w^T, their rows' statistics and gradient in place (head.cu), dh = scale dlogits w, dw += scale
+// dlogits^T h. Logits are of the type of h; statistics and dw are f32.
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/head.h"
 #include "backend/cuda/head_rows.h"
@@ -26,26 +26,60 @@ static HeadSizes sizes_of(const Operand *in) { return head_sizes(in[0].dim[0], i
 
 static size_t head_scratch(const Operand *in) {
     HeadSizes s = sizes_of(in);
-    Gemm any = {.m = s.rows, .n = s.v, .k = s.d, .batch = 1};  // the three products of a chunk are equally large, and the last's are no larger
+    Gemm any = {.m = s.rows,
+                .n = s.v,
+                .k = s.d,
+                .batch = 1};  // the three products of a chunk are equally large, and the last's are no larger
     return (size_t)s.logits_nbytes + gemm_workspace(&any);
 }
 
-// The products of a chunk, [1]: of the last one; dw is overwritten by the first chunk and added to by the others. NULL: not needed.
+// The products of a chunk, [1]: of the last one; dw is overwritten by the first chunk and added to by the others. NULL: not
+// needed.
 typedef struct HeadState {
     GemmPlan *logits[2], *dh[2], *dw_first, *dw_add[2];
 } HeadState;
 
 static Gemm logits_gemm(const HeadArgs *a, const HeadSizes *s, int64_t rows, float scale) {
-    return (Gemm){.m = rows, .n = s->v, .k = s->d, .batch = 1, .trans_b = true, .lda = s->d, .ldb = s->d, .ldc = s->pitch, .ldd = s->pitch,
-                  .ab = a->h->dtype, .cd = a->h->dtype, .alpha = scale};
+    return (Gemm){.m = rows,
+                  .n = s->v,
+                  .k = s->d,
+                  .batch = 1,
+                  .trans_b = true,
+                  .lda = s->d,
+                  .ldb = s->d,
+                  .ldc = s->pitch,
+                  .ldd = s->pitch,
+                  .ab = a->h->dtype,
+                  .cd = a->h->dtype,
+                  .alpha = scale};
 }
 static Gemm dh_gemm(const HeadArgs *a, const HeadSizes *s, int64_t rows, float scale) {
-    return (Gemm){.m = rows, .n = s->d, .k = s->v, .batch = 1, .lda = s->pitch, .ldb = s->d, .ldc = s->d, .ldd = s->d, .ab = a->h->dtype,
-                  .cd = a->dh->dtype, .alpha = scale};
+    return (Gemm){.m = rows,
+                  .n = s->d,
+                  .k = s->v,
+                  .batch = 1,
+                  .lda = s->pitch,
+                  .ldb = s->d,
+                  .ldc = s->d,
+                  .ldd = s->d,
+                  .ab = a->h->dtype,
+                  .cd = a->dh->dtype,
+                  .alpha = scale};
 }
 static Gemm dw_gemm(const HeadArgs *a, const HeadSizes *s, int64_t rows, float scale, bool add) {
-    return (Gemm){.m = s->v, .n = s->d, .k = rows, .batch = 1, .trans_a = true, .lda = s->pitch, .ldb = s->d, .ldc = s->d, .ldd = s->d,
-                  .ab = a->h->dtype, .cd = a->dw->dtype, .alpha = scale, .beta = add};
+    return (Gemm){.m = s->v,
+                  .n = s->d,
+                  .k = rows,
+                  .batch = 1,
+                  .trans_a = true,
+                  .lda = s->pitch,
+                  .ldb = s->d,
+                  .ldc = s->d,
+                  .ldd = s->d,
+                  .ab = a->h->dtype,
+                  .cd = a->dw->dtype,
+                  .alpha = scale,
+                  .beta = add};
 }
 
 static void *element(const Operand *o, int64_t i) { return o ? (char *)o->data + i * dtype_nbytes(o->dtype) : NULL; }
@@ -67,8 +101,10 @@ static Status check_head(const KernelArgs *k, const HeadArgs *a, Diag *d) {
     bool ok = (t == DT_BF16 || t == DT_F32) && a->w->dtype == t && (!a->dh || a->dh->dtype == t || a->dh->dtype == DT_F32);
     for (size_t i = 0; i < sizeof f32 / sizeof *f32; i++) ok &= !f32[i] || f32[i]->dtype == DT_F32;
     if (ok) return ST_OK;
-    return diag_error(d, ST_UNSUPPORTED, "%s: CUDA takes h and w both f32 or both bf16, and f32 for statistics of rows and the gradient of w; "
-                      "h is %s, w %s", op_name(k->node->op), dtype_name(t), dtype_name(a->w->dtype));
+    return diag_error(d, ST_UNSUPPORTED,
+                      "%s: CUDA takes h and w both f32 or both bf16, and f32 for statistics of rows and the gradient of w; "
+                      "h is %s, w %s",
+                      op_name(k->node->op), dtype_name(t), dtype_name(a->w->dtype));
 }
 
 static float head_scale(const KernelArgs *k) { return (float)node_float_or(k->node, ATTR_SCALE, 1); }
@@ -99,10 +135,19 @@ static Status run_chunk(const KernelArgs *k, const HeadArgs *a, const HeadSizes 
     HeadChunk c = head_chunk(a, s, k->scratch, i);
     int last = i == s->nchunk - 1;
     const void *w = a->w->data;
-    HeadRows r = {.x = c.logits, .idx = element(a->idx, c.first), .lse_in = element(a->lse_in, c.first),
-                  .glse = element(a->glse, c.first), .gpick = element(a->gpick, c.first), .lse = element(a->lse, c.first),
-                  .pick = element(a->pick, c.first), .rows = c.rows, .v = s->v, .ld = s->pitch, .cap = (float)node_float_or(k->node, ATTR_SOFTCAP, 0),
-                  .error = k->device->error, .node = k->id};
+    HeadRows r = {.x = c.logits,
+                  .idx = element(a->idx, c.first),
+                  .lse_in = element(a->lse_in, c.first),
+                  .glse = element(a->glse, c.first),
+                  .gpick = element(a->gpick, c.first),
+                  .lse = element(a->lse, c.first),
+                  .pick = element(a->pick, c.first),
+                  .rows = c.rows,
+                  .v = s->v,
+                  .ld = s->pitch,
+                  .cap = (float)node_float_or(k->node, ATTR_SOFTCAP, 0),
+                  .error = k->device->error,
+                  .node = k->id};
     if (h->logits[last]) TRY(gemm_run(k->device, h->logits[last], c.h, w, NULL, NULL, c.logits, c.workspace, d));
     head_rows_launch(k->device->stream, a->h->dtype == DT_BF16, &r);
     if (h->dh[last]) TRY(gemm_run(k->device, h->dh[last], c.logits, w, NULL, NULL, c.dh, c.workspace, d));

@@ -1,5 +1,6 @@
-// The rows of the head's logits: statistics and the gradient in place. A block takes a row twice: a row of 128k bf16 is 256 KB, too much for
-// registers or shared memory, but those of all blocks that run at once stay in the L2 cache, so that memory is read once and written once.
+// The rows of the head's logits: statistics and the gradient in place. A block takes a row twice: a row of 128k bf16 is 256 KB,
+// too much for registers or shared memory, but those of all blocks that run at once stay in the L2 cache, so that memory is read
+// once and written once.
 #include "backend/cuda/gpu.h"
 #include "backend/cuda/head_rows.h"
 #if defined(GPU_EMULATE)
@@ -101,10 +102,12 @@ GPU_FN void head_one_row(const HeadRows &p, i64 row) {
     for (i64 i = gpu_thread_x; i < r.npack; i += gpu_block_threads) {
         HeadPack<T> q = r.pack[i];
         i64 first = i * HeadPack<T>::N;
-        GPU_UNROLL for (int j = 0; j < HeadPack<T>::N; j++) store_float(&q.at[j], head_grad<CAP>(g, to_float(q.at[j]), first + j));
+        GPU_UNROLL for (int j = 0; j < HeadPack<T>::N; j++)
+            store_float(&q.at[j], head_grad<CAP>(g, to_float(q.at[j]), first + j));
         r.pack[i] = q;
     }
-    for (i64 i = r.tail + gpu_thread_x; i < r.v; i += gpu_block_threads) store_float(&r.x[i], head_grad<CAP>(g, to_float(r.x[i]), i));
+    for (i64 i = r.tail + gpu_thread_x; i < r.v; i += gpu_block_threads)
+        store_float(&r.x[i], head_grad<CAP>(g, to_float(r.x[i]), i));
 }
 
 template <class T>

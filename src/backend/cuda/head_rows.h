@@ -5,9 +5,9 @@
 extern "C" {
 #endif
 
-// Logits x [rows, v], rows ld elements apart, each at a multiple of 16 bytes, a row at a time; with a cap they stand for z = cap * tanh(x / cap), else z = x. Without lse_in: lse = log sum exp z
-// and pick = z[idx] are computed. With glse: x becomes dz = exp(z - lse) * glse + onehot(idx) * gpick, through the cap. An idx outside
-// [0, v) is recorded as an error of `node`.
+// Logits x [rows, v], rows ld elements apart, each at a multiple of 16 bytes, a row at a time; with a cap they stand for z = cap
+// * tanh(x / cap), else z = x. Without lse_in: lse = log sum exp z and pick = z[idx] are computed. With glse: x becomes dz =
+// exp(z - lse) * glse + onehot(idx) * gpick, through the cap. An idx outside [0, v) is recorded as an error of `node`.
 typedef struct HeadRows {
     void *x;
     const long long *idx;

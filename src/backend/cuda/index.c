@@ -8,7 +8,7 @@ static Status type_of(const KernelArgs *k, const Operand *o, GpuType *t, Diag *d
     return gpu_type_of(o->dtype, op_name(k->node->op), t, d);
 }
 
-// ---- rows of a table ----------------------------------------------------------------------------------------------------------
+// ---- rows of a table ------------------------------------------------------------------------------------------------------
 
 static Status rows_of(const KernelArgs *k, const Operand *index, const Operand *table, GpuRows *r, Diag *d) {
     *r = (GpuRows){.index = index->data,
@@ -95,7 +95,7 @@ Status cuda_index_put(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-// ---- single elements ----------------------------------------------------------------------------------------------------------
+// ---- single elements ------------------------------------------------------------------------------------------------------
 
 // Lines of `small` and `large` at the places of the index operand; dim `dim` of large is indexed.
 static Status lines_of(const KernelArgs *k, const Operand *index, const Operand *small, const Operand *large, int dim,

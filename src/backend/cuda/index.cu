@@ -159,7 +159,7 @@ extern "C" void gpu_add_rows(const Device *dev, const GpuRows *r, void *sums) {
     else GPU_LAUNCH(rows_add_bf16, dev->stream, grid, block, 0, p);
 }
 
-// ---- conversion ---------------------------------------------------------------------------------------------------------------
+// ---- conversion -----------------------------------------------------------------------------------------------------------
 
 struct ConvertParams {
     void *dst;
@@ -182,7 +182,7 @@ extern "C" void gpu_convert(const Device *dev, void *dst, GpuType to, const void
     else GPU_LAUNCH(convert_to_f32, dev->stream, grid, block, 0, p);
 }
 
-// ---- single elements ----------------------------------------------------------------------------------------------------------
+// ---- single elements ------------------------------------------------------------------------------------------------------
 
 struct LineParams {
     GpuLines l;
@@ -269,7 +269,7 @@ extern "C" void gpu_scatter_add(const Device *dev, const GpuLines *l) {
     else GPU_LAUNCH(scatter_i64, dev->stream, grid, block, 0, p);
 }
 
-// ---- histogram ----------------------------------------------------------------------------------------------------------------
+// ---- histogram ------------------------------------------------------------------------------------------------------------
 
 enum { HISTOGRAM_BINS = 2048 };  // that a block counts for itself first
 

@@ -6,10 +6,11 @@
 #include "backend/backend.h"
 #include "backend/cuda/device.h"
 
-#define WEAK __attribute__((weak))  // until all are written
-#define KERNEL(name) WEAK Status cuda_##name(const KernelArgs *k, Diag *d);
-#define KERNEL_SCRATCH(name) KERNEL(name) WEAK size_t cuda_##name##_scratch(const Node *n, const Operand *in, const Operand *out);
-#define KERNEL_FULL(name) KERNEL_SCRATCH(name) WEAK Status cuda_##name##_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d);
+#define KERNEL(name) Status cuda_##name(const KernelArgs *k, Diag *d);
+#define KERNEL_SCRATCH(name) KERNEL(name) size_t cuda_##name##_scratch(const Node *n, const Operand *in, const Operand *out);
+#define KERNEL_FULL(name)  \
+    KERNEL_SCRATCH(name)   \
+    Status cuda_##name##_prepare(Device *dev, const KernelArgs *k, void **state, Diag *d);
 
 // movement.c, source.c
 KERNEL(full)

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-// ---- source.cu ----------------------------------------------------------------------------------------------------------------
+// ---- source.cu ------------------------------------------------------------------------------------------------------------
 // Elements (o, g, i) of [outer, begin..end, inner], stored at dst[o * pitch + (g - begin) * inner + i]: one interval of a sharded
 // axis.
 typedef struct GpuPlace {
@@ -19,7 +19,7 @@ void gpu_iota(const Device *dev, const GpuPlace *p, long long start, long long s
 void gpu_random(const Device *dev, const GpuPlace *p, long long extent,
                 unsigned long long stream);  // of index (o * extent + g) * inner + i
 
-// ---- reduce.cu ----------------------------------------------------------------------------------------------------------------
+// ---- reduce.cu ------------------------------------------------------------------------------------------------------------
 // Dims of the source, kept and reduced in turn, but for the innermost, which is `row` (reduced) or `columns` (kept).
 enum { GPU_REDUCE_DIMS = 4 };
 typedef struct GpuReduction {
@@ -41,7 +41,7 @@ enum { GPU_REDUCE_CHUNK = 8192 };
 int gpu_reduce_width(GpuType t);
 void gpu_reduce(const Device *dev, const GpuReduction *r);
 
-// ---- scan.cu: along dim n of [outer, n, inner] --------------------------------------------------------------------------------
+// ---- scan.cu: along dim n of [outer, n, inner] ----------------------------------------------------------------------------
 typedef struct GpuScan {
     const void *src;
     void *dst, *partial;           // cumsum: [pieces, outer * inner] of 8 bytes, where pieces > 1
@@ -52,7 +52,7 @@ typedef struct GpuScan {
 void gpu_logsumexp(const Device *dev, const GpuScan *s);
 void gpu_cumsum(const Device *dev, const GpuScan *s);
 
-// ---- index.cu -----------------------------------------------------------------------------------------------------------------
+// ---- index.cu -------------------------------------------------------------------------------------------------------------
 // `n` rows of `rest` elements (nbytes each) and the table's `nrows`; indices out of range go to the error record under `node`.
 typedef struct GpuRows {
     const long long *index;
@@ -82,7 +82,7 @@ void gpu_gather(const Device *dev, const GpuLines *l);
 void gpu_scatter_add(const Device *dev, const GpuLines *l);  // dst is large: f32 or i64; src may be bf16
 void gpu_histogram(const Device *dev, const long long *x, long long n, long long *count, long long bins);
 
-// ---- sort.cu ------------------------------------------------------------------------------------------------------------------
+// ---- sort.cu --------------------------------------------------------------------------------------------------------------
 typedef struct GpuKey {
     long long key, index;
 } GpuKey;
@@ -98,7 +98,7 @@ typedef struct GpuSort {
 enum { GPU_SORT_CHUNK = 1024 };
 void gpu_sort(const Device *dev, const GpuSort *s);
 
-// ---- conv.cu: [batch, channels, positions] ------------------------------------------------------------------------------------
+// ---- conv.cu: [batch, channels, positions] --------------------------------------------------------------------------------
 enum { GPU_SPANS = 96 };
 typedef struct GpuSpans {
     int n;
@@ -121,7 +121,7 @@ void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_sp
 void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans, void *partial);
 long long gpu_conv1d_grad_w_pieces(long long channels, long long n);
 
-// ---- adamw.cu -----------------------------------------------------------------------------------------------------------------
+// ---- adamw.cu -------------------------------------------------------------------------------------------------------------
 typedef struct GpuAdamw {
     float *p, *m, *v;
     const float *g, *hyper, *scale;

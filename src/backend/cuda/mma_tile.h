@@ -1,11 +1,12 @@
-// One tile of a bf16 matrix product on tensor cores (mma.sync, sm_80 and newer), accumulated in float32. Rows or columns of an operand may
-// be picked by an index: what products grouped by expert need. Device code, not for the emulation; included after gpu.h.
+// One tile of a bf16 matrix product on tensor cores (mma.sync, sm_80 and newer), accumulated in float32. Rows or columns of an
+// operand may be picked by an index: what products grouped by expert need. Device code, not for the emulation; included after
+// gpu.h.
 #pragma once
 #include "backend/cuda/gpu.h"
 #if !defined(GPU_EMULATE)
 
-// A block computes MMA_M x MMA_N; its 8 warps are 2 x 4, each 64 x 32 in fragments of 16 x 8. Tiles of MMA_K pass through a ring of
-// MMA_STAGES in shared memory, 8 KiB for each operand.
+// A block computes MMA_M x MMA_N; its 8 warps are 2 x 4, each 64 x 32 in fragments of 16 x 8. Tiles of MMA_K pass through a ring
+// of MMA_STAGES in shared memory, 8 KiB for each operand.
 #define MMA_MEMBER __device__ __forceinline__
 enum { MMA_M = 128, MMA_N = 128, MMA_K = 32, MMA_STAGES = 3, MMA_THREADS = 256, MMA_FRAG_M = 4, MMA_FRAG_N = 4 };
 enum { MMA_TILE_NBYTES = MMA_M * MMA_K * 2, MMA_SHARED_NBYTES = 2 * MMA_STAGES * MMA_TILE_NBYTES };
@@ -16,15 +17,21 @@ GPU_FN void mma_copy16(u32 dst, const void *src, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(n) : "memory");
 }
 GPU_FN void mma_load4(u32 (&r)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
 }
 GPU_FN void mma_load4_transposed(u32 (&r)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
 }
 
-// An operand whose lines lie along k: element (i, k) is at base[line(i) * ld + k], line(i) = pick ? pick[i] : i, for i in [begin, end)
-// and k in [0, nk). In shared memory: 128 lines of 64 bytes; 16-byte pieces are swizzled by line / 2, so that the eight lines that
-// ldmatrix reads at once lie in different banks.
+// An operand whose lines lie along k: element (i, k) is at base[line(i) * ld + k], line(i) = pick ? pick[i] : i, for i in [begin,
+// end) and k in [0, nk). In shared memory: 128 lines of 64 bytes; 16-byte pieces are swizzled by line / 2, so that the eight
+// lines that ldmatrix reads at once lie in different banks.
 struct MmaAlongK {
     const bf16 *line[2];  // this thread copies one piece of two lines
     bool valid[2];
@@ -58,8 +65,8 @@ struct MmaAlongK {
     }
 };
 
-// An operand whose lines lie across k: element (i, k) is at base[line(k0 + k) * ld + i] for i in [begin, end), k0 + k in [k0, k1). In
-// shared memory: 32 lines of 256 bytes, 16-byte pieces swizzled by line. The picked lines are looked up one tile ahead.
+// An operand whose lines lie across k: element (i, k) is at base[line(k0 + k) * ld + i] for i in [begin, end), k0 + k in [k0,
+// k1). In shared memory: 32 lines of 256 bytes, 16-byte pieces swizzled by line. The picked lines are looked up one tile ahead.
 struct MmaAcrossK {
     const bf16 *base;
     i64 ld, k0, k1;
@@ -129,8 +136,8 @@ GPU_FN void mma_tile(i64 nk, A a, B b, float (&acc)[MMA_FRAG_M][MMA_FRAG_N][4]) 
             u32 fa[MMA_FRAG_M][4], fb[MMA_FRAG_N / 2][4];
             GPU_UNROLL for (int i = 0; i < MMA_FRAG_M; i++) A::load_a(fa[i], tile_a, i0 + i * 16, s);
             GPU_UNROLL for (int j = 0; j < MMA_FRAG_N / 2; j++) B::load_b(fb[j], tile_b, j0 + j * 16, s);
-            GPU_UNROLL for (int i = 0; i < MMA_FRAG_M; i++)
-                GPU_UNROLL for (int j = 0; j < MMA_FRAG_N; j++) mma_16x8x16(acc[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
+            GPU_UNROLL for (int i = 0; i < MMA_FRAG_M; i++) GPU_UNROLL for (int j = 0; j < MMA_FRAG_N; j++)
+                mma_16x8x16(acc[i][j], fa[i], fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]);
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -1,4 +1,5 @@
-// Compiled kernels by source: in memory for the process, on disk by cache.h; compiled by threads that live as long as there is work.
+// Compiled kernels by source: in memory for the process, on disk by cache.h; compiled by threads that live as long as there is
+// work.
 #include "backend/cuda/module.h"
 #include <pthread.h>
 #include <unistd.h>

@@ -9,12 +9,13 @@
 typedef struct GpuFunction GpuFunction;  // owned by the device
 
 #ifndef __cplusplus
-// Compiles `source` (it includes "gpu.h" by that name) and finds kernel `name` in it. Compiled code is kept per process and kind of
-// device by the source's hash, and on disk (cache.h) by source, device and compiler version. `what` names the kernel in errors and
-// profiles. Returns at once: threads compile, so that many functions can be asked for in a row; errors show at the first launch or in
-// module_wait.
+// Compiles `source` (it includes "gpu.h" by that name) and finds kernel `name` in it. Compiled code is kept per process and kind
+// of device by the source's hash, and on disk (cache.h) by source, device and compiler version. `what` names the kernel in errors
+// and profiles. Returns at once: threads compile, so that many functions can be asked for in a row; errors show at the first
+// launch or in module_wait.
 Status module_function(Device *dev, const char *source, const char *name, const char *what, GpuFunction **out, Diag *d);
-// Until every function asked for by this device is compiled and loaded: at the end of preparation, so that nothing loads in a capture.
+// Until every function asked for by this device is compiled and loaded: at the end of preparation, so that nothing loads in a
+// capture.
 Status module_wait(Device *dev, Diag *d);
 typedef struct Grid {
     unsigned x, y, z;

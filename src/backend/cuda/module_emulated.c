@@ -55,7 +55,8 @@ static Status run_compiler(const char *folder, Diag *d) {
     int e = posix_spawnp(&pid, "c++", &io, NULL, argv, environ), status = 0;
     posix_spawn_file_actions_destroy(&io);
     if (e)
-        return diag_error(d, ST_UNSUPPORTED, "the emulated device compiles its kernels with c++, which cannot be run: %s", strerror(e));
+        return diag_error(d, ST_UNSUPPORTED, "the emulated device compiles its kernels with c++, which cannot be run: %s",
+                          strerror(e));
     while (waitpid(pid, &status, 0) < 0)
         if (errno != EINTR) return diag_error(d, ST_IO, "waiting for c++: %s", strerror(errno));
     return status == 0 ? ST_OK : diag_error(d, ST_UNSUPPORTED, "c++ failed (status %d)", status);
@@ -115,8 +116,8 @@ Status module_find(void *library, const char *name, void **entry, Diag *d) {
     return *entry ? ST_OK : diag_error(d, ST_UNSUPPORTED, "the generated source has no kernel %s", name);
 }
 
-// Hundreds of libraries with thread-local variables are more than the leak sanitizer can follow: theirs are plain ones (-Dthread_local=),
-// and ranks that are threads launch one at a time.
+// Hundreds of libraries with thread-local variables are more than the leak sanitizer can follow: theirs are plain ones
+// (-Dthread_local=), and ranks that are threads launch one at a time.
 static pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
 typedef void (*EmulatedKernel)(const Grid *grid, const void *params);
 

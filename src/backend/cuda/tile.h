@@ -1,5 +1,5 @@
-// One tile of a matrix product by plain multiply-adds in float32: what products that no library or tensor-core kernel takes are made of.
-// Device code: included by .cu files after gpu.h.
+// One tile of a matrix product by plain multiply-adds in float32: what products that no library or tensor-core kernel takes are
+// made of. Device code: included by .cu files after gpu.h.
 #pragma once
 #include "backend/cuda/gpu.h"
 
@@ -12,13 +12,14 @@ enum { TILE_SUB = 4 };
 #endif
 enum { TILE_SIDE = TILE / TILE_SUB, TILE_THREADS = TILE_SIDE * TILE_SIDE };
 
-// The tile's place of this thread's element (i, j) of acc: rows and columns are interleaved among threads, so that a warp's reads of
-// shared memory are broadcasts or neighbours.
+// The tile's place of this thread's element (i, j) of acc: rows and columns are interleaved among threads, so that a warp's reads
+// of shared memory are broadcasts or neighbours.
 #define tile_row(i) (gpu_thread_x / TILE_SIDE + (i) * TILE_SIDE)
 #define tile_col(j) (gpu_thread_x % TILE_SIDE + (j) * TILE_SIDE)
 
-// acc += sum over k in [k0, k1) of a(i, k) * b(k, j). The functions are called for i, j in [0, TILE) and give 0 outside their operand.
-// a_along_k, b_along_k: neighbours in memory are neighbours in k (decides only which thread loads what). All threads must call it.
+// acc += sum over k in [k0, k1) of a(i, k) * b(k, j). The functions are called for i, j in [0, TILE) and give 0 outside their
+// operand. a_along_k, b_along_k: neighbours in memory are neighbours in k (decides only which thread loads what). All threads
+// must call it.
 template <class A, class B>
 GPU_FN void tile_product(i64 k0, i64 k1, bool a_along_k, bool b_along_k, A a, B b, float (&acc)[TILE_SUB][TILE_SUB]) {
     GPU_SHARED float as[TILE_K][TILE + 1], bs[TILE_K][TILE + 1];
