@@ -97,22 +97,35 @@ struct TransposeParams {
     void *dst;
     const void *src;
     i64 rows, cols, row_pitch, col_pitch;  // dst[row * row_pitch + col] = src[row + col * col_pitch]
-    i64 col_tiles, row_tiles, n;           // n: tiles in all
+    FastDiv band, bands;                   // tiles of a band of BAND rows of tiles; bands
+    u32 n;                                 // tiles in all, with those of the last band that are not there
     int ndim;                              // further dims
-    i64 size[GPU_BOX_DIMS], to[GPU_BOX_DIMS], from[GPU_BOX_DIMS];
+    FastDiv size[GPU_BOX_DIMS];
+    i64 to[GPU_BOX_DIMS], from[GPU_BOX_DIMS];
 };
+
+// Where tile t begins. Blocks that run together take a band of tiles, so that they read and write long pieces of memory.
+enum { BAND = 8 };
+GPU_FN void transpose_place(const TransposeParams &p, u32 t, i64 *r0, i64 *c0, i64 *to, i64 *from) {
+    u32 band = fast_div(t, p.band), in = t - band * p.band.d, rest = fast_div(band, p.bands);
+    *c0 = in / BAND, *r0 = (i64)(band - rest * p.bands.d) * BAND + in % BAND;
+    i64 t_to = 0, t_from = 0;
+    for (int d = p.ndim - 1; d >= 0; d--) {
+        u32 q = fast_div(rest, p.size[d]), r = rest - q * p.size[d].d;
+        t_to += r * p.to[d], t_from += r * p.from[d];
+        rest = q;
+    }
+    *to = t_to, *from = t_from;
+}
 
 // The pitch of the tile makes lanes that read down a column hit different banks: an odd number of words.
 template <class T, int TILE> GPU_FN void transpose(const TransposeParams &p) {
     GPU_SHARED T tile[TILE][TILE + (sizeof(T) < 4 ? 4 / sizeof(T) : 1)];
-    for (i64 t = gpu_block_x; t < p.n; t += gpu_grid_x) {
-        i64 c0 = t % p.col_tiles * TILE, rest = t / p.col_tiles, r0 = rest % p.row_tiles * TILE, to = 0, from = 0;
-        rest /= p.row_tiles;
-        for (int d = p.ndim - 1; d >= 0; d--) {
-            i64 q = rest / p.size[d], r = rest - q * p.size[d];
-            to += r * p.to[d], from += r * p.from[d];
-            rest = q;
-        }
+    for (u32 t = (u32)gpu_block_x; t < p.n; t += (u32)gpu_grid_x) {
+        i64 r0, c0, to, from;
+        transpose_place(p, t, &r0, &c0, &to, &from);
+        r0 *= TILE, c0 *= TILE;
+        if (r0 >= p.rows) continue;  // the whole block
         const T *src = (const T *)p.src + from + r0 + c0 * p.col_pitch;
         T *dst = (T *)p.dst + to + r0 * p.row_pitch + c0;
         int nr = (int)min_of(TILE, p.rows - r0), nc = (int)min_of(TILE, p.cols - c0);
@@ -132,6 +145,56 @@ GPU_KERNEL(transpose_1, TransposeParams, UTIL_BLOCK) { transpose<u8, 64>(p); }
 GPU_KERNEL(transpose_2, TransposeParams, UTIL_BLOCK) { transpose<u16, 64>(p); }
 GPU_KERNEL(transpose_4, TransposeParams, UTIL_BLOCK) { transpose<u32, 64>(p); }
 GPU_KERNEL(transpose_8, TransposeParams, UTIL_BLOCK) { transpose<u64, 32>(p); }
+
+// Elements of 2 or 4 bytes by 16-byte loads and stores. A tile is 64 words by as many columns as make it square; a word of shared
+// memory holds one element or two that are neighbours in src, and its place is turned by the column, so that neither side's lanes
+// meet in a bank.
+enum { WIDE_WORDS = 64, WIDE_PACKS = WIDE_WORDS / 4 };
+template <class T> struct WideTile {
+    enum { PACK = 16 / sizeof(T), PER = 4 / sizeof(T), SIDE = WIDE_WORDS * PER, LOADS = SIDE * WIDE_PACKS / UTIL_THREADS };
+    enum { UNITS = SIDE / PACK * WIDE_WORDS };
+};
+GPU_FN u32 wide_pair(u32 a, u32 b, int half) { return half ? a >> 16 | (b & 0xffff0000u) : (a & 0xffffu) | b << 16; }
+
+template <class T> GPU_FN void transpose_wide(const TransposeParams &p) {
+    typedef WideTile<T> W;
+    GPU_SHARED Pack<u32> tile[W::SIDE][WIDE_PACKS];
+    for (u32 t = (u32)gpu_block_x; t < p.n; t += (u32)gpu_grid_x) {
+        i64 r0, c0, to, from;
+        transpose_place(p, t, &r0, &c0, &to, &from);
+        r0 *= W::SIDE, c0 *= W::SIDE;
+        if (r0 >= p.rows) continue;  // the whole block
+        const T *src = (const T *)p.src + from + r0 + c0 * p.col_pitch;
+        T *dst = (T *)p.dst + to + r0 * p.row_pitch + c0;
+        int nr = (int)min_of(W::SIDE, p.rows - r0), nc = (int)min_of(W::SIDE, p.cols - c0);
+        Pack<u32> v[W::LOADS];
+        GPU_UNROLL for (int u = 0; u < W::LOADS; u++) {
+            int e = (int)gpu_thread_x + u * UTIL_THREADS, m = e % WIDE_PACKS, c = e / WIDE_PACKS;
+            if (c < nc && m * W::PACK < nr) v[u] = *(const Pack<u32> *)(src + c * p.col_pitch + m * W::PACK);
+        }
+        GPU_UNROLL for (int u = 0; u < W::LOADS; u++) {
+            int e = (int)gpu_thread_x + u * UTIL_THREADS, m = e % WIDE_PACKS, c = e / WIDE_PACKS;
+            if (c < nc && m * W::PACK < nr) tile[c][m ^ (c / W::PACK % 8)] = v[u];
+        }
+        gpu_sync();
+        GPU_UNROLL for (int e = (int)gpu_thread_x; e < W::UNITS; e += UTIL_THREADS) {
+            // eight lanes write 128 bytes of a row; the four rows (of words) of a warp are neighbours
+            int groups = W::SIDE / W::PACK, g = e % 8 + e / 32 % (groups / 8) * 8, q = e / 8 % 4 + e / 32 / (groups / 8) * 4;
+            if (g * W::PACK >= nc || q * W::PER >= nr) continue;
+            u32 w[W::PACK];
+            GPU_UNROLL for (int k = 0; k < W::PACK; k++) w[k] = tile[g * W::PACK + k][(q / 4) ^ (g % 8)].v[q % 4];
+            GPU_UNROLL for (int half = 0; half < W::PER; half++) {
+                Pack<u32> out;
+                GPU_UNROLL for (int k = 0; k < 4; k++)
+                    out.v[k] = W::PER == 1 ? w[k] : wide_pair(w[2 * k % W::PACK], w[(2 * k + 1) % W::PACK], half);
+                *(Pack<u32> *)(dst + (q * W::PER + half) * p.row_pitch + g * W::PACK) = out;
+            }
+        }
+        gpu_sync();
+    }
+}
+GPU_KERNEL(transpose_wide_2, TransposeParams, UTIL_BLOCK) { transpose_wide<u16>(p); }
+GPU_KERNEL(transpose_wide_4, TransposeParams, UTIL_BLOCK) { transpose_wide<u32>(p); }
 
 // ---- simplification -------------------------------------------------------------------------------------------------------
 
@@ -185,22 +248,46 @@ static BoxParams box_params(const GpuBox &b) {
 
 // ---- launches -------------------------------------------------------------------------------------------------------------
 
+// Whether 16 bytes at a time lie whole and aligned on both sides.
+static bool transpose_packs(const GpuBox &b, i64 elem, int fast) {
+    i64 w = 16 / elem;
+    int last = b.ndim - 1;
+    bool fits = b.size[last] % w == 0 && b.size[fast] % w == 0 && util_aligned(b.dst, 16) && util_aligned(b.src, 16);
+    for (int d = 0; d < b.ndim; d++) {
+        if (d != last) fits = fits && b.dst_stride[d] % w == 0;
+        if (d != fast) fits = fits && b.src_stride[d] % w == 0;
+    }
+    return fits;
+}
+
 static bool box_transpose(void *stream, int nsm, const GpuBox &b, i64 elem) {
     int last = b.ndim - 1, fast = -1;
     for (int d = 0; d < last; d++)
         if (b.src_stride[d] == 1) fast = d;
     if (fast < 0 || elem > 8 || b.dst_stride[last] != 1 || b.src_stride[last] == 0) return false;
     if (b.size[last] < TRANSPOSE_LEAST || b.size[fast] < TRANSPOSE_LEAST) return false;
-    i64 side = elem == 8 ? 32 : 64;
+    bool wide = (elem == 2 || elem == 4) && transpose_packs(b, elem, fast);
+    i64 side = elem == 8 ? 32 : wide && elem == 2 ? 128 : 64;
+    i64 col_tiles = util_ceil_div(b.size[last], side), bands = util_ceil_div(util_ceil_div(b.size[fast], side), BAND);
     TransposeParams p = {b.dst, b.src, b.size[fast], b.size[last], b.dst_stride[fast], b.src_stride[last],
-                         util_ceil_div(b.size[last], side), util_ceil_div(b.size[fast], side), 0, 0, {}, {}, {}};
-    p.n = p.col_tiles * p.row_tiles;
+                         fast_div_of((u32)(col_tiles * BAND)), fast_div_of((u32)bands), 0, 0, {}, {}, {}};
+    i64 n = col_tiles * BAND * bands;
     for (int d = 0; d < last; d++) {
         if (d == fast) continue;
-        p.size[p.ndim] = b.size[d], p.to[p.ndim] = b.dst_stride[d], p.from[p.ndim] = b.src_stride[d], p.ndim++;
-        p.n *= b.size[d];
+        p.size[p.ndim] = fast_div_of((u32)b.size[d]), p.to[p.ndim] = b.dst_stride[d], p.from[p.ndim] = b.src_stride[d], p.ndim++;
+        n *= b.size[d];
     }
-    GpuDim grid = util_grid(nsm, p.n, 1), block = util_block();
+    if (n >= (i64)1 << 31) return false;  // cannot be: at most BOX_MOST elements, TRANSPOSE_LEAST of them along either side
+    p.n = (u32)n;
+    GpuDim grid = util_grid_many(nsm, n, 1), block = util_block();
+    if (wide && elem == 2) {
+        GPU_LAUNCH(transpose_wide_2, stream, grid, block, 0, p);
+        return true;
+    }
+    if (wide) {
+        GPU_LAUNCH(transpose_wide_4, stream, grid, block, 0, p);
+        return true;
+    }
     if (elem == 1) GPU_LAUNCH(transpose_1, stream, grid, block, 0, p);
     else if (elem == 2) GPU_LAUNCH(transpose_2, stream, grid, block, 0, p);
     else if (elem == 4) GPU_LAUNCH(transpose_4, stream, grid, block, 0, p);

@@ -60,12 +60,17 @@ Status cuda_conv1d_grad_x(const KernelArgs *k, Diag *d) {
     return ST_OK;
 }
 
-size_t cuda_conv1d_grad_w_scratch(const Node *n, const Operand *in, const Operand *out) { return 0; }
+// Used by depthwise ones: as many channels as rows of the result.
+size_t cuda_conv1d_grad_w_scratch(const Node *n, const Operand *in, const Operand *out) {
+    int64_t pieces = gpu_conv1d_grad_w_pieces(out[0].dim[0], in[0].dim[2]);
+    return pieces > 1 ? (size_t)(8 * pieces * operand_elems(&out[0])) : 0;
+}
 
 Status cuda_conv1d_grad_w(const KernelArgs *k, Diag *d) {
     GpuConv c;
     GpuSpans y;
     TRY(conv_of(k, &k->in[1], &k->out[0], &k->in[0], &c, &y, d));
-    if (operand_elems(&k->out[0]) > 0) gpu_conv1d_grad_w(k->device, &c, &y);
+    CHECK(k->scratch_nbytes >= cuda_conv1d_grad_w_scratch(k->node, k->in, k->out), "scratch too small");
+    if (operand_elems(&k->out[0]) > 0) gpu_conv1d_grad_w(k->device, &c, &y, k->scratch);
     return ST_OK;
 }

@@ -187,13 +187,20 @@ extern "C" void gpu_convert(const Device *dev, void *dst, GpuType to, const void
 struct LineParams {
     GpuLines l;
     DeviceError *error;
+    bool small;  // indices below 2^31: FastDiv
+    FastDiv div[GPU_BOX_DIMS];
 };
+static LineParams line_params(const Device *dev, const GpuLines *l) {
+    LineParams p = {*l, dev->error, l->n < (i64)1 << 31, {}};
+    for (int d = 0; d < l->ndim && p.small; d++) p.div[d] = fast_div_of((u32)l->size[d]);
+    return p;
+}
 
 // Where element i of the index has its partners; false if its index is out of range.
-GPU_FN bool line_offsets(const LineParams &p, i64 i, i64 *small, i64 *large) {
-    i64 s = 0, l = 0, rest = i, t = p.l.index[i];
+GPU_FN bool line_offsets(const LineParams &p, i64 i, i64 t, i64 *small, i64 *large) {
+    i64 s = 0, l = 0, rest = i;
     for (int d = p.l.ndim - 1; d >= 0; d--) {
-        i64 q = d > 0 ? rest / p.l.size[d] : 0, c = rest - q * p.l.size[d];
+        i64 q = d == 0 ? 0 : p.small ? (i64)fast_div((u32)rest, p.div[d]) : rest / p.l.size[d], c = rest - q * p.l.size[d];
         s += c * p.l.small_stride[d];
         if (d != p.l.dim) l += c * p.l.large_stride[d];
         rest = q;
@@ -204,11 +211,23 @@ GPU_FN bool line_offsets(const LineParams &p, i64 i, i64 *small, i64 *large) {
     return fits;
 }
 
+// A few elements at a time: their indices, then what these point to, then the results.
 template <class T> GPU_FN void gather(const LineParams &p) {
-    for (i64 i = gpu_thread(); i < p.l.n; i += gpu_nthreads()) {
-        i64 small, large;
-        bool fits = line_offsets(p, i, &small, &large);
-        ((T *)p.l.dst)[small] = fits ? ((const T *)p.l.src)[large] : (T)0;
+    enum { AHEAD = 4 };
+    i64 step = gpu_nthreads();
+    for (i64 i = gpu_thread(); i < p.l.n; i += AHEAD * step) {
+        i64 t[AHEAD], small[AHEAD];
+        T v[AHEAD];
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++)
+            if (i + u * step < p.l.n) t[u] = p.l.index[i + u * step];
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++) {
+            if (i + u * step >= p.l.n) continue;
+            i64 large;
+            bool fits = line_offsets(p, i + u * step, t[u], &small[u], &large);
+            v[u] = fits ? ((const T *)p.l.src)[large] : (T)0;
+        }
+        GPU_UNROLL for (int u = 0; u < AHEAD; u++)
+            if (i + u * step < p.l.n) ((T *)p.l.dst)[small[u]] = v[u];
     }
 }
 GPU_KERNEL(gather_1, LineParams, UTIL_BLOCK) { gather<u8>(p); }
@@ -219,7 +238,8 @@ GPU_KERNEL(gather_8, LineParams, UTIL_BLOCK) { gather<u64>(p); }
 template <class T> GPU_FN void scatter(const LineParams &p) {
     for (i64 i = gpu_thread(); i < p.l.n; i += gpu_nthreads()) {
         i64 small, large;
-        if (line_offsets(p, i, &small, &large)) gpu_atomic_add((float *)p.l.dst + large, to_float(((const T *)p.l.src)[small]));
+        if (!line_offsets(p, i, p.l.index[i], &small, &large)) continue;
+        gpu_atomic_add((float *)p.l.dst + large, to_float(((const T *)p.l.src)[small]));
     }
 }
 GPU_KERNEL(scatter_f32, LineParams, UTIL_BLOCK) { scatter<float>(p); }
@@ -227,13 +247,14 @@ GPU_KERNEL(scatter_bf16, LineParams, UTIL_BLOCK) { scatter<bf16>(p); }
 GPU_KERNEL(scatter_i64, LineParams, UTIL_BLOCK) {
     for (i64 i = gpu_thread(); i < p.l.n; i += gpu_nthreads()) {
         i64 small, large;
-        if (line_offsets(p, i, &small, &large)) gpu_atomic_add((u64 *)p.l.dst + large, ((const u64 *)p.l.src)[small]);
+        if (!line_offsets(p, i, p.l.index[i], &small, &large)) continue;
+        gpu_atomic_add((u64 *)p.l.dst + large, ((const u64 *)p.l.src)[small]);
     }
 }
 
 extern "C" void gpu_gather(const Device *dev, const GpuLines *l) {
-    LineParams p = {*l, dev->error};
-    GpuDim grid = util_grid(dev->nsm, l->n, UTIL_BLOCK), block = util_block();
+    LineParams p = line_params(dev, l);
+    GpuDim grid = util_grid_many(dev->nsm, l->n, UTIL_BLOCK), block = util_block();
     if (l->type == GPU_BOOL) GPU_LAUNCH(gather_1, dev->stream, grid, block, 0, p);
     else if (l->type == GPU_BF16) GPU_LAUNCH(gather_2, dev->stream, grid, block, 0, p);
     else if (l->type == GPU_F32) GPU_LAUNCH(gather_4, dev->stream, grid, block, 0, p);
@@ -241,8 +262,8 @@ extern "C" void gpu_gather(const Device *dev, const GpuLines *l) {
 }
 
 extern "C" void gpu_scatter_add(const Device *dev, const GpuLines *l) {
-    LineParams p = {*l, dev->error};
-    GpuDim grid = util_grid(dev->nsm, l->n, UTIL_BLOCK), block = util_block();
+    LineParams p = line_params(dev, l);
+    GpuDim grid = util_grid_many(dev->nsm, l->n, UTIL_BLOCK), block = util_block();
     if (l->type == GPU_F32) GPU_LAUNCH(scatter_f32, dev->stream, grid, block, 0, p);
     else if (l->type == GPU_BF16) GPU_LAUNCH(scatter_bf16, dev->stream, grid, block, 0, p);
     else GPU_LAUNCH(scatter_i64, dev->stream, grid, block, 0, p);

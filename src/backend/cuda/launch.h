@@ -117,7 +117,9 @@ typedef struct GpuConv {
 // The spans of y lie beside it: the two lists stay within the 4 KB of kernel parameters.
 void gpu_conv1d(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
 void gpu_conv1d_grad_x(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
-void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans);
+// partial: 8 * taps * channels bytes for each of gpu_conv1d_grad_w_pieces of n local positions of y, where there are several.
+void gpu_conv1d_grad_w(const Device *dev, const GpuConv *c, const GpuSpans *y_spans, void *partial);
+long long gpu_conv1d_grad_w_pieces(long long channels, long long n);
 
 // ---- adamw.cu -------------------------------------------------------------------------------------------------------------
 typedef struct GpuAdamw {

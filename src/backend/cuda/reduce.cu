@@ -94,7 +94,8 @@ template <class R, int W> GPU_FN Chunk<R, W> load_chunk(const typename R::Elem *
 enum { AHEAD = 4 };  // loads under way before the first is used
 
 // Every `step`-th W elements of x[0, n) from the lane's on; n is a multiple of W.
-template <class R, int W> GPU_FN typename R::Acc reduce_row(typename R::Acc acc, const typename R::Elem *x, i64 n, int lane, int step) {
+template <class R, int W>
+GPU_FN typename R::Acc reduce_row(typename R::Acc acc, const typename R::Elem *x, i64 n, int lane, int step) {
     i64 packs = n / W;
     for (i64 i = lane; i < packs; i += AHEAD * step) {
         Chunk<R, W> c[AHEAD];

@@ -160,8 +160,8 @@ extern "C" void gpu_logsumexp(const Device *dev, const GpuScan *s) {
     else launch_lse_bf16(dev, p, grid, wide);
 }
 
-// ---- cumsum: where lines are few they are cut into pieces: sums of the pieces, their own running sums, then every piece from where
-// ---- it starts. Sums of floats are doubles.
+// ---- cumsum: where lines are few they are cut into pieces: sums of the pieces, their own running sums, then every piece from
+// ---- where it starts. Sums of floats are doubles.
 
 GPU_FN double scan_value(float x) { return (double)x; }
 GPU_FN double scan_value(bf16 x) { return (double)to_float(x); }
