@@ -267,7 +267,7 @@ sanitize_one() {  # tool fixture options...
         0) echo "clean; $(grep -a 'check:' "$log" | tail -1)" ;;
         124) echo "not done after 180 s; $(grep -ac '^=========.*\(Invalid\|Uninitialized\|Error\|hazard\)' "$log") reports until then" ;;
         9) grep -a 'SUMMARY' "$log" | tail -1 | tr -d '=\n'
-           sed -n 's/^=========  *at \([A-Za-z_][A-Za-z0-9_:<>]*\).*/\1/p' "$log" | sort | uniq -c | sort -rn | head -5 | awk '{ printf "; %s reports in %s", $1, $2 }' ;;
+           sed -n 's/^=========.* at \([A-Za-z_][A-Za-z0-9_:<>]*\).*/\1/p' "$log" | sort | uniq -c | sort -rn | head -5 | awk '{ printf "; %s reports in %s", $1, $2 }' ;;
         *) echo "failed ($rc): $(tail -1 "$log")" ;;
         esac)"
 }
