@@ -2,7 +2,6 @@
 // and cuDNN's own words wherever it refuses; a case that fails does not stop the others.
 //   gpu_attention           all of it (about a minute)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
-//   gpu_attention packed    packed documents, both
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
@@ -47,8 +46,6 @@ typedef struct Operands {
     int64_t nq, nk, nrow;                           // elements of q and of k; rows of q
     uint16_t *q, *k, *v, *dout, *o, *dq, *dk, *dv;  // host
     float *lse;
-    int64_t *ids, *first, *end;                     // host, packed: numbers of documents; where each position's begins and ends
-    void *gids;
     void *gq, *gk, *gv, *gdout, *go, *gdq, *gdk, *gdv, *glse, *scratch;  // device
     size_t scratch_nbytes;
 } Operands;
@@ -76,8 +73,8 @@ static bool to_device(void **dst, const void *src, size_t nbytes) {
 }
 
 static void free_operands(Operands *x) {
-    void *host[] = {x->q, x->k, x->v, x->dout, x->o, x->dq, x->dk, x->dv, x->lse, x->ids, x->first, x->end};
-    void *dev[] = {x->gq, x->gk, x->gv, x->gdout, x->go, x->gdq, x->gdk, x->gdv, x->glse, x->scratch, x->gids};
+    void *host[] = {x->q, x->k, x->v, x->dout, x->o, x->dq, x->dk, x->dv, x->lse};
+    void *dev[] = {x->gq, x->gk, x->gv, x->gdout, x->go, x->gdq, x->gdk, x->gdv, x->glse, x->scratch};
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++) cudaFree(dev[i]);
     *x = (Operands){0};
@@ -102,7 +99,7 @@ static bool make_operands(Operands *x, const DnnCall *c, bool negative) {
 }
 
 static DnnData data_of(const Operands *x) {
-    return (DnnData){x->gq, x->gk, x->gv, x->go, x->glse, x->gdout, x->gdq, x->gdk, x->gdv, x->gids, 7};
+    return (DnnData){x->gq, x->gk, x->gv, x->go, x->glse, x->gdout, x->gdq, x->gdk, x->gdv};
 }
 
 static Status prepare(const DnnCall *c, bool backward, DnnPlan **p) {
@@ -193,7 +190,7 @@ typedef struct Errors {
 static void reference_rows(Check *k, const DnnCall *c, const Operands *x, int64_t row_step, int64_t key_step, bool rounded) {
     int64_t n = c->dim;
     *k = (Check){.ref = {c->batch, c->heads, c->kv_heads, c->nq, c->nk, c->dim, (int)c->mask, c->shift, c->window, c->scale,
-                         rounded, x->q, x->k, x->v, x->dout, x->first, x->end},
+                         rounded, x->q, x->k, x->v, x->dout},
                  .x = x,
                  .row_step = row_step,
                  .key_step = key_step,
@@ -319,8 +316,7 @@ static const Case cases[] = {
 };
 
 static DnnCall call_of(const Case *k) {
-    double scale = 1 / sqrt((double)k->d);
-    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, scale, false, k->cut, 0, false};
+    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, 1 / sqrt((double)k->d), false, k->cut};
 }
 
 static void run_case(const Case *k) {
@@ -375,7 +371,7 @@ static void run_lengths(void) {
 // each half gets the merged o and lse (what ring attention does). Against the whole.
 static void run_merged(int64_t d) {
     int64_t s = 512, h = 8, hkv = 2;
-    DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1, 0, false};
+    DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1};
     DnnCall part[2] = {whole, whole};
     part[0].nk = part[1].nk = s / 2, part[0].mask = DNN_FULL, part[0].shift = part[1].shift = 0;
     printf("%-24s d%lld:", "two halves of keys", (long long)d);
@@ -613,10 +609,7 @@ __attribute__((weak)) void cache_put(const char *kind, const char *key, const vo
     entries = e;
 }
 
-#include "gpu_attention_packed.h"
-
 int main(int argc, char **argv) {
-    bool packed = argc < 2 || !strcmp(argv[1], "packed");
     bool check = argc < 2 || !strcmp(argv[1], "check"), speed = argc < 2 || !strcmp(argv[1], "speed");
     struct cudaDeviceProp prop;
     cudaStream_t stream;
@@ -631,8 +624,6 @@ int main(int argc, char **argv) {
         printf("%s\n", d.text);
         return 2;
     }
-    if (!cuda_ok(cudaMalloc((void **)&device.error, sizeof *device.error), "error record")) return 2;
-    device_error();
     printf("%s, cuDNN %zu\n", device.key, lib->version);
     double begin = now();
     if (check) {
@@ -644,7 +635,6 @@ int main(int argc, char **argv) {
     }
     if (check) printf("check: %.1f s\n", now() - begin);
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
-    if (packed) run_all_packed();
     printf("%s: %d passed, %d failed; %.1f s\n", nfail ? "FAIL" : "PASS", npass, nfail, now() - begin);
     dnn_close(&device);
     return nfail > 0;

@@ -78,24 +78,6 @@ static bool plan_cut(const DnnCall *c) { return c->cut < 0 ? dnn_needs_cut(c) : 
 static DnnAttention group_of(const DnnPlan *p) {
     const DnnCall *c = &p->call;
     int64_t group = c->heads / c->kv_heads;
-    if (c->slots) {  // every document of every head is an entry
-        struct DnnStride s = {c->nq * c->dim, c->nq * c->dim, c->dim};
-        return (DnnAttention){.batch = p->groups.batch * p->groups.kv_heads * group * c->slots,
-                              .heads = 1,
-                              .kv_heads = 1,
-                              .nq = c->nq,
-                              .nk = c->nk,
-                              .dim = c->dim,
-                              .mask = c->mask,
-                              .cut = true,
-                              .packed = true,
-                              .q = s,
-                              .k = s,
-                              .v = s,
-                              .o = s,
-                              .lse_batch = c->nq,
-                              .lse_head = c->nq};
-    }
     struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
                      k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
     return (DnnAttention){.batch = p->groups.batch,
@@ -118,10 +100,10 @@ static DnnAttention group_of(const DnnPlan *p) {
 // What the compiled kernel depends on, and nothing more: scale, shift and window are given to each run.
 static void disk_key(const DnnPlan *p, const Device *dev, const Dnn *dnn, char *key, size_t n) {
     DnnAttention a = group_of(p);
-    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s%s|%lld %lld %lld|%lld", dev->key,
+    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s|%lld %lld %lld|%lld", dev->key,
              dnn->lib->version, p->call.backward ? "backward" : "forward", (long long)a.batch, (long long)a.heads,
              (long long)a.kv_heads, (long long)a.nq, (long long)a.nk, (long long)a.dim, (int)a.mask, a.shifted ? " shifted" : "",
-             a.cut ? " cut" : "", a.packed ? " packed" : "", (long long)a.q.batch, (long long)a.k.batch, (long long)a.lse_batch,
+             a.cut ? " cut" : "", (long long)a.q.batch, (long long)a.k.batch, (long long)a.lse_batch,
              (long long)p->parts.workspace_nbytes);
 }
 
@@ -188,7 +170,7 @@ static Status make_plan(Device *dev, const Dnn *dnn, DnnPlan *p, Diag *d) {
     }
     p->facts.seconds = now() - begin;
     p->facts.planned_workspace = p->parts.workspace_nbytes;
-    return p->cut && !p->call.slots ? upload_lengths(p, d) : ST_OK;
+    return p->cut ? upload_lengths(p, d) : ST_OK;
 }
 
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
@@ -205,10 +187,9 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
                    .left = (float)(c->window - c->shift),
                    .cut = plan_cut(c)};
     p->parts = dnn_parts(c, p->groups.batch, p->groups.kv_heads);
-    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d %lld %d", (int)c->backward,
+    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d", (int)c->backward,
              (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk,
-             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut,
-             (long long)c->slots, (int)c->one_packing);
+             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut);
     for (DnnPlan *q = x->plans; q; q = q->next)
         if (!strcmp(q->key, p->key)) {
             free(p);
@@ -255,17 +236,10 @@ static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, int6
     if (c->mask != DNN_FULL || p->cut) give(&pack, DNN_MINUS_INF, &minus_inf);
     if (c->mask != DNN_FULL && c->shift != 0) give(&pack, DNN_SHIFT, &p->shift);
     if (c->mask == DNN_WINDOW) give(&pack, DNN_LEFT, &p->left);
-    if (c->slots) {
-        const DnnParts *at = &p->parts;
-        give(&pack, DNN_NQ, after(scratch, at->length)), give(&pack, DNN_NK, after(scratch, at->length));
-        give(&pack, DNN_OFFSET_Q, after(scratch, at->q)), give(&pack, DNN_OFFSET_K, after(scratch, at->k));
-        give(&pack, DNN_OFFSET_ROW, after(scratch, at->row));
-    } else if (p->cut) give(&pack, DNN_NK, p->lengths + p->groups.batch);
+    if (p->cut) give(&pack, DNN_NQ, p->lengths), give(&pack, DNN_NK, p->lengths + p->groups.batch);
     if (c->backward) {
         give(&pack, DNN_DO, after(x->dout, q)), give(&pack, DNN_DQ, after(x->dq, q));
-        bool each = c->slots && group > 1;  // dk and dv of every query head
-        give(&pack, DNN_DK, each ? after(scratch, p->parts.dk) : after(x->dk, k));
-        give(&pack, DNN_DV, each ? after(scratch, p->parts.dv) : after(x->dv, k));
+        give(&pack, DNN_DK, after(x->dk, k)), give(&pack, DNN_DV, after(x->dv, k));
         give(&pack, DNN_DQ_ACC, after(scratch, p->parts.acc)), give(&pack, DNN_SUM, after(scratch, p->parts.sum));
         give(&pack, DNN_ONE, &one);
     }
@@ -274,17 +248,8 @@ static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, int6
 
 Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d) {
     DnnDevice *x = dev->dnn;
-    const DnnCall *c = &p->call;
-    const DnnGroups *g = &p->groups;
-    for (int64_t b = 0; b < c->batch; b += g->batch) {
-        if (c->slots) dnn_pack(dev, c, &p->parts, g->batch, g->kv_heads, b, data, scratch);
-        for (int64_t kv = 0; kv < c->kv_heads; kv += g->kv_heads) {
-            TRY(run_group(&x->dnn, p, data, b, kv, scratch, d));
-            if (!c->slots || !c->backward || c->heads == c->kv_heads) continue;
-            int64_t at = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
-            dnn_sum_heads(dev, c, &p->parts, g->batch, g->kv_heads, (char *)data->dk + at, (char *)data->dv + at, scratch);
-        }
-    }
+    for (int64_t b = 0; b < p->call.batch; b += p->groups.batch)
+        for (int64_t kv = 0; kv < p->call.kv_heads; kv += p->groups.kv_heads) TRY(run_group(&x->dnn, p, data, b, kv, scratch, d));
     return ST_OK;
 }
 

@@ -15,13 +15,8 @@ typedef struct DnnCall {
     double scale;
     bool backward;
     int cut;  // DnnAttention.cut: -1 by dnn_needs_cut; 0 and 1 are for tests
-    // Packed documents, if not 0: the mask holds within each, there are at most so many in a batch entry. Numbers: DnnData.
-    int64_t slots;
-    bool one_packing;  // the same for all batch entries
 } DnnCall;
 
-// Slots for documents in n positions: AUTOSP_DOCUMENTS where it is set, 0: no packed call.
-int64_t dnn_slots(int64_t n);
 // NULL: cuDNN takes it; else why not, in words.
 const char *dnn_refuses(const DnnCall *c);
 // Backward where queries or keys do not fill whole tiles of 128: see dnn.c.
@@ -37,8 +32,6 @@ DnnGroups dnn_groups(const DnnCall *c);
 typedef struct DnnParts {
     int64_t acc, sum, workspace, total;  // offsets; bytes in all
     int64_t workspace_nbytes;
-    int64_t dk, dv;                                           // packed: of every query head; total where each has its own KV head
-    int64_t q, k, row, length, begin, count, ndocument;       // packed: as GpuPacked
 } DnnParts;
 DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads);
 size_t dnn_scratch(const DnnCall *c);
@@ -49,8 +42,6 @@ typedef struct DnnData {
     void *o, *lse;  // backward: read
     const void *dout;
     void *dq, *dk, *dv;
-    const void *ids;  // packed: int64 [batch or 1, nq], document of each token, never falling
-    int node;         // packed: errors are reported under
 } DnnData;
 typedef struct DnnPlan DnnPlan;  // owned by the device, shared by equal calls
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d);
@@ -63,10 +54,3 @@ typedef struct DnnPlanFacts {
 } DnnPlanFacts;
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p);
 void dnn_close(Device *dev);
-
-// Packed: fills the tables of the group that begins with batch entry b.
-void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, int64_t b,
-              const DnnData *data, void *scratch);
-// Packed, several query heads to a KV head: that group's dk and dv [batch, kv_heads, nk, dim] from those of the query heads.
-void dnn_sum_heads(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, void *dk, void *dv,
-                   void *scratch);

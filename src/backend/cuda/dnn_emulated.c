@@ -46,111 +46,61 @@ static double dot(const void *a, int64_t i, const void *b, int64_t j, int64_t n)
     return sum;
 }
 
-// Queries and keys that attend to each other: first rows in q and in k, where dk and dv of these keys are summed, how many.
-typedef struct Part {
-    int64_t q, k, dk, nq, nk;
-} Part;
+// First elements of row `q` of head `h` (of all batches' heads) and of row `k` of its KV head.
+static int64_t query_at(const DnnCall *c, int64_t h, int64_t q) { return (h * c->nq + q) * c->dim; }
+static int64_t key_at(const DnnCall *c, int64_t h, int64_t k) {
+    int64_t group = c->heads / c->kv_heads, batch = h / c->heads;
+    return ((batch * c->kv_heads + h % c->heads / group) * c->nk + k) * c->dim;
+}
 
-static void forward_row(const DnnCall *c, const DnnData *x, const Part *at, int64_t q, double *p, double *o) {
+static void forward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *p, double *o) {
     double max = -INFINITY, sum = 0;
-    int64_t n = c->dim, row = at->q + q;
-    for (int64_t k = 0; k < at->nk; k++) {
-        p[k] = sees(c, q, k) ? c->scale * dot(x->q, row * n, x->k, (at->k + k) * n, n) : -INFINITY;
+    for (int64_t k = 0; k < c->nk; k++) {
+        p[k] = sees(c, q, k) ? c->scale * dot(x->q, query_at(c, h, q), x->k, key_at(c, h, k), c->dim) : -INFINITY;
         max = fmax(max, p[k]);
     }
-    for (int64_t k = 0; k < at->nk; k++) sum += p[k] = exp(p[k] - max);
-    for (int64_t e = 0; e < n; e++) o[e] = 0;
-    for (int64_t k = 0; k < at->nk; k++)
-        for (int64_t e = 0; e < n && p[k] != 0; e++) o[e] += p[k] / sum * load(x->v, (at->k + k) * n + e);
-    for (int64_t e = 0; e < n; e++) store(x->o, row * n + e, o[e]);
-    ((float *)x->lse)[row] = (float)(max + log(sum));
+    for (int64_t k = 0; k < c->nk; k++) sum += p[k] = exp(p[k] - max);
+    for (int64_t e = 0; e < c->dim; e++) o[e] = 0;
+    for (int64_t k = 0; k < c->nk; k++)
+        for (int64_t e = 0; e < c->dim && p[k] != 0; e++) o[e] += p[k] / sum * load(x->v, key_at(c, h, k) + e);
+    for (int64_t e = 0; e < c->dim; e++) store(x->o, query_at(c, h, q) + e, o[e]);
+    ((float *)x->lse)[h * c->nq + q] = (float)(max + log(sum));
 }
 
-static void backward_row(const DnnCall *c, const DnnData *x, const Part *at, int64_t q, double *dq, double *dk, double *dv) {
-    int64_t n = c->dim, qi = (at->q + q) * n;
-    double lse = ((const float *)x->lse)[at->q + q], dsum = dot(x->dout, qi, x->o, qi, n);
-    for (int64_t e = 0; e < n; e++) dq[e] = 0;
-    for (int64_t k = 0; k < at->nk; k++) {
-        int64_t ki = (at->k + k) * n, to = (at->dk + k) * n;
+// Adds to dk and dv [batch, kv_heads, nk, dim].
+static void backward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *dq, double *dk, double *dv) {
+    int64_t qi = query_at(c, h, q);
+    double lse = ((const float *)x->lse)[h * c->nq + q], dsum = dot(x->dout, qi, x->o, qi, c->dim);
+    for (int64_t e = 0; e < c->dim; e++) dq[e] = 0;
+    for (int64_t k = 0; k < c->nk; k++) {
+        int64_t ki = key_at(c, h, k);
         if (!sees(c, q, k)) continue;
-        double p = exp(c->scale * dot(x->q, qi, x->k, ki, n) - lse);
-        double ds = p * (dot(x->dout, qi, x->v, ki, n) - dsum) * c->scale;
-        for (int64_t e = 0; e < n; e++) {
+        double p = exp(c->scale * dot(x->q, qi, x->k, ki, c->dim) - lse),
+               ds = p * (dot(x->dout, qi, x->v, ki, c->dim) - dsum) * c->scale;
+        for (int64_t e = 0; e < c->dim; e++) {
             dq[e] += ds * load(x->k, ki + e);
-            dk[to + e] += ds * load(x->q, qi + e);
-            dv[to + e] += p * load(x->dout, qi + e);
+            dk[ki + e] += ds * load(x->q, qi + e);
+            dv[ki + e] += p * load(x->dout, qi + e);
         }
     }
-    for (int64_t e = 0; e < n; e++) store(x->dq, qi + e, dq[e]);
-}
-
-// dk, dv: sums of `rows` rows, which are stored to x's.
-static void run_parts(const DnnCall *c, const DnnData *x, const Part *part, int64_t n, int64_t rows, void *dk_out, void *dv_out) {
-    Arena *a = arena_new();
-    int64_t elems = c->backward ? rows * c->dim : 0;
-    double *row = ARENA_ARRAY(a, double, c->nk), *one = ARENA_ARRAY(a, double, c->dim);
-    double *dk = ARENA_ARRAY(a, double, elems), *dv = ARENA_ARRAY(a, double, elems);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t q = 0; q < part[i].nq; q++) {
-            if (c->backward)
-                backward_row(c, x, &part[i], q, one, dk, dv);
-            else
-                forward_row(c, x, &part[i], q, row, one);
-        }
-    for (int64_t i = 0; i < elems; i++) store(dk_out, i, dk[i]), store(dv_out, i, dv[i]);
-    arena_free(a);
-}
-
-static void run_dense(const DnnCall *c, const DnnData *x) {
-    Arena *a = arena_new();
-    int64_t heads = c->batch * c->heads, group = c->heads / c->kv_heads;
-    Part *part = ARENA_ARRAY(a, Part, heads);
-    for (int64_t h = 0; h < heads; h++) part[h] = (Part){h * c->nq, h / group * c->nk, h / group * c->nk, c->nq, c->nk};
-    run_parts(c, x, part, heads, heads / group * c->nk, x->dk, x->dv);
-    arena_free(a);
-}
-
-// Everything by the tables, as the library does it.
-static void run_packed(Device *dev, const DnnCall *c, const DnnData *x, char *scratch) {
-    Arena *a = arena_new();
-    DnnParts p = dnn_parts(c, c->batch, c->kv_heads);
-    dnn_pack(dev, c, &p, c->batch, c->kv_heads, 0, x, scratch);
-    const int64_t *q = (void *)(scratch + p.q), *k = (void *)(scratch + p.k), *row = (void *)(scratch + p.row);
-    const int32_t *length = (void *)(scratch + p.length);
-    int64_t n = c->batch * c->heads * c->slots, rows = c->batch * c->heads * c->nq;
-    Part *part = ARENA_ARRAY(a, Part, n);
-    for (int64_t i = 0; i < n; i++) {
-        CHECK(q[i] == row[i] * c->dim && k[i] % c->dim == 0, "tables of packed documents");
-        part[i] = (Part){row[i], k[i] / c->dim, row[i], length[i], length[i]};
-    }
-    CHECK(row[n] == rows && q[n] == rows * c->dim, "end of the tables of packed documents");
-    bool each = c->heads == c->kv_heads;
-    run_parts(c, x, part, n, rows, each ? x->dk : scratch + p.dk, each ? x->dv : scratch + p.dv);
-    if (c->backward && !each) dnn_sum_heads(dev, c, &p, c->batch, c->kv_heads, x->dk, x->dv, scratch);
-    arena_free(a);
+    for (int64_t e = 0; e < c->dim; e++) store(x->dq, qi + e, dq[e]);
 }
 
 Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch, Diag *d) {
+    (void)dev, (void)d, (void)scratch;
     const DnnCall *c = &plan->call;
-    (void)d;
-    if (!c->slots) {
-        run_dense(c, x);
-        return ST_OK;
-    }
-    // As many at once as scratch was planned for: one group of batch entries and KV heads after the other.
-    DnnGroups g = dnn_groups(c);
-    int64_t group = c->heads / c->kv_heads;
-    for (int64_t b = 0; b < c->batch; b += g.batch)
-        for (int64_t kv = 0; kv < c->kv_heads; kv += g.kv_heads) {
-            int64_t r = (b * c->heads + kv * group) * c->nq, i = r * c->dim * 2, j = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
-            DnnCall part = *c;
-            part.batch = g.batch, part.heads = g.kv_heads * group, part.kv_heads = g.kv_heads;
-            DnnData y = {.q = (const char *)x->q + i, .k = (const char *)x->k + j, .v = (const char *)x->v + j, .node = x->node};
-            y.o = (char *)x->o + i, y.lse = (char *)x->lse + r * 4;
-            y.ids = (const int64_t *)x->ids + (c->one_packing ? 0 : b * c->nq);
+    int64_t n = c->batch * c->kv_heads * c->nk * c->dim;
+    Arena *a = arena_new();
+    double *row = ARENA_ARRAY(a, double, c->nk), *part = ARENA_ARRAY(a, double, c->dim);
+    double *dk = ARENA_ARRAY(a, double, n), *dv = ARENA_ARRAY(a, double, n);
+    for (int64_t h = 0; h < c->batch * c->heads; h++)
+        for (int64_t q = 0; q < c->nq; q++) {
             if (c->backward)
-                y.dout = (const char *)x->dout + i, y.dq = (char *)x->dq + i, y.dk = (char *)x->dk + j, y.dv = (char *)x->dv + j;
-            run_packed(dev, &part, &y, scratch);
+                backward_row(c, x, h, q, part, dk, dv);
+            else
+                forward_row(c, x, h, q, row, part);
         }
+    for (int64_t i = 0; i < n && c->backward; i++) store(x->dk, i, dk[i]), store(x->dv, i, dv[i]);
+    arena_free(a);
     return ST_OK;
 }
