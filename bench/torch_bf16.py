@@ -15,10 +15,15 @@ def errors(folder, binding="b2s101"):
     program = torch.export.load(folder / "model.pt2")
     golden = load_file(folder / f"{binding}.safetensors")
     module = program.module()
-    for node in list(module.graph.nodes):  # exported checks of element types, which autocast changes
-        if "assert_tensor_metadata" in str(node.target):
-            module.graph.erase_node(node)
-    module.recompile()
+    for part in module.modules():  # exported checks of element types, which autocast changes; in parts run without gradients too
+        if not isinstance(part, torch.fx.GraphModule):
+            continue
+        for node in list(part.graph.nodes):
+            if "assert_tensor_metadata" in str(node.target):
+                part.graph.erase_node(node)
+        part.recompile()
+    for p in module.parameters():
+        p.requires_grad_(True)
     names = [s.arg.name for s in program.graph_signature.input_specs if s.kind == torch.export.graph_signature.InputKind.USER_INPUT]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = module(*[golden[n] for n in names])
