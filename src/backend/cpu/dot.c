@@ -54,8 +54,8 @@ typedef struct DotJob {
     DotSizes s;
     DotCut cut;
     const void *a, *b;
-    const void *add;  // NULL, or as large as the result, or (bias) a vector of n
-    bool bias;
+    const void *add;  // NULL, or as large as the result, or a bias
+    int64_t nbias;    // elements of a bias, the result's last dim; 0: it is none
     void *c;
 } DotJob;
 
