@@ -204,6 +204,17 @@ static const Sample dot_samples[] = {
      .shape = {{3, {5, 4, 6}}, {3, {5, 6, 3}}, {1, {3}}},
      .dtype = F32x3,
      DOT_BIAS(1, 1, 0, 0)},
+    {.label = "bias, two free dims of b",
+     .nin = 3,
+     .shape = {{2, {3, 4}}, {4, {3, 4, 5, 6}}, {1, {6}}},
+     .dtype = F32x3,
+     DOT_BIAS(1, 1, 0, 0)},
+    {.label = "bias, no free dim of b",
+     .nin = 3,
+     .shape = {{3, {2, 5, 7}}, {1, {7}}, {1, {5}}},
+     .dtype = F32x3,
+     DOT_BIAS(0, 1, 0, 0)},
+    {.label = "bias, batch alone", .nin = 3, .shape = {{2, {6, 7}}, {2, {6, 7}}, {1, {6}}}, .dtype = F32x3, DOT_BIAS(1, 1, 0, 0)},
 };
 
 const OpInfo op_info_DOT = {

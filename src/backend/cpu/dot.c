@@ -54,12 +54,10 @@ typedef struct DotJob {
     DotSizes s;
     DotCut cut;
     const void *a, *b;
-    const void *add;  // NULL, or as large as the result, or (bias) a vector along its last dim
-    int64_t bias;     // elements of the vector; 0: none
+    const void *add;  // NULL, or as large as the result, or a bias
+    int64_t nbias;    // elements of a bias, the result's last dim; 0: it is none
     void *c;
 } DotJob;
-
-static int64_t last_dim(const Operand *o) { return o->ndim > 0 ? o->dim[o->ndim - 1] : 1; }
 
 #define REAL_BITS 32
 #include "backend/cpu/dot_impl.h"

@@ -1,16 +1,17 @@
 // The kernel of dot.c for one float type (see real.h).
 #include "backend/cpu/real.h"
 
-// What is added goes into a task's part [m, n] of the result first, which begins `at` elements into it. A bias lies along the result's
-// last dim: that is all n columns only where b has one free dim (with none it is a dim of the rows, with two a part of the columns).
+// What is added goes into a task's part [m, n] of the result first, which begins `at` elements into it. A bias repeats along the
+// result's last dim, of which the columns may be several times (b has more free dims) or a part (b has none).
 static void FN(dot_add)(const DotJob *j, int64_t at, int64_t m, int64_t n) {
-    const REAL *add = j->add;
+    const REAL *from = j->add;
+    REAL *to = j->c;
     for (int64_t i = 0; i < m; i++, at += j->s.n) {
-        REAL *to = (REAL *)j->c + at;
-        if (j->bias) {
-            for (int64_t k = 0; k < n; k++) to[k] = add[(at + k) % j->bias];
-        } else if (to != add + at) {
-            memcpy(to, add + at, (size_t)n * sizeof(REAL));
+        if (!j->nbias && to != from) memcpy(to + at, from + at, (size_t)n * sizeof(REAL));
+        for (int64_t col = 0, run; j->nbias && col < n; col += run) {
+            int64_t first = (at + col) % j->nbias;
+            run = min_i64(n - col, j->nbias - first);
+            memcpy(to + at + col, from + first, (size_t)run * sizeof(REAL));
         }
     }
 }
@@ -40,7 +41,7 @@ static void FN(dot_tasks)(void *ctx, int64_t begin, int64_t end, int worker) {
 Status FN(cpu_dot)(const KernelArgs *k, Diag *d) {
     (void)d;
     DotJob j = {.s = dot_sizes(k->node, &k->in[0], &k->in[1]), .a = k->in[0].data, .b = k->in[1].data, .c = k->out[0].data};
-    if (k->nin == 3) j.add = k->in[2].data, j.bias = node_int_or(k->node, ATTR_BIAS, 0) ? last_dim(&k->out[0]) : 0;
+    if (k->nin == 3) j.add = k->in[2].data, j.nbias = node_int_or(k->node, ATTR_BIAS, 0) ? k->in[2].dim[0] : 0;
     if (j.s.batch == 0 || j.s.m == 0 || j.s.n == 0) return ST_OK;
     j.cut = dot_cut(&j.s, pool_nthreads(k->pool));
     pool_run(k->pool, FN(dot_tasks), &j, j.s.batch * j.cut.npanel, 1);

@@ -96,6 +96,8 @@ void pool_run(Pool *p, PoolFn fn, void *ctx, int64_t n, int64_t grain) {
 
 int pool_nthreads(const Pool *p) { return p ? p->nthreads : 1; }
 
+static void no_work(void *ctx, int64_t begin, int64_t end, int worker) { (void)ctx, (void)begin, (void)end, (void)worker; }
+
 Pool *pool_new(int nthreads) {
     Pool *p = calloc(1, sizeof *p);
     if (!p) return NULL;
@@ -117,6 +119,7 @@ Pool *pool_new(int nthreads) {
         }
         p->nstarted++;
     }
+    pool_run(p, no_work, NULL, p->nthreads, 1);  // all have started: what a thread allocates at its start is not part of a step
     return p;
 }
 
