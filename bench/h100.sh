@@ -278,7 +278,7 @@ part_sanitize() {
     local n tool f
     EXCLUDED=
     for n in "${THEIRS[@]}"; do
-        grep -hE 'GPU_KERNEL\(' src/backend/cuda/*.cu src/backend/cuda/*.h src/backend/cuda/codegen*.c | grep -q "$n" && { row "compute-sanitizer: $n is in a kernel's name of ours"; return; }
+        grep -rhE 'GPU_KERNEL\(' src/backend/cuda | grep -q "$n" && { row "compute-sanitizer: $n is in a kernel's name of ours"; return; }
         EXCLUDED=$EXCLUDED${EXCLUDED:+,}kns=$n
     done
     export SANITIZER EXCLUDED

@@ -1,8 +1,8 @@
 #include "flash_run.h"
 #include <float.h>
 #include <math.h>
-#include "backend/cuda/flash.h"
-#include "backend/cuda/module.h"
+#include "backend/cuda/attention/flash.h"
+#include "backend/cuda/device/module.h"
 #include "op_harness.h"
 
 static uint16_t bits_of_bf16(double v) {

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "backend/cuda/attention_kind.c"
+#include "backend/cuda/attention/attention_kind.c"
 
 static Instr instr[64];
 static int n;

@@ -5,7 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "backend/cuda/gemm.h"
+#include "backend/cuda/product/gemm.h"
 #include "backend/cuda/kernels.h"
 #include "base/containers.h"
 #include "base/random.h"

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "backend/cuda/flash.h"
-#include "backend/cuda/module.h"
+#include "backend/cuda/attention/flash.h"
+#include "backend/cuda/device/module.h"
 #include "flash_cases.h"
 #include "op_harness.h"
 

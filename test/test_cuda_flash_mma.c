@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "backend/cuda/module.h"
+#include "backend/cuda/device/module.h"
 #include "flash_run.h"
 
 struct GpuFunction {
@@ -32,7 +32,7 @@ static void *library_of(const char *source) {
     assert_non_null(mkdtemp(folder));
     write_file(arena_printf(arena, "%s/generated.cu", folder), source);
     const char *cmd = arena_printf(arena,
-                                   "cd %s && cp %s/test/gpu/gpu_fibers.h gpu.h && cp %s/src/backend/cuda/gpu.h gpu_real.h && "
+                                   "cd %s && cp %s/test/gpu/gpu_fibers.h gpu.h && cp %s/src/backend/cuda/device/gpu.h gpu_real.h && "
                                    "c++ -std=c++17 -O1 -U_FORTIFY_SOURCE -w -x c++ -shared -fPIC -I. -o k.so generated.cu",
                                    folder, SOURCE_DIR, SOURCE_DIR);
     assert_int_equal(system(cmd), 0);

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 #include <math.h>
-#include "backend/cuda/codegen_fused.h"
+#include "backend/cuda/fused/codegen_fused.h"
 #include "fused_case.h"
 #include "op_harness.h"
 

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "backend/cuda/gemm.h"
+#include "backend/cuda/product/gemm.h"
 #include "backend/cuda/kernels.h"
 #include "base/random.h"
 

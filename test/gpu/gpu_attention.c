@@ -8,9 +8,9 @@
 #include <string.h>
 #include <time.h>
 #include "attention_ref.h"
-#include "backend/cuda/cache.h"
-#include "backend/cuda/dnn.h"
-#include "backend/cuda/libs.h"
+#include "backend/cuda/device/cache.h"
+#include "backend/cuda/attention/dnn.h"
+#include "backend/cuda/device/libs.h"
 
 static Device device;
 static int npass, nfail;

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "backend/backend.h"
-#include "backend/cuda/dnn.h"
-#include "backend/cuda/gemm.h"
-#include "backend/cuda/head.h"
+#include "backend/cuda/attention/dnn.h"
+#include "backend/cuda/product/gemm.h"
+#include "backend/cuda/product/head.h"
 
 extern const Backend backend_cuda;
 

@@ -10,9 +10,9 @@
 #include <time.h>
 #include "../flash_run.h"
 #include "attention_ref.h"
-#include "backend/cuda/device_api.h"
-#include "backend/cuda/flash.h"
-#include "backend/cuda/module.h"
+#include "backend/cuda/device/device_api.h"
+#include "backend/cuda/attention/flash.h"
+#include "backend/cuda/device/module.h"
 
 static Device *device;
 static int nfail;

@@ -10,9 +10,9 @@
 #include <math.h>
 #include <time.h>
 #include "../fused_case.h"
-#include "backend/cuda/codegen_fused.h"
-#include "backend/cuda/module.h"
-#include "backend/cuda/module_impl.h"
+#include "backend/cuda/fused/codegen_fused.h"
+#include "backend/cuda/device/module.h"
+#include "backend/cuda/device/module_impl.h"
 
 extern const Backend backend_cuda;
 

@@ -1,5 +1,5 @@
 // The CUDA backend: which kernel, how much scratch and what preparation for which op.
-#include "backend/cuda/device_api.h"
+#include "backend/cuda/device/device_api.h"
 #include "backend/cuda/kernels.h"
 
 typedef struct CudaKernel {

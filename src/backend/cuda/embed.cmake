@@ -3,8 +3,11 @@
 set(CUDA_EMBED_DIR ${CMAKE_CURRENT_LIST_DIR})
 function(cuda_embed var)
   set(made "")
-  foreach(name gpu flash_params flash_interval flash_common flash_kernel flash_backward flash_mma flash_mma_forward flash_mma_backward)
-    set(in ${CUDA_EMBED_DIR}/${name}.h)
+  foreach(path
+    device/gpu attention/flash_params attention/flash_interval attention/flash_common attention/flash_kernel
+    attention/flash_backward attention/flash_mma attention/flash_mma_forward attention/flash_mma_backward)
+    set(in ${CUDA_EMBED_DIR}/${path}.h)
+    get_filename_component(name ${path} NAME)
     set(out ${CMAKE_CURRENT_BINARY_DIR}/${name}_h.c)
     add_custom_command(OUTPUT ${out}
       COMMAND ${CMAKE_COMMAND} -DIN=${in} -DOUT=${out} -P ${CMAKE_SOURCE_DIR}/scripts/embed.cmake

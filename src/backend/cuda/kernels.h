@@ -4,7 +4,7 @@
 //   cuda_<op>_prepare  once for each step of a plan
 #pragma once
 #include "backend/backend.h"
-#include "backend/cuda/device.h"
+#include "backend/cuda/device/device.h"
 
 #define KERNEL(name) Status cuda_##name(const KernelArgs *k, Diag *d);
 #define KERNEL_SCRATCH(name) KERNEL(name) size_t cuda_##name##_scratch(const Node *n, const Operand *in, const Operand *out);

@@ -1,0 +1,56 @@
+// Attention by cuDNN: which calls it takes, how much scratch they need, their plans and runs.
+//
+// Nothing here reads a graph: attention.c translates nodes. Sizes of scratch are formulas, so that a machine without a GPU plans
+// the same bytes; preparing asks cuDNN and refuses a plan that needs more.
+#pragma once
+#include "backend/cuda/device/device.h"
+#include "backend/cuda/attention/dnn_mask.h"
+#include "base/diag.h"
+
+typedef struct DnnCall {
+    int64_t batch, heads, kv_heads, nq, nk,
+        dim;  // q, o, do, dq [batch, heads, nq, dim]; k, v, dk, dv [batch, kv_heads, nk, dim]; all dense
+    DnnMaskKind mask;
+    int64_t shift, window;  // see DnnMaskKind
+    double scale;
+    bool backward;
+    int cut;  // DnnAttention.cut: -1 by dnn_needs_cut; 0 and 1 are for tests
+} DnnCall;
+
+// NULL: cuDNN takes it; else why not, in words.
+const char *dnn_refuses(const DnnCall *c);
+// Backward where queries or keys do not fill whole tiles of 128: see dnn.c.
+bool dnn_needs_cut(const DnnCall *c);
+
+// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small.
+typedef struct DnnGroups {
+    int64_t batch, kv_heads;  // of one group
+    int64_t n;                // groups
+} DnnGroups;
+DnnGroups dnn_groups(const DnnCall *c);
+// Parts of the scratch of one group.
+typedef struct DnnParts {
+    int64_t acc, sum, workspace, total;  // offsets; bytes in all
+    int64_t workspace_nbytes;
+} DnnParts;
+DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads);
+size_t dnn_scratch(const DnnCall *c);
+
+// Operands' addresses; those that a call's direction has not are NULL.
+typedef struct DnnData {
+    const void *q, *k, *v;
+    void *o, *lse;  // backward: read
+    const void *dout;
+    void *dq, *dk, *dv;
+} DnnData;
+typedef struct DnnPlan DnnPlan;  // owned by the device, shared by equal calls
+Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d);
+Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d);  // launches; can be captured
+typedef struct DnnPlanFacts {
+    int64_t engine, workspace, planned_workspace;
+    int proposals, chosen;
+    bool from_disk;
+    double seconds;  // to build it
+} DnnPlanFacts;
+DnnPlanFacts dnn_plan_facts(const DnnPlan *p);
+void dnn_close(Device *dev);
