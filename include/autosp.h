@@ -52,6 +52,7 @@ typedef struct autosp_options {
     double beta1, beta2, eps, weight_decay, clip_norm;  /* AdamW; clip_norm 0: no clipping */
     const char *device;      /* "cpu", "cuda" (where it was built in; compiling and planning need no GPU) */
     const char *dtype;       /* "fp32", "bf16" (mixed precision, on a GPU); NULL: the archive's, fp32 on the CPU */
+    int64_t max_documents;   /* packed into one row, with masks that keep them apart, on a GPU: faster attention; 0: not known */
     int random_missing;      /* 1: parameters without bytes are drawn from the session's seed instead of being an error */
 } autosp_options;
 

@@ -40,6 +40,9 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     if (c->threads < 0 || c->threads > 4096)
         return diag_error(d, ST_INPUT, "--threads %lld: must be between 1 and 4096", (long long)c->threads);
     if (c->seq < 0 || c->batch < 0) return diag_error(d, ST_INPUT, "sequence length and batch must be positive");
+    if (c->documents < DOCUMENTS_UNSAID)
+        return diag_error(d, ST_INPUT, "--max-documents %lld: must not be negative", (long long)c->documents);
+    o->max_documents = c->documents < 0 ? 0 : c->documents;
     o->path = path;
     o->nranks = (int)c->ranks;
     o->nthreads = (int)c->threads;

@@ -5,12 +5,13 @@
 #include "exec/exec.h"
 
 typedef struct CommonArgs {
-    int64_t ranks, threads, seq, batch, seed;
+    int64_t ranks, threads, seq, batch, seed, documents;
     const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device;
     bool no_fuse, verify_each;
 } CommonArgs;
 
-#define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
+#define DOCUMENTS_UNSAID (-1)  // the data may say
+#define COMMON_DEFAULTS {.ranks = 1, .seed = 1, .documents = DOCUMENTS_UNSAID}
 // Rows for the option table.
 // clang-format off
 #define COMMON_OPTIONS(c)                                                                                                      \
@@ -21,6 +22,8 @@ typedef struct CommonArgs {
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},      \
     {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
      "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
+    {"--max-documents", OPT_INT, &(c).documents, "N",                                                                          \
+     "at most N documents are packed into one row: with --device cuda, faster attention (0: not known)"},                      \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \

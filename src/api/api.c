@@ -53,6 +53,8 @@ static Status convert_options(const char *path, const autosp_options *o, Compile
     c->import.allow_missing_params = true;
     c->update = o->optimizer != 0;
     c->adamw = (AdamWOptions){o->beta1, o->beta2, o->eps, o->weight_decay, o->clip_norm};
+    if (o->max_documents < 0) return diag_error(d, ST_INPUT, "max_documents must not be negative");
+    c->max_documents = o->max_documents;
     if (o->batch < 0 || o->seq < 0) return diag_error(d, ST_INPUT, "batch and sequence length must not be negative");
     TRY(backend_find(o->device ? o->device : "cpu", &c->backend, d));
     TRY(compute_from_name(o->dtype, &c->compute, d));

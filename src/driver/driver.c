@@ -118,6 +118,7 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
                      .adamw = &o->adamw,
                      .routing = o->routing,
                      .compute = o->compute,
+                     .max_documents = o->max_documents,
                      .report = &out->shard};
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));

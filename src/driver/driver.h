@@ -16,6 +16,7 @@ typedef struct CompileOptions {
     AdamWOptions adamw;
     bool no_fuse;
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
+    int64_t max_documents;     // packed into one row of the batch: more are an error of the step; 0: not known
     DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU
     const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's

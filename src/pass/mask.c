@@ -30,7 +30,8 @@ static void visit(MaskPass *p, NodeId id) {
 }
 
 Status pass_mask(PassContext *c, Graph *in, Graph **out, Diag *d) {
-    MaskPass p = {.scratch = c->scratch, .needs = rewrite_needs_grad(in, c->scratch)};
+    MaskPass p = {.scratch = c->scratch, .needs = rewrite_needs_grad(in, c->scratch),
+                  .max_documents = c->max_documents};
     rewrite_begin(&p.r, in, c->scratch, d);
     for (int64_t i = 0; i < in->nodes.len && p.r.b.status == ST_OK; i++) visit(&p, (NodeId)i);
     Graph *made = NULL;

@@ -124,6 +124,7 @@ typedef struct MaskPass {
     Rewrite r;
     const bool *needs;
     Arena *scratch;
+    int64_t max_documents;  // PassContext
 } MaskPass;
 // Everything that an attention node has besides q, k, v.
 typedef struct AttentionSpec {
@@ -132,6 +133,8 @@ typedef struct AttentionSpec {
     int masked_row;
     int visible, bias;
 } AttentionSpec;
+// Bit i: vec[i], [.., L], never falls along its last dim, whatever the inputs are. Proven from what makes it; 0 proves nothing.
+int64_t mask_monotone(const Graph *g, int n, const ValueId *vec);
 ValueId mask_emit_attention(MaskPass *p, MaskProg *m, ValueId q, ValueId k, ValueId v, const AttentionSpec *spec);
 // Fills visible, bias and masked_row from the expression added to the scores; `safe`: rows that see nothing are zero, not NaN.
 bool mask_decide(MaskInterp *in, int x, bool safe, AttentionSpec *spec, ScoreForm *form);

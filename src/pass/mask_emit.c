@@ -87,11 +87,14 @@ ValueId mask_emit_attention(MaskPass *p, MaskProg *m, ValueId q, ValueId k, Valu
     for (int64_t i = 0; i < m->slot.len; i++)
         if (slot_of[i] >= 0) in[3 + slot_of[i]] = emit_vector(p, &m->slot.data[i]);
     if (p->r.b.status != ST_OK) return NO_VALUE;
-    Attr attr[6];
+    Attr attr[8];
     attr[nattr++] = attr_f(ATTR_SCALE, spec->scale);
     if (spec->softcap != 0) attr[nattr++] = attr_f(ATTR_SOFTCAP, spec->softcap);
     if (spec->dropout != 0) attr[nattr++] = attr_f(ATTR_DROPOUT, spec->dropout), attr[nattr++] = attr_i(ATTR_SEED, spec->seed);
     attr[nattr++] = attr_i(ATTR_MASKED_ROW, spec->masked_row);
     if (prog.ninstr > 0) attr[nattr++] = attr_prog(ATTR_PROG, &prog);
+    int64_t monotone = mask_monotone(p->r.out, nslot, in + 3);
+    if (monotone) attr[nattr++] = attr_i(ATTR_MONOTONE, monotone);
+    if (monotone && p->max_documents > 0) attr[nattr++] = attr_i(ATTR_DOCUMENTS, p->max_documents);
     return build(&p->r.b, OP_ATTENTION, 3 + nslot, in, nattr, attr);
 }

@@ -41,6 +41,7 @@ typedef struct PassContext {
     const AdamWOptions *adamw;
     RoutingChoice routing;
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
+    int64_t max_documents;       // packed into one row of the batch, as the user or the data say; 0: not known
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard and head; may be NULL
 } PassContext;
