@@ -71,6 +71,49 @@ static void test_others(void **state) {
     assert_false(attention_band(&p, 4, 4, &b));
 }
 
+// ---- documents
+static int vec(ProgLeaf l, int slot, DType t) {
+    return instr[n] = (Instr){.code = l, .dtype = t, .a = slot, .b = -1, .c = -1}, n++;
+}
+static int same(int a, int b) { return cmp(OP_EQ, vec(PROG_VEC_Q, a, DT_I64), vec(PROG_VEC_K, b, DT_I64)); }
+
+static bool documents_of(int visible, AttentionBand *b, AttentionDocuments *docs) {
+    int32_t out[2] = {visible, -1};
+    Program p = {.ninstr = n, .instr = instr, .nout = 2, .out = out};
+    bool ok = attention_documents(&p, 40, 40, b, docs);
+    n = 0;
+    return ok;
+}
+
+static void test_documents(void **state) {
+    (void)state;
+    AttentionBand b;
+    AttentionDocuments docs;
+    assert_true(documents_of(same(0, 1), &b, &docs) && !b.has_hi && !b.has_lo && docs.q == 0 && docs.k == 1);
+    assert_true(documents_of(same(1, 0), &b, &docs) && docs.q == 1 && docs.k == 0);
+    int turned = cmp(OP_EQ, vec(PROG_VEC_K, 1, DT_I64), vec(PROG_VEC_Q, 0, DT_I64));
+    assert_true(documents_of(cmp(OP_AND, turned, cmp(OP_LE, k(), q())), &b, &docs) && b.has_hi && b.hi == 0 && !b.has_lo);
+    int causal = cmp(OP_LE, k(), q()), window = cmp(OP_LT, op(OP_SUB, DT_I64, q(), k()), num(24));
+    assert_true(documents_of(cmp(OP_AND, cmp(OP_AND, window, same(0, 1)), causal), &b, &docs) && b.lo == -23 && b.hi == 0);
+    // what only looks like it
+    assert_false(documents_of(cmp(OP_LE, k(), q()), &b, &docs));  // no documents
+    assert_false(documents_of(cmp(OP_OR, cmp(OP_LE, k(), q()), same(0, 1)), &b, &docs));
+    assert_false(documents_of(cmp(OP_NE, vec(PROG_VEC_Q, 0, DT_I64), vec(PROG_VEC_K, 1, DT_I64)), &b, &docs));
+    assert_false(documents_of(cmp(OP_LE, vec(PROG_VEC_Q, 0, DT_I64), vec(PROG_VEC_K, 1, DT_I64)), &b, &docs));
+    assert_false(documents_of(cmp(OP_EQ, vec(PROG_VEC_Q, 0, DT_I64), vec(PROG_VEC_Q, 1, DT_I64)), &b, &docs));
+    assert_false(documents_of(cmp(OP_EQ, vec(PROG_VEC_Q, 0, DT_F32), vec(PROG_VEC_K, 1, DT_F32)), &b, &docs));
+    assert_false(documents_of(cmp(OP_EQ, vec(PROG_VEC_Q, 0, DT_I64), num(1)), &b, &docs));
+    int next = op(OP_ADD, DT_I64, vec(PROG_VEC_Q, 0, DT_I64), num(1));
+    assert_false(documents_of(cmp(OP_EQ, next, vec(PROG_VEC_K, 1, DT_I64)), &b, &docs));
+    int two = cmp(OP_AND, same(0, 1), same(2, 3));
+    assert_false(documents_of(two, &b, &docs));
+    assert_false(band_of(same(0, 1), &b));  // no band without documents
+    int32_t out[2] = {same(0, 1), 0};  // a bias
+    Program p = {.ninstr = n, .instr = instr, .nout = 2, .out = out};
+    assert_false(attention_documents(&p, 40, 40, &b, &docs));
+    n = 0;
+}
+
 static uint64_t counter;
 static int pick(int m) { return (int)(random_uniform(3, 4, 5, (int64_t)counter++) * m); }
 
@@ -117,6 +160,7 @@ static void test_random(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms), cmocka_unit_test(test_others),
+                                       cmocka_unit_test(test_documents),
                                        cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

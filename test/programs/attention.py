@@ -68,6 +68,30 @@ class doc_window_softcap(Ends):
         return shifted_loss(self.head(self.norm(x + self.o(y))), labels)
 
 
+@program(bindings=((2, 64), (1, 7), (3, 40)), example=(2, 64))
+class packed_documents(Ends):
+    """Documents counted by a separator token: causal within each, then both ways; heads of 16 channels, two to a KV head."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, 64, bias=False), nn.Linear(WIDTH, 64, bias=False)
+        self.o, self.mlp = nn.Linear(64, WIDTH, bias=False), Mlp()
+
+    def attend(self, x, mask):
+        q, (k, v) = split_heads(self.q(x), 4), (split_heads(y, 2) for y in self.kv(x).chunk(2, dim=-1))
+        return self.o(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=True)))
+
+    def forward(self, tokens, labels):
+        x = self.embed(tokens)
+        document = torch.cumsum(tokens < 6, dim=1) - 1
+        same = document[:, :, None] == document[:, None, :]
+        at = torch.arange(x.shape[1])
+        x = x + self.attend(x, same & (at[None, :] <= at[:, None]))
+        x = x + self.mlp(x)
+        x = x + self.attend(x, same)
+        return shifted_loss(self.head(self.norm(x)), labels)
+
+
 def pair_inputs(batch, seq):
     tokens = torch.randint(0, VOCAB, (batch, seq))
     return {"source": torch.randint(0, VOCAB, (batch, seq)), "tokens": tokens, "labels": tokens.clone()}

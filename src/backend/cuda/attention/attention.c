@@ -1,6 +1,7 @@
 // Which attention node goes to cuDNN and which to our own kernel. The choice and the scratch follow from the node and its
 // operands' shapes alone. cuDNN takes bf16 with a mask that is a band of keys at each rank's contiguous queries, where every
-// query sees a key; everything else (vectors, biases, soft-cap, dropout, several spans of queries, f32) is ours.
+// query sees a key; and documents packed into whole sequences, whose numbers are proven to rise and of which there are at most so
+// many in each. Everything else (other vectors, biases, soft-cap, dropout, several spans of queries, f32) is ours.
 #include <math.h>
 #include "backend/cuda/attention/attention_kind.h"
 #include "backend/cuda/attention/dnn.h"
@@ -52,6 +53,22 @@ static bool mask_of(const AttentionBand *b, int64_t first, DnnCall *c) {
     return true;
 }
 
+// The mask holds within documents, whose numbers are one value, proven never to fall along positions. Queries are whole, so the
+// vectors are too.
+static bool documents(const Node *n, const Operand *in, const Operand *vec, AttentionBand *band, DnnCall *c) {
+    int first = n->op == OP_ATTENTION_GRAD ? ATTENTION_GRAD_NIN : ATTENTION_NIN;
+    const Operand *q = &in[0], *k = &in[1];
+    AttentionDocuments docs;
+    if (n->nin != first + 2 || n->in[first] != n->in[first + 1] || node_int_or(n, ATTR_MONOTONE, 0) != 3) return false;
+    if (q->sdim == 2 || q->global[2] != k->global[2]) return false;
+    if (!attention_documents(node_prog(n, ATTR_PROG), q->global[2], k->global[2], band, &docs)) return false;
+    if (vec->dtype != DT_I64 || vec->global[1] != 1 || vec->dim[2] != c->nq) return false;
+    if (vec->dim[0] != 1 && vec->dim[0] != c->batch) return false;
+    if (vec->global[0] != 1 && vec->sdim != (q->sdim == 0 ? 0 : -1)) return false;
+    c->slots = dnn_slots(node_int_or(n, ATTR_DOCUMENTS, 0), c->nq), c->one_packing = vec->dim[0] == 1;
+    return c->slots > 0;
+}
+
 // true: cuDNN's, and the call.
 static bool dnn_call(const Node *n, const Operand *in, const Operand *out, DnnCall *c) {
     const Operand *q = &in[0], *k = &in[1], *v = &in[2];
@@ -66,12 +83,15 @@ static bool dnn_call(const Node *n, const Operand *in, const Operand *out, DnnCa
                    .scale = node_float_or(n, ATTR_SCALE, 1 / sqrt((double)q->dim[3])),
                    .backward = grad,
                    .cut = -1};
-    if (n->nin > (grad ? ATTENTION_GRAD_NIN : ATTENTION_NIN) || !bf16_operands(n, in, out)) return false;
+    int first = grad ? ATTENTION_GRAD_NIN : ATTENTION_NIN;
+    if (!bf16_operands(n, in, out)) return false;
     if (node_float_or(n, ATTR_SOFTCAP, 0) != 0 || node_float_or(n, ATTR_DROPOUT, 0) != 0) return false;
     if (v->dim[3] != q->dim[3] || q->dim[3] > 128) return false;  // wider heads: cuDNN has engines, but they were not measured
     if (!heads_in_groups(q, k)) return false;
     if ((q->sdim == 2 && q->nspan != 1) || k->sdim == 2) return false;
-    if (!attention_band(node_prog(n, ATTR_PROG), q->global[2], k->global[2], &band)) return false;
+    if (n->nin > first ? !documents(n, in, &in[first], &band, c)
+                       : !attention_band(node_prog(n, ATTR_PROG), q->global[2], k->global[2], &band))
+        return false;
     return mask_of(&band, q->sdim == 2 ? q->span[0].begin : 0, c) && !dnn_refuses(c);
 }
 
@@ -111,6 +131,7 @@ Status cuda_attention(const KernelArgs *k, Diag *d) {
     DnnCall c;
     if (!dnn_call(k->node, k->in, k->out, &c)) return flash_attention(k, d);
     DnnData x = {.q = k->in[0].data, .k = k->in[1].data, .v = k->in[2].data, .o = k->out[0].data, .lse = k->out[1].data};
+    if (c.slots) x.ids = k->in[ATTENTION_NIN].data, x.node = k->id;
     return dnn_run(k->device, k->state, &x, k->scratch, d);
 }
 
@@ -126,5 +147,6 @@ Status cuda_attention_grad(const KernelArgs *k, Diag *d) {
                  .dq = k->out[0].data,
                  .dk = k->out[1].data,
                  .dv = k->out[2].data};
+    if (c.slots) x.ids = k->in[ATTENTION_GRAD_NIN].data, x.node = k->id;
     return dnn_run(k->device, k->state, &x, k->scratch, d);
 }

@@ -9,6 +9,12 @@ typedef struct AttentionBand {
     int64_t lo, hi;
 } AttentionBand;
 
+// Documents: vector slot q (read at the query) equals vector slot k (read at the key).
+typedef struct AttentionDocuments {
+    int q, k;
+} AttentionDocuments;
+// Recognises p as a band within documents.
+bool attention_documents(const Program *p, int64_t nq, int64_t nk, AttentionBand *band, AttentionDocuments *documents);
 // Recognises p (NULL: everything is visible) for nq queries and nk keys (global). false: something else, or with a bias or
 // vectors.
 bool attention_band(const Program *p, int64_t nq, int64_t nk, AttentionBand *out);

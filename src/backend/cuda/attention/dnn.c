@@ -1,7 +1,6 @@
 // See dnn.h.
 #include "backend/cuda/attention/dnn.h"
-#include "backend/cuda/attention/dnn_attention.h"
-#include <math.h>
+#include "backend/cuda/attention/dnn_run.h"
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -16,15 +15,10 @@
 struct DnnPlan {
     DnnPlan *next;
     char key[256];
-    DnnCall call;
-    DnnGroups groups;
-    DnnParts parts;
+    DnnRun run;
     DnnPlanFacts facts;
     cudnnBackendDescriptor_t plan;
-    int32_t *lengths;  // on the device: batch times nq, batch times nk; NULL without cut
-    float scale, left;
-    int32_t shift;
-    bool cut;
+    uint64_t operands;  // of its graph
 };
 
 typedef struct DnnDevice {
@@ -54,7 +48,7 @@ static Status device_of(Device *dev, DnnDevice **out, Diag *d) {
 }
 
 static void free_plan(const Dnn *dnn, DnnPlan *p) {
-    if (p->lengths) cudaFree(p->lengths);
+    if (p->run.lengths) cudaFree(p->run.lengths);
     dnn_plan_free(dnn, p->plan);
     free(p);
 }
@@ -72,39 +66,14 @@ void dnn_close(Device *dev) {
     dev->dnn = NULL;
 }
 
-static bool plan_cut(const DnnCall *c) { return c->cut < 0 ? dnn_needs_cut(c) : c->cut > 0; }
-
-// One group's tensors lie in the whole operands: their batch stride is the operands'.
-static DnnAttention group_of(const DnnPlan *p) {
-    const DnnCall *c = &p->call;
-    int64_t group = c->heads / c->kv_heads;
-    struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
-                     k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
-    return (DnnAttention){.batch = p->groups.batch,
-                          .heads = p->groups.kv_heads * group,
-                          .kv_heads = p->groups.kv_heads,
-                          .nq = c->nq,
-                          .nk = c->nk,
-                          .dim = c->dim,
-                          .mask = c->mask,
-                          .shifted = c->mask != DNN_FULL && c->shift != 0,
-                          .cut = p->cut,
-                          .q = q,
-                          .k = k,
-                          .v = k,
-                          .o = q,
-                          .lse_batch = c->heads * c->nq,
-                          .lse_head = c->nq};
-}
-
 // What the compiled kernel depends on, and nothing more: scale, shift and window are given to each run.
 static void disk_key(const DnnPlan *p, const Device *dev, const Dnn *dnn, char *key, size_t n) {
-    DnnAttention a = group_of(p);
-    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s|%lld %lld %lld|%lld", dev->key,
-             dnn->lib->version, p->call.backward ? "backward" : "forward", (long long)a.batch, (long long)a.heads,
+    DnnAttention a = dnn_group(&p->run);
+    snprintf(key, n, "attention 1|%s|cudnn %zu|%s|b%lld h%lld/%lld q%lld k%lld d%lld mask%d%s%s%s|%lld %lld %lld|%lld", dev->key,
+             dnn->lib->version, p->run.call.backward ? "backward" : "forward", (long long)a.batch, (long long)a.heads,
              (long long)a.kv_heads, (long long)a.nq, (long long)a.nk, (long long)a.dim, (int)a.mask, a.shifted ? " shifted" : "",
-             a.cut ? " cut" : "", (long long)a.q.batch, (long long)a.k.batch, (long long)a.lse_batch,
-             (long long)p->parts.workspace_nbytes);
+             a.cut ? " cut" : "", a.packed ? " packed" : "", (long long)a.q.batch, (long long)a.k.batch, (long long)a.lse_batch,
+             (long long)p->run.parts.workspace_nbytes);
 }
 
 static bool plan_from_disk(const Dnn *dnn, DnnPlan *p, const char *key) {
@@ -114,7 +83,7 @@ static bool plan_from_disk(const Dnn *dnn, DnnPlan *p, const char *key) {
     const char *text = cache_get(a, "cudnn", key, &n);
     Diag why = {0};  // a stale or damaged plan is built again
     bool ok = text && dnn_plan_from_text(dnn, text, n, &p->plan, &p->facts.workspace, &why) == ST_OK;
-    if (ok && p->facts.workspace > p->parts.workspace_nbytes) {
+    if (ok && p->facts.workspace > p->run.parts.workspace_nbytes) {
         dnn_plan_free(dnn, p->plan);
         p->plan = NULL;
         ok = false;
@@ -132,45 +101,48 @@ static void plan_to_disk(const Dnn *dnn, const DnnPlan *p, const char *key) {
     free(text);
 }
 
-static Status build_plan(const Dnn *dnn, DnnPlan *p, Diag *d) {
-    DnnAttention a = group_of(p);
+// The graph is made for a plan from disk too: it says what a run must give.
+static Status build_plan(Device *dev, const Dnn *dnn, DnnPlan *p, Diag *d) {
+    DnnAttention a = dnn_group(&p->run);
+    char key[512];
+    disk_key(p, dev, dnn, key, sizeof key);
     DnnGraph *g = malloc(sizeof *g);
     if (!g) return diag_error(d, ST_MEMORY, "no memory for a cuDNN graph");
     dnn_graph_begin(g, dnn);
-    if (p->call.backward)
+    if (p->run.call.backward)
         dnn_build_backward(g, &a);
     else
         dnn_build_forward(g, &a);
+    p->operands = g->operands;
     DnnEngine e = {0};
-    Status st = dnn_graph_plan(g, p->parts.workspace_nbytes, &p->plan, &e, d);
-    p->facts.engine = e.index, p->facts.workspace = e.workspace, p->facts.proposals = e.nconfig, p->facts.chosen = e.chosen;
+    Status st = ST_OK;
+    if (!plan_from_disk(dnn, p, key)) {
+        st = dnn_graph_plan(g, p->run.parts.workspace_nbytes, &p->plan, &e, d);
+        p->facts.engine = e.index, p->facts.workspace = e.workspace, p->facts.proposals = e.nconfig, p->facts.chosen = e.chosen;
+        if (st == ST_OK) plan_to_disk(dnn, p, key);
+    }
     dnn_graph_end(g);
     free(g);
     return st;
 }
 
 static Status upload_lengths(DnnPlan *p, Diag *d) {
-    int64_t n = p->groups.batch;
+    int64_t n = p->run.groups.batch;
     int32_t *host = malloc((size_t)n * 2 * sizeof *host);
     if (!host) return diag_error(d, ST_MEMORY, "no memory for lengths");
-    for (int64_t i = 0; i < n; i++) host[i] = (int32_t)p->call.nq, host[n + i] = (int32_t)p->call.nk;
-    cudaError_t e = cudaMalloc((void **)&p->lengths, (size_t)n * 2 * sizeof *host);
-    if (e == cudaSuccess) e = cudaMemcpy(p->lengths, host, (size_t)n * 2 * sizeof *host, cudaMemcpyHostToDevice);
+    for (int64_t i = 0; i < n; i++) host[i] = (int32_t)p->run.call.nq, host[n + i] = (int32_t)p->run.call.nk;
+    cudaError_t e = cudaMalloc((void **)&p->run.lengths, (size_t)n * 2 * sizeof *host);
+    if (e == cudaSuccess) e = cudaMemcpy(p->run.lengths, host, (size_t)n * 2 * sizeof *host, cudaMemcpyHostToDevice);
     free(host);
     return e == cudaSuccess ? ST_OK : diag_error(d, ST_MEMORY, "lengths for cuDNN: %s", cudaGetErrorString(e));
 }
 
 static Status make_plan(Device *dev, const Dnn *dnn, DnnPlan *p, Diag *d) {
-    char key[512];
-    disk_key(p, dev, dnn, key, sizeof key);
     double begin = now();
-    if (!plan_from_disk(dnn, p, key)) {
-        TRY(build_plan(dnn, p, d));
-        plan_to_disk(dnn, p, key);
-    }
+    TRY(build_plan(dev, dnn, p, d));
     p->facts.seconds = now() - begin;
-    p->facts.planned_workspace = p->parts.workspace_nbytes;
-    return p->cut ? upload_lengths(p, d) : ST_OK;
+    p->facts.planned_workspace = p->run.parts.workspace_nbytes;
+    return p->run.cut && !p->run.call.slots ? upload_lengths(p, d) : ST_OK;
 }
 
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
@@ -180,16 +152,11 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
     TRY(device_of(dev, &x, d));
     DnnPlan *p = calloc(1, sizeof *p);
     if (!p) return diag_error(d, ST_MEMORY, "no memory for a cuDNN plan");
-    *p = (DnnPlan){.call = *c,
-                   .groups = dnn_groups(c),
-                   .scale = (float)c->scale,
-                   .shift = (int32_t)c->shift,
-                   .left = (float)(c->window - c->shift),
-                   .cut = plan_cut(c)};
-    p->parts = dnn_parts(c, p->groups.batch, p->groups.kv_heads);
-    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d", (int)c->backward,
+    *p = (DnnPlan){.run = dnn_run_of(c)};
+    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d %lld %d", (int)c->backward,
              (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk,
-             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut);
+             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->run.cut,
+             (long long)c->slots, (int)c->one_packing);
     for (DnnPlan *q = x->plans; q; q = q->next)
         if (!strcmp(q->key, p->key)) {
             free(p);
@@ -211,46 +178,21 @@ DnnPlanFacts dnn_plan_facts(const DnnPlan *p) { return p->facts; }
 
 // ---- runs
 // -------------------------------------------------------------------------------------------------------------------------
-typedef struct Pack {
-    int n;
-    int64_t uid[DNN_UID_END];
-    void *data[DNN_UID_END];
-} Pack;
+typedef struct Execution {
+    const Dnn *dnn;
+    const DnnPlan *plan;
+} Execution;
 
-static void give(Pack *p, DnnUid uid, const void *data) {
-    p->uid[p->n] = uid;
-    p->data[p->n++] = (void *)(uintptr_t)data;
-}
-
-static const void *after(const void *base, int64_t nbytes) { return (const char *)base + nbytes; }
-
-static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, int64_t b, int64_t kv, void *scratch, Diag *d) {
-    static const float minus_inf = -INFINITY, one = 1;
-    const DnnCall *c = &p->call;
-    int64_t group = c->heads / c->kv_heads;
-    int64_t row = (b * c->heads + kv * group) * c->nq, q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
-    Pack pack = {0};
-    give(&pack, DNN_Q, after(x->q, q)), give(&pack, DNN_K, after(x->k, k)), give(&pack, DNN_V, after(x->v, k));
-    give(&pack, DNN_O, after(x->o, q)), give(&pack, DNN_LSE, after(x->lse, row * 4));
-    give(&pack, DNN_SCALE, &p->scale);
-    if (c->mask != DNN_FULL || p->cut) give(&pack, DNN_MINUS_INF, &minus_inf);
-    if (c->mask != DNN_FULL && c->shift != 0) give(&pack, DNN_SHIFT, &p->shift);
-    if (c->mask == DNN_WINDOW) give(&pack, DNN_LEFT, &p->left);
-    if (p->cut) give(&pack, DNN_NQ, p->lengths), give(&pack, DNN_NK, p->lengths + p->groups.batch);
-    if (c->backward) {
-        give(&pack, DNN_DO, after(x->dout, q)), give(&pack, DNN_DQ, after(x->dq, q));
-        give(&pack, DNN_DK, after(x->dk, k)), give(&pack, DNN_DV, after(x->dv, k));
-        give(&pack, DNN_DQ_ACC, after(scratch, p->parts.acc)), give(&pack, DNN_SUM, after(scratch, p->parts.sum));
-        give(&pack, DNN_ONE, &one);
-    }
-    return dnn_plan_run(dnn, p->plan, pack.n, pack.uid, pack.data, (char *)scratch + p->parts.workspace, d);
+static Status execute(void *context, const DnnOperands *x, void *workspace, Diag *d) {
+    const Execution *e = context;
+    CHECK(dnn_given(x) == e->plan->operands, "cuDNN attention %s: operands %#llx are given, its graph has %#llx", e->plan->key,
+          (unsigned long long)dnn_given(x), (unsigned long long)e->plan->operands);
+    return dnn_plan_run(e->dnn, e->plan->plan, x->n, x->uid, (void **)(uintptr_t)x->data, workspace, d);
 }
 
 Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d) {
     DnnDevice *x = dev->dnn;
-    for (int64_t b = 0; b < p->call.batch; b += p->groups.batch)
-        for (int64_t kv = 0; kv < p->call.kv_heads; kv += p->groups.kv_heads) TRY(run_group(&x->dnn, p, data, b, kv, scratch, d));
-    return ST_OK;
+    return dnn_run_groups(dev, &p->run, data, scratch, execute, &(Execution){&x->dnn, p}, d);
 }
 
 #else  // built without cuDNN's headers: libs_cudnn says what to do

@@ -17,18 +17,32 @@ static DnnDims row_dims(const DnnAttention *a) { return DIMS(a->batch, a->heads,
 static DnnDims query_dims(const DnnAttention *a) { return DIMS(a->batch, a->heads, a->nq, a->dim); }
 static DnnDims key_dims(const DnnAttention *a) { return DIMS(a->batch, a->kv_heads, a->nk, a->dim); }
 
-static DnnTensor queries(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid) {
-    return dnn_tensor(g, name, BF16, query_dims(a), strides(s), uid);
+// Where the entries of the batch begin; NO_TENSOR: densely.
+typedef struct Offsets {
+    DnnTensor q, k, row;
+} Offsets;
+
+static Offsets offsets(DnnGraph *g, const DnnAttention *a) {
+    if (!a->packed) return (Offsets){NO_TENSOR, NO_TENSOR, NO_TENSOR};
+    DnnDims n = DIMS(a->batch + 1, 1, 1, 1), s = DIMS(1, 1, 1, 1);
+    return (Offsets){dnn_tensor(g, "offsets of q", CUDNN_DATA_INT64, n, s, DNN_OFFSET_Q),
+                     dnn_tensor(g, "offsets of k", CUDNN_DATA_INT64, n, s, DNN_OFFSET_K),
+                     dnn_tensor(g, "offsets of rows", CUDNN_DATA_INT64, n, s, DNN_OFFSET_ROW)};
 }
-static DnnTensor keys(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid) {
-    return dnn_tensor(g, name, BF16, key_dims(a), strides(s), uid);
+
+static DnnTensor queries(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid, DnnTensor offset) {
+    return dnn_tensor_packed(g, name, BF16, query_dims(a), strides(s), uid, offset);
+}
+static DnnTensor keys(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid, DnnTensor offset) {
+    return dnn_tensor_packed(g, name, BF16, key_dims(a), strides(s), uid, offset);
 }
 // [B,Hkv,D,Sk]: the same bytes
-static DnnTensor keys_transposed(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid) {
-    return dnn_tensor(g, name, BF16, swapped(key_dims(a)), swapped(strides(s)), uid);
+static DnnTensor keys_transposed(DnnGraph *g, const DnnAttention *a, const char *name, DnnStride s, DnnUid uid,
+                                 DnnTensor offset) {
+    return dnn_tensor_packed(g, name, BF16, swapped(key_dims(a)), swapped(strides(s)), uid, offset);
 }
-static DnnTensor lse(DnnGraph *g, const DnnAttention *a) {
-    return dnn_tensor(g, "lse", F32, row_dims(a), DIMS(a->lse_batch, a->lse_head, 1, 1), DNN_LSE);
+static DnnTensor lse(DnnGraph *g, const DnnAttention *a, DnnTensor offset) {
+    return dnn_tensor_packed(g, "lse", F32, row_dims(a), DIMS(a->lse_batch, a->lse_head, 1, 1), DNN_LSE, offset);
 }
 
 // ---- masks
@@ -100,8 +114,10 @@ static DnnTensor apply(DnnGraph *g, const DnnAttention *a, const char *name, cud
 // ---- forward
 // ----------------------------------------------------------------------------------------------------------------------
 void dnn_build_forward(DnnGraph *g, const DnnAttention *a) {
-    DnnTensor q = queries(g, a, "q", a->q, DNN_Q), kt = keys_transposed(g, a, "k", a->k, DNN_K), v = keys(g, a, "v", a->v, DNN_V);
-    DnnTensor scale = dnn_scalar(g, "scale", F32, DNN_SCALE), o = queries(g, a, "o", a->o, DNN_O);
+    Offsets at = offsets(g, a);
+    DnnTensor q = queries(g, a, "q", a->q, DNN_Q, at.q), kt = keys_transposed(g, a, "k", a->k, DNN_K, at.k),
+              v = keys(g, a, "v", a->v, DNN_V, at.k);
+    DnnTensor scale = dnn_scalar(g, "scale", F32, DNN_SCALE), o = queries(g, a, "o", a->o, DNN_O, at.q);
     DnnTensor minus_inf = a->mask != DNN_FULL || a->cut ? dnn_scalar(g, "-inf", F32, DNN_MINUS_INF) : NO_TENSOR;
     Lengths n = lengths(g, a);
     DnnTensor s = scores(g, a, "q k", F32);
@@ -115,7 +131,7 @@ void dnn_build_forward(DnnGraph *g, const DnnAttention *a) {
     DnnTensor e = apply(g, a, "exp", CUDNN_POINTWISE_EXP, apply(g, a, "s - max", CUDNN_POINTWISE_SUB, s, max), NO_TENSOR);
     dnn_reduce(g, "sum", CUDNN_REDUCE_TENSOR_ADD, e, sum);
     dnn_pointwise(g, "log", CUDNN_POINTWISE_LOG, F32, sum, NO_TENSOR, log);
-    dnn_pointwise(g, "lse", CUDNN_POINTWISE_ADD, F32, max, log, lse(g, a));
+    dnn_pointwise(g, "lse", CUDNN_POINTWISE_ADD, F32, max, log, lse(g, a, at.row));
     dnn_pointwise(g, "p", CUDNN_POINTWISE_DIV, F32, e, sum, p);
     dnn_matmul(g, "p v", p, v, o, (DnnCut){n.nq, NO_TENSOR, n.nk});
 }
@@ -123,10 +139,10 @@ void dnn_build_forward(DnnGraph *g, const DnnAttention *a) {
 // ---- backward
 // --------------------------------------------------------------------------------------------------------------------- sum(do *
 // o) over channels, into memory: rows of dP are lowered by it.
-static DnnTensor row_sums(DnnGraph *g, const DnnAttention *a, DnnTensor dout) {
-    DnnTensor o = queries(g, a, "o", a->o, DNN_O), prod = dnn_virtual(g, "do * o", F32, query_dims(a));
+static DnnTensor row_sums(DnnGraph *g, const DnnAttention *a, DnnTensor dout, Offsets at) {
+    DnnTensor o = queries(g, a, "o", a->o, DNN_O, at.q), prod = dnn_virtual(g, "do * o", F32, query_dims(a));
     DnnTensor red = dnn_virtual(g, "sum do * o", F32, row_dims(a)), one = dnn_scalar(g, "one", F32, DNN_ONE);
-    DnnTensor sum = dnn_tensor(g, "softmax sum", F32, row_dims(a), dnn_dense(row_dims(a)), DNN_SUM);
+    DnnTensor sum = dnn_tensor_packed(g, "softmax sum", F32, row_dims(a), dnn_dense(row_dims(a)), DNN_SUM, at.row);
     dnn_pointwise(g, "do * o", CUDNN_POINTWISE_MUL, F32, dout, o, prod);
     dnn_reduce(g, "sum do * o", CUDNN_REDUCE_TENSOR_ADD, prod, red);
     dnn_pointwise(g, "softmax sum", CUDNN_POINTWISE_MUL, F32, red, one, sum);
@@ -137,7 +153,7 @@ static DnnTensor row_sums(DnnGraph *g, const DnnAttention *a, DnnTensor dout) {
 static void sum_over_queries(DnnGraph *g, const DnnAttention *a, const char *name, DnnTensor x, DnnTensor by, DnnTensor out,
                              Lengths n) {
     DnnDims t = swapped(score_dims(a));
-    DnnTensor xt = dnn_virtual_strided(g, name, BF16, t, swapped(dnn_dense(score_dims(a))));
+    DnnTensor xt = dnn_virtual_strided(g, name, BF16, t, swapped(dnn_dense(score_dims(a))), NO_TENSOR);
     dnn_reshape(g, name, x, xt);
     DnnCut cut = {n.nk, NO_TENSOR, n.nq};
     if (a->heads == a->kv_heads) {
@@ -150,34 +166,35 @@ static void sum_over_queries(DnnGraph *g, const DnnAttention *a, const char *nam
 }
 
 void dnn_build_backward(DnnGraph *g, const DnnAttention *a) {
-    DnnTensor q = queries(g, a, "q", a->q, DNN_Q), kt = keys_transposed(g, a, "k", a->k, DNN_K),
-              vt = keys_transposed(g, a, "v", a->v, DNN_V);
-    DnnTensor dout = queries(g, a, "do", a->o, DNN_DO), scale = dnn_scalar(g, "scale", F32, DNN_SCALE);
+    Offsets at = offsets(g, a);
+    DnnTensor q = queries(g, a, "q", a->q, DNN_Q, at.q), kt = keys_transposed(g, a, "k", a->k, DNN_K, at.k),
+              vt = keys_transposed(g, a, "v", a->v, DNN_V, at.k);
+    DnnTensor dout = queries(g, a, "do", a->o, DNN_DO, at.q), scale = dnn_scalar(g, "scale", F32, DNN_SCALE);
     DnnTensor minus_inf = a->mask != DNN_FULL || a->cut ? dnn_scalar(g, "-inf", F32, DNN_MINUS_INF) : NO_TENSOR;
     Lengths n = lengths(g, a);
     DnnCut cut_scores = {n.nq, n.nk, NO_TENSOR};
-    DnnTensor sum = row_sums(g, a, dout);
+    DnnTensor sum = row_sums(g, a, dout, at);
 
     DnnTensor s = scores(g, a, "q k", F32);  // probabilities again: exp(scale * q.k - lse)
     dnn_matmul(g, "q k", q, kt, s, cut_scores);
     s = apply(g, a, "scale", CUDNN_POINTWISE_MUL, s, scale);
     s = mask_lengths(g, a, s, n, minus_inf);
-    s = apply(g, a, "s - lse", CUDNN_POINTWISE_SUB, s, lse(g, a));
+    s = apply(g, a, "s - lse", CUDNN_POINTWISE_SUB, s, lse(g, a, at.row));
     s = mask_band(g, a, s, minus_inf);
     DnnTensor p = apply(g, a, "p", CUDNN_POINTWISE_EXP, s, NO_TENSOR);
-    sum_over_queries(g, a, "dv", p, dout, keys(g, a, "dv", a->v, DNN_DV), n);
+    sum_over_queries(g, a, "dv", p, dout, keys(g, a, "dv", a->v, DNN_DV, at.q), n);
 
     DnnTensor dp = scores(g, a, "do v", F32);
     dnn_matmul(g, "do v", dout, vt, dp, cut_scores);
     DnnTensor ds = apply(g, a, "dp - sum", CUDNN_POINTWISE_SUB, dp, sum);
     ds = apply(g, a, "ds", CUDNN_POINTWISE_MUL, ds, p);
     ds = apply(g, a, "scaled ds", CUDNN_POINTWISE_MUL, ds, scale);
-    sum_over_queries(g, a, "dk", ds, q, keys(g, a, "dk", a->k, DNN_DK), n);
+    sum_over_queries(g, a, "dk", ds, q, keys(g, a, "dk", a->k, DNN_DK, at.q), n);
 
-    DnnTensor k = dnn_virtual_strided(g, "k again", BF16, key_dims(a), strides(a->k));
+    DnnTensor k = dnn_virtual_strided(g, "k again", BF16, key_dims(a), strides(a->k), at.k);
     dnn_reshape(g, "k again", kt, k);
-    DnnTensor acc = dnn_tensor(g, "dq accumulator", F32, query_dims(a), dnn_dense(query_dims(a)), DNN_DQ_ACC);
+    DnnTensor acc = dnn_tensor_packed(g, "dq accumulator", F32, query_dims(a), dnn_dense(query_dims(a)), DNN_DQ_ACC, at.q);
     dnn_matmul(g, "dq", ds, k, acc, (DnnCut){n.nq, NO_TENSOR, n.nk});
-    dnn_pointwise(g, "dq", CUDNN_POINTWISE_IDENTITY, F32, acc, NO_TENSOR, queries(g, a, "dq", a->q, DNN_DQ));
+    dnn_pointwise(g, "dq", CUDNN_POINTWISE_IDENTITY, F32, acc, NO_TENSOR, queries(g, a, "dq", a->q, DNN_DQ, at.q));
 }
 #endif

@@ -12,6 +12,9 @@ typedef struct DnnAttention {
         int64_t batch, head, pos;
     } q, k, v, o;  // dout and gradients are laid out as what they belong to
     int64_t lse_batch, lse_head;
+    // Entries of the batch are documents of varying length, found by offsets in memory; cut is set, one head. lse, the sums and
+    // the accumulator are packed as q is, dk and dv too (one for each query head), k and v by offsets of their own.
+    bool packed;
 } DnnAttention;
 
 typedef enum DnnUid {
@@ -28,6 +31,9 @@ typedef enum DnnUid {
     DNN_DQ_ACC,  // backward's scratch, f32 [batch, heads, nq, dim]
     DNN_NQ,
     DNN_NK,  // cut: int32 [batch]
+    DNN_OFFSET_Q,
+    DNN_OFFSET_K,
+    DNN_OFFSET_ROW,  // packed: int64 [batch + 1], in elements of q, of k, of lse
     DNN_SCALE,
     DNN_MINUS_INF,
     DNN_ONE,  // on the host: f32

@@ -1,12 +1,33 @@
 // Which calls cuDNN takes and how much scratch they need: needs no library, so that any machine plans the same.
 #include <stdlib.h>
 #include "backend/cuda/attention/dnn.h"
+#include "backend/cuda/attention/packed.h"
 #include "base/containers.h"
 
 enum { TILE = 128, SLACK = 4096, FORWARD_WORKSPACE = 1 << 20 };
+enum { MOST_ENTRIES = 65535, ENTRY_WORKSPACE = 512 };  // cuDNN's workspace: 256 an entry forward, 448 backward
 static const int64_t GROUP_NBYTES = (int64_t)512 << 20;  // scratch that a group may have, if one KV head's needs no more
 
+// Powers of two, so that runs over other data find the same plans.
+int64_t dnn_slots(int64_t documents, int64_t n) {
+    documents = min_i64(documents, n);
+    if (documents < 1 || documents > DNN_MOST_SLOTS) return 0;
+    int64_t slots = DNN_LEAST_SLOTS;
+    while (slots < documents) slots *= 2;
+    return slots;
+}
+
+static const char *refuses_packed(const DnnCall *c) {
+    if (c->nq != c->nk || c->mask == DNN_WINDOW || (c->mask == DNN_CAUSAL && c->shift != 0))
+        return "packed documents are full or causal";
+    // cuDNN's front end warns of packed gradients whose head dim is no multiple of 16.
+    if (c->dim % 16 || c->dim > 128) return "packed head dim is not a multiple of 16, at most 128";
+    if (c->slots * (c->heads / c->kv_heads) > MOST_ENTRIES) return "too many packed documents";
+    return NULL;
+}
+
 const char *dnn_refuses(const DnnCall *c) {
+    if (c->slots && refuses_packed(c)) return refuses_packed(c);
     if (c->dim % 8 || c->dim > 256) return "head dim is not a multiple of 8, at most 256";
     if (c->batch < 1 || c->heads < 1 || c->nq < 1 || c->nk < 1) return "nothing to attend to";
     if (c->nq >= 1 << 30 || c->nk >= 1 << 30) return "positions do not fit 32 bits";
@@ -25,11 +46,73 @@ const char *dnn_refuses(const DnnCall *c) {
 
 // Where lengths are not whole tiles, the backward kernel multiplies what lies beyond them by exp(0 - lse), which is infinite for
 // lse below -88 and made dQ NaN (seen at S mod 128 = 64, cuDNN 9.19). With lengths given, scores beyond them are -inf.
-bool dnn_needs_cut(const DnnCall *c) { return c->backward && (c->nq % TILE || c->nk % TILE); }
+bool dnn_needs_cut(const DnnCall *c) {
+    if (c->slots) return true;
+    return c->backward && (c->nq % TILE || c->nk % TILE);
+}
 
 static int64_t align_up(int64_t n) { return (n + 255) & ~(int64_t)255; }
 
+static int64_t take(int64_t *total, int64_t nbytes) {
+    int64_t at = *total;
+    *total += align_up(nbytes);
+    return at;
+}
+
+static int64_t entries(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    return batch * kv_heads * (c->heads / c->kv_heads) * c->slots;
+}
+
+// A stretch of TILE rows lies behind what the kernel may read or write by whole tiles.
+static DnnParts packed_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    int64_t rows = (batch * kv_heads * (c->heads / c->kv_heads)) * c->nq + TILE, n = entries(c, batch, kv_heads), total = 0;
+    DnnParts p = {0};
+    if (c->backward) {
+        p.acc = take(&total, rows * c->dim * 4), p.sum = take(&total, rows * 4);
+        bool each = c->heads == c->kv_heads;
+        p.dk = take(&total, each ? 0 : rows * c->dim * 2), p.dv = take(&total, each ? 0 : rows * c->dim * 2);
+    }
+    p.q = take(&total, (n + 1) * 8), p.k = take(&total, (n + 1) * 8), p.row = take(&total, (n + 1) * 8);
+    p.length = take(&total, n * 4), p.begin = take(&total, batch * c->slots * 8);
+    p.count = take(&total, batch * ceil_div(c->nq, PACKED_CHUNK) * 4), p.ndocument = take(&total, batch * 4);
+    p.workspace_nbytes = n * ENTRY_WORKSPACE + SLACK;
+    p.workspace = take(&total, p.workspace_nbytes);
+    p.total = total;
+    return p;
+}
+
+void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, int64_t b,
+              const DnnData *data, void *scratch) {
+    char *at = scratch;
+    int64_t group = c->heads / c->kv_heads;
+    GpuPacked g = {.ids = (const long long *)data->ids + (c->one_packing ? 0 : b * c->nq),
+                   .ids_stride = c->one_packing ? 0 : c->nq,
+                   .rows = batch,
+                   .n = c->nq,
+                   .heads = kv_heads * group,
+                   .group = group,
+                   .slots = c->slots,
+                   .dim = c->dim,
+                   .count = (void *)(at + p->count),
+                   .begin = (void *)(at + p->begin),
+                   .ndocument = (void *)(at + p->ndocument),
+                   .q = (void *)(at + p->q),
+                   .k = (void *)(at + p->k),
+                   .row = (void *)(at + p->row),
+                   .length = (void *)(at + p->length),
+                   .node = data->node};
+    gpu_packed(dev, &g);
+}
+
+void dnn_sum_heads(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, void *dk, void *dv,
+                   void *scratch) {
+    int64_t group = c->heads / c->kv_heads;
+    gpu_packed_sum(dev, (char *)scratch + p->dk, dk, batch * kv_heads, group, c->nk * c->dim);
+    gpu_packed_sum(dev, (char *)scratch + p->dv, dv, batch * kv_heads, group, c->nk * c->dim);
+}
+
 DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    if (c->slots) return packed_parts(c, batch, kv_heads);
     int64_t heads = kv_heads * (c->heads / c->kv_heads), rows = batch * heads * c->nq;
     if (!c->backward) return (DnnParts){.total = FORWARD_WORKSPACE, .workspace_nbytes = FORWARD_WORKSPACE};
     DnnParts p = {0};
@@ -41,10 +124,14 @@ DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
     return p;
 }
 
+static bool fits(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    return dnn_parts(c, batch, kv_heads).total <= GROUP_NBYTES && entries(c, batch, kv_heads) <= MOST_ENTRIES;
+}
+
 DnnGroups dnn_groups(const DnnCall *c) {
-    if (dnn_parts(c, c->batch, c->kv_heads).total <= GROUP_NBYTES) return (DnnGroups){c->batch, c->kv_heads, 1};
+    if (fits(c, c->batch, c->kv_heads)) return (DnnGroups){c->batch, c->kv_heads, 1};
     for (int64_t g = c->kv_heads; g > 1; g--)
-        if (c->kv_heads % g == 0 && dnn_parts(c, 1, g).total <= GROUP_NBYTES)
+        if (c->kv_heads % g == 0 && fits(c, 1, g))
             return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
     return (DnnGroups){1, 1, c->batch * c->kv_heads};
 }

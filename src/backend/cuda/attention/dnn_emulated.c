@@ -1,25 +1,39 @@
-// dnn.h without a GPU: for each query the definition of attention, in float64, from the same operands, masks and shapes. Proves
-// what attention.c asks cuDNN for, not cuDNN.
+// dnn.h without a GPU: for each query the definition of attention, in float64, of what cuDNN would be given: a group's shape and
+// strides and the operands of its run (dnn_run.h). Proves what attention.c asks cuDNN for, not cuDNN.
 #include <math.h>
 #include <string.h>
-#include "backend/cuda/attention/dnn.h"
+#include "backend/cuda/attention/dnn_run.h"
 #include "backend/cuda/device/module.h"
 #include "base/arena.h"
+#include "base/containers.h"
 
 struct DnnPlan {
-    DnnCall call;
+    DnnRun run;
 };
 
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
     const char *no = dnn_refuses(c);
     if (no) return diag_error(d, ST_UNSUPPORTED, "cuDNN takes no such attention: %s", no);
-    *out = ARENA_NEW(module_arena(dev), DnnPlan);
-    (*out)->call = *c;
+    Arena *a = module_arena(dev);
+    *out = ARENA_NEW(a, DnnPlan);
+    DnnRun *r = &(*out)->run;
+    *r = dnn_run_of(c);
+    int64_t n = r->groups.batch;
+    r->lengths = ARENA_ARRAY(a, int32_t, 2 * n);
+    for (int64_t i = 0; i < n; i++) r->lengths[i] = (int32_t)c->nq, r->lengths[n + i] = (int32_t)c->nk;
     return ST_OK;
 }
 
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p) { return (void)p, (DnnPlanFacts){0}; }
 void dnn_close(Device *dev) { (void)dev; }
+
+// ---- operands
+// ---------------------------------------------------------------------------------------------------------------------
+static void *operand(const DnnOperands *x, DnnUid uid) {
+    for (int i = 0; i < x->n; i++)
+        if (x->uid[i] == uid) return x->data[i];
+    CHECK(false, "operand %d of cuDNN's attention is not given", (int)uid);
+}
 
 static float load(const void *p, int64_t i) {
     uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
@@ -35,72 +49,147 @@ static void store(void *p, int64_t i, double x) {
     ((uint16_t *)p)[i] = f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-static bool sees(const DnnCall *c, int64_t q, int64_t k) {
-    if (c->mask == DNN_FULL) return true;
-    return k <= q + c->shift && (c->mask == DNN_CAUSAL || k > q + c->shift - c->window);
-}
-
 static double dot(const void *a, int64_t i, const void *b, int64_t j, int64_t n) {
     double sum = 0;
     for (int64_t e = 0; e < n; e++) sum += (double)load(a, i + e) * load(b, j + e);
     return sum;
 }
 
-// First elements of row `q` of head `h` (of all batches' heads) and of row `k` of its KV head.
-static int64_t query_at(const DnnCall *c, int64_t h, int64_t q) { return (h * c->nq + q) * c->dim; }
-static int64_t key_at(const DnnCall *c, int64_t h, int64_t k) {
-    int64_t group = c->heads / c->kv_heads, batch = h / c->heads;
-    return ((batch * c->kv_heads + h % c->heads / group) * c->nk + k) * c->dim;
+// The mask's numbers come from the run's operands, as for cuDNN.
+typedef struct Band {
+    DnnMaskKind mask;
+    int64_t shift;
+    double left;
+} Band;
+
+static Band band_of(const DnnAttention *a, const DnnOperands *x) {
+    Band b = {.mask = a->mask};
+    if (a->shifted) b.shift = *(int32_t *)operand(x, DNN_SHIFT);
+    if (a->mask == DNN_WINDOW) b.left = (double)*(float *)operand(x, DNN_LEFT);
+    return b;
 }
 
-static void forward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *p, double *o) {
-    double max = -INFINITY, sum = 0;
-    for (int64_t k = 0; k < c->nk; k++) {
-        p[k] = sees(c, q, k) ? c->scale * dot(x->q, query_at(c, h, q), x->k, key_at(c, h, k), c->dim) : -INFINITY;
-        max = fmax(max, p[k]);
+static bool sees(const Band *b, int64_t q, int64_t k) {
+    if (b->mask == DNN_FULL) return true;
+    return k <= q + b->shift && (b->mask == DNN_CAUSAL || (double)k + b->left > (double)q);
+}
+
+// Queries and keys that attend to each other: where their first rows lie (elements of q, k, lse; of dk and dv), how many.
+typedef struct Part {
+    int64_t q, k, row, dk, nq, nk;
+} Part;
+
+// Query head h of batch entry b.
+static Part part_of(const DnnAttention *a, const DnnOperands *x, int64_t b, int64_t h) {
+    int64_t kv = h / (a->heads / a->kv_heads);
+    Part p = {.q = b * a->q.batch + h * a->q.head,
+              .k = b * a->k.batch + kv * a->k.head,
+              .row = b * a->lse_batch + h * a->lse_head,
+              .nq = a->nq,
+              .nk = a->nk};
+    p.dk = p.k;
+    if (a->packed) {
+        p.q = ((int64_t *)operand(x, DNN_OFFSET_Q))[b], p.k = ((int64_t *)operand(x, DNN_OFFSET_K))[b];
+        p.row = ((int64_t *)operand(x, DNN_OFFSET_ROW))[b], p.dk = p.q;
     }
-    for (int64_t k = 0; k < c->nk; k++) sum += p[k] = exp(p[k] - max);
-    for (int64_t e = 0; e < c->dim; e++) o[e] = 0;
-    for (int64_t k = 0; k < c->nk; k++)
-        for (int64_t e = 0; e < c->dim && p[k] != 0; e++) o[e] += p[k] / sum * load(x->v, key_at(c, h, k) + e);
-    for (int64_t e = 0; e < c->dim; e++) store(x->o, query_at(c, h, q) + e, o[e]);
-    ((float *)x->lse)[h * c->nq + q] = (float)(max + log(sum));
+    if (a->cut) p.nq = ((int32_t *)operand(x, DNN_NQ))[b], p.nk = ((int32_t *)operand(x, DNN_NK))[b];
+    CHECK(p.nq >= 0 && p.nq <= a->nq && p.nk >= 0 && p.nk <= a->nk, "lengths of cuDNN's attention");
+    return p;
 }
 
-// Adds to dk and dv [batch, kv_heads, nk, dim].
-static void backward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *dq, double *dk, double *dv) {
-    int64_t qi = query_at(c, h, q);
-    double lse = ((const float *)x->lse)[h * c->nq + q], dsum = dot(x->dout, qi, x->o, qi, c->dim);
-    for (int64_t e = 0; e < c->dim; e++) dq[e] = 0;
-    for (int64_t k = 0; k < c->nk; k++) {
-        int64_t ki = key_at(c, h, k);
-        if (!sees(c, q, k)) continue;
-        double p = exp(c->scale * dot(x->q, qi, x->k, ki, c->dim) - lse),
-               ds = p * (dot(x->dout, qi, x->v, ki, c->dim) - dsum) * c->scale;
-        for (int64_t e = 0; e < c->dim; e++) {
-            dq[e] += ds * load(x->k, ki + e);
-            dk[ki + e] += ds * load(x->q, qi + e);
-            dv[ki + e] += p * load(x->dout, qi + e);
+// ---- rows
+// -------------------------------------------------------------------------------------------------------------------------
+typedef struct Work {
+    const DnnAttention *a;
+    const DnnOperands *x;
+    Band band;
+    double scale, *p, *one;  // p: a row of scores; one: of channels
+    double *dk, *dv;         // sums, where dk and dv lie; `touched` says which elements a part has
+    bool *touched;
+} Work;
+
+static void forward_row(const Work *w, const Part *at, int64_t q) {
+    int64_t n = w->a->dim, qi = at->q + q * w->a->q.pos, pos = w->a->k.pos;
+    const void *qs = operand(w->x, DNN_Q), *ks = operand(w->x, DNN_K), *vs = operand(w->x, DNN_V);
+    double max = -INFINITY, sum = 0;
+    for (int64_t k = 0; k < at->nk; k++) {
+        w->p[k] = sees(&w->band, q, k) ? w->scale * dot(qs, qi, ks, at->k + k * pos, n) : -INFINITY;
+        max = fmax(max, w->p[k]);
+    }
+    for (int64_t k = 0; k < at->nk; k++) sum += w->p[k] = exp(w->p[k] - max);
+    for (int64_t e = 0; e < n; e++) w->one[e] = 0;
+    for (int64_t k = 0; k < at->nk; k++)
+        for (int64_t e = 0; e < n && w->p[k] != 0; e++) w->one[e] += w->p[k] / sum * load(vs, at->k + k * pos + e);
+    for (int64_t e = 0; e < n; e++) store(operand(w->x, DNN_O), qi + e, w->one[e]);
+    ((float *)operand(w->x, DNN_LSE))[at->row + q] = (float)(max + log(sum));
+}
+
+static void backward_row(const Work *w, const Part *at, int64_t q) {
+    int64_t n = w->a->dim, qi = at->q + q * w->a->q.pos, pos = w->a->k.pos;
+    const void *qs = operand(w->x, DNN_Q), *ks = operand(w->x, DNN_K), *vs = operand(w->x, DNN_V), *g = operand(w->x, DNN_DO);
+    double lse = ((const float *)operand(w->x, DNN_LSE))[at->row + q], sum = dot(g, qi, operand(w->x, DNN_O), qi, n);
+    for (int64_t e = 0; e < n; e++) w->one[e] = 0;
+    for (int64_t k = 0; k < at->nk; k++) {
+        int64_t ki = at->k + k * pos, to = at->dk + k * pos;
+        if (!sees(&w->band, q, k)) continue;
+        double p = exp(w->scale * dot(qs, qi, ks, ki, n) - lse), ds = p * (dot(g, qi, vs, ki, n) - sum) * w->scale;
+        for (int64_t e = 0; e < n; e++) {
+            w->one[e] += ds * load(ks, ki + e);
+            w->dk[to + e] += ds * load(qs, qi + e);
+            w->dv[to + e] += p * load(g, qi + e);
         }
     }
-    for (int64_t e = 0; e < c->dim; e++) store(x->dq, qi + e, dq[e]);
+    for (int64_t e = 0; e < n; e++) store(operand(w->x, DNN_DQ), qi + e, w->one[e]);
+}
+
+// Elements from the first to behind the last of dk in this group.
+static int64_t dk_extent(const DnnAttention *a, const DnnOperands *x) {
+    int64_t end = 0;
+    for (int64_t b = 0; b < a->batch; b++)
+        for (int64_t h = 0; h < a->heads; h++) {
+            Part p = part_of(a, x, b, h);
+            end = max_i64(end, p.dk + p.nk * a->k.pos);
+        }
+    return end;
+}
+
+typedef struct Execution {
+    DnnAttention a;
+    bool backward;
+} Execution;
+
+static void run_parts(Work *w, bool backward) {
+    const DnnAttention *a = w->a;
+    for (int64_t b = 0; b < a->batch; b++)
+        for (int64_t h = 0; h < a->heads; h++) {
+            Part at = part_of(a, w->x, b, h);
+            for (int64_t q = 0; q < at.nq; q++) {
+                if (backward)
+                    backward_row(w, &at, q);
+                else
+                    forward_row(w, &at, q);
+            }
+            for (int64_t k = 0; k < at.nk && backward; k++)
+                for (int64_t e = 0; e < a->dim; e++) w->touched[at.dk + k * a->k.pos + e] = true;
+        }
+}
+
+static Status execute(void *context, const DnnOperands *x, void *workspace, Diag *d) {
+    (void)workspace, (void)d;
+    const Execution *c = context;
+    Arena *m = arena_new();
+    int64_t n = c->backward ? dk_extent(&c->a, x) : 0;
+    Work w = {.a = &c->a, .x = x, .band = band_of(&c->a, x), .scale = (double)*(float *)operand(x, DNN_SCALE)};
+    w.p = ARENA_ARRAY(m, double, c->a.nk), w.one = ARENA_ARRAY(m, double, c->a.dim);
+    w.dk = ARENA_ARRAY(m, double, n), w.dv = ARENA_ARRAY(m, double, n), w.touched = ARENA_ARRAY(m, bool, n);
+    run_parts(&w, c->backward);
+    for (int64_t i = 0; i < n; i++)
+        if (w.touched[i]) store(operand(x, DNN_DK), i, w.dk[i]), store(operand(x, DNN_DV), i, w.dv[i]);
+    arena_free(m);
+    return ST_OK;
 }
 
 Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch, Diag *d) {
-    (void)dev, (void)d, (void)scratch;
-    const DnnCall *c = &plan->call;
-    int64_t n = c->batch * c->kv_heads * c->nk * c->dim;
-    Arena *a = arena_new();
-    double *row = ARENA_ARRAY(a, double, c->nk), *part = ARENA_ARRAY(a, double, c->dim);
-    double *dk = ARENA_ARRAY(a, double, n), *dv = ARENA_ARRAY(a, double, n);
-    for (int64_t h = 0; h < c->batch * c->heads; h++)
-        for (int64_t q = 0; q < c->nq; q++) {
-            if (c->backward)
-                backward_row(c, x, h, q, part, dk, dv);
-            else
-                forward_row(c, x, h, q, row, part);
-        }
-    for (int64_t i = 0; i < n && c->backward; i++) store(x->dk, i, dk[i]), store(x->dv, i, dv[i]);
-    arena_free(a);
-    return ST_OK;
+    Execution c = {dnn_group(&plan->run), plan->run.call.backward};
+    return dnn_run_groups(dev, &plan->run, x, scratch, execute, &c, d);
 }

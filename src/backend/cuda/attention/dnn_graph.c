@@ -116,7 +116,7 @@ void dnn_graph_end(DnnGraph *g) {
 typedef enum Where { IN_MEMORY, BY_VALUE, VIRTUAL } Where;
 
 static DnnTensor add_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid,
-                            Where where) {
+                            Where where, DnnTensor offset) {
     cudnnBackendDescriptor_t x = create(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR, name);
     CHECK(g->ntensor < DNN_MAX_TENSORS, "too many cuDNN tensors");
     int64_t alignment = 16;
@@ -128,26 +128,35 @@ static DnnTensor add_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, Dn
     set(g, x, name, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment);
     if (where == VIRTUAL) set(g, x, name, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &yes);
     if (where == BY_VALUE) set(g, x, name, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &yes);
+    set_tensor(g, x, name, CUDNN_ATTR_TENSOR_RAGGED_OFFSET_DESC, offset);
     finalize(g, x, name);
+    CHECK(where == VIRTUAL || uid < 64, "no bit for cuDNN tensor %s", name);
+    if (where != VIRTUAL) g->operands |= (uint64_t)1 << uid;
     g->tensor[g->ntensor] = x;
     g->dims[g->ntensor] = dims;
     return g->ntensor++;
 }
 
 DnnTensor dnn_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid) {
-    return add_tensor(g, name, t, dims, stride, uid, IN_MEMORY);
+    return add_tensor(g, name, t, dims, stride, uid, IN_MEMORY, NO_TENSOR);
+}
+
+DnnTensor dnn_tensor_packed(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid,
+                            DnnTensor offset) {
+    return add_tensor(g, name, t, dims, stride, uid, IN_MEMORY, offset);
 }
 
 DnnTensor dnn_scalar(DnnGraph *g, const char *name, cudnnDataType_t t, int64_t uid) {
-    return add_tensor(g, name, t, DIMS(1, 1, 1, 1), DIMS(1, 1, 1, 1), uid, BY_VALUE);
+    return add_tensor(g, name, t, DIMS(1, 1, 1, 1), DIMS(1, 1, 1, 1), uid, BY_VALUE, NO_TENSOR);
 }
 
-DnnTensor dnn_virtual_strided(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride) {
-    return add_tensor(g, name, t, dims, stride, DNN_FIRST_VIRTUAL + g->ntensor, VIRTUAL);
+DnnTensor dnn_virtual_strided(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride,
+                              DnnTensor offset) {
+    return add_tensor(g, name, t, dims, stride, DNN_FIRST_VIRTUAL + g->ntensor, VIRTUAL, offset);
 }
 
 DnnTensor dnn_virtual(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims) {
-    return dnn_virtual_strided(g, name, t, dims, dnn_dense(dims));
+    return dnn_virtual_strided(g, name, t, dims, dnn_dense(dims), NO_TENSOR);
 }
 
 // ---- operations

@@ -42,18 +42,23 @@ typedef struct DnnGraph {
     cudnnBackendDescriptor_t tensor[DNN_MAX_TENSORS], op[DNN_MAX_OPS], all[DNN_MAX_DESCRIPTORS];
     DnnDims dims[DNN_MAX_TENSORS];
     int ntensor, nop, nall;
+    uint64_t operands;  // bit uid of every tensor that a run gives
     Diag error;
 } DnnGraph;
 
 void dnn_graph_begin(DnnGraph *g, const Dnn *dnn);
 void dnn_graph_end(DnnGraph *g);  // plans live on
-// Memory that a run gives by `uid` (1 .. DNN_FIRST_VIRTUAL - 1).
+// Memory that a run gives by `uid` (1 .. 63).
 DnnTensor dnn_tensor(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid);
+// The same, packed: entry i of the batch begins at element offset[i] (a tensor int64 [batch + 1,1,1,1]). NO_TENSOR: dense.
+DnnTensor dnn_tensor_packed(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride, int64_t uid,
+                            DnnTensor offset);
 // One number that a run gives by address on the host.
 DnnTensor dnn_scalar(DnnGraph *g, const char *name, cudnnDataType_t t, int64_t uid);
 // Exists only inside of the kernel (or in the plan's workspace). Dense unless said otherwise.
 DnnTensor dnn_virtual(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims);
-DnnTensor dnn_virtual_strided(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride);
+DnnTensor dnn_virtual_strided(DnnGraph *g, const char *name, cudnnDataType_t t, DnnDims dims, DnnDims stride,
+                              DnnTensor offset);
 
 // Lengths that a product's dims are cut to, for each entry of the batch: int32 [B,1,1,1]; NO_TENSOR: whole.
 typedef struct DnnCut {

@@ -7,7 +7,19 @@ extern "C" {
 #include <stdint.h>
 
 // The first error that a kernel met, in memory that host and device see. code 0: none.
-typedef enum DeviceErrorCode { DEVICE_OK, DEVICE_INDEX_RANGE, DEVICE_ZERO_DIVISOR } DeviceErrorCode;
+typedef enum DeviceErrorCode {
+    DEVICE_OK,
+    DEVICE_INDEX_RANGE,
+    DEVICE_ZERO_DIVISOR,
+    DEVICE_DOCUMENTS,  // `value` documents in one packed sequence, `limit` were planned for
+    DEVICE_UNSORTED,   // document numbers fall at position `value`
+} DeviceErrorCode;
+// What the host says to the errors of packed documents: with value and limit; with value.
+#define DEVICE_DOCUMENTS_TEXT \
+    "a sequence holds %lld packed documents, at most %lld were planned for: give --max-documents N, as many as there may be"
+#define DEVICE_UNSORTED_TEXT \
+    "document numbers of a packed sequence fall at position %lld, though the compiler proved that they cannot (this is a bug; " \
+    "--max-documents 0 avoids it)"
 typedef struct DeviceError {
     int code;
     int node;

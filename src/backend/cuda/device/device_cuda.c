@@ -189,6 +189,9 @@ static Status device_finish(Device *dev, NodeId *failed, Diag *d) {
     if (m->error.code == DEVICE_OK) return ST_OK;
     *failed = m->error.node;
     if (m->error.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
+    if (m->error.code == DEVICE_DOCUMENTS)
+        return diag_error(d, ST_NUMERIC, DEVICE_DOCUMENTS_TEXT, m->error.value, m->error.limit);
+    if (m->error.code == DEVICE_UNSORTED) return diag_error(d, ST_NUMERIC, DEVICE_UNSORTED_TEXT, m->error.value);
     return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", m->error.value, m->error.limit);
 }
 

@@ -86,6 +86,8 @@ static Status emulated_finish(Device *dev, NodeId *failed, Diag *d) {
     *failed = e.node;
     dev->impl->error = (DeviceError){0};
     if (e.code == DEVICE_ZERO_DIVISOR) return diag_error(d, ST_NUMERIC, "integer division by zero");
+    if (e.code == DEVICE_DOCUMENTS) return diag_error(d, ST_NUMERIC, DEVICE_DOCUMENTS_TEXT, e.value, e.limit);
+    if (e.code == DEVICE_UNSORTED) return diag_error(d, ST_NUMERIC, DEVICE_UNSORTED_TEXT, e.value);
     return diag_error(d, ST_NUMERIC, "index %lld is outside [0, %lld)", e.value, e.limit);
 }
 
