@@ -108,12 +108,12 @@ int command_train(int argc, char **argv) {
     }
     Diag d = {0};
     Arena *a = arena_new();
-    o.data.file = files;
-    o.data.nfile = nfile;
+    o.data.file = files, o.data.nfile = nfile;
     o.seed = (uint64_t)c.seed;
     o.runtime = options_runtime(&run);
     Status st = options_compile(a, &c, path[0], &o.compile, &d);
     o.compile.adamw = adamw;
+    o.count_documents = c.documents == DOCUMENTS_UNSAID;
     o.show_plan = quiet ? show_notes : show_plan;
     if (st == ST_OK && !data_format_from_name(format, &o.data.format))
         st = diag_error(&d, ST_INPUT, "--data-format %s: there are auto, bytes, u16, u32, safetensors", format);

@@ -182,6 +182,47 @@ double data_unigram_entropy(const Data *x) {
     return h;
 }
 
+// ---- documents -------------------------------------------------------------------------------------------------------------
+
+static bool is_whole_number(const TensorView *t) { return t->known_dtype && (t->dtype == DT_I64 || t->dtype == DT_I32); }
+
+// The tokens of a table [N, S]; false: it has none of these names.
+static bool table_tokens(const TensorFile *f, Piece *out, int64_t *row) {
+    const TensorView *t = tensors_find(f, "tokens");
+    if (!t) t = tensors_find(f, "input_ids");
+    if (!t || t->shape.ndim != 2 || !is_whole_number(t)) return false;
+    *out = (Piece){.data = t->data, .width = dtype_nbytes(t->dtype), .n = shape_numel(&t->shape)};
+    *row = t->shape.dim[1];
+    return true;
+}
+
+typedef struct Count {
+    int64_t at, row, most;  // tokens so far; in a row; documents of the fullest
+    int64_t begun, ended;   // documents of this row, if the token begins one; if it ends one
+} Count;
+
+static void count_token(Count *c, bool separator) {
+    int64_t s = c->at++ % c->row;
+    if (s == 0) c->begun = c->ended = 1;
+    c->begun += separator && s > 0;
+    c->ended += separator && s < c->row - 1;
+    c->most = max_i64(c->most, max_i64(c->begun, c->ended));
+}
+
+int64_t data_max_documents(const Data *x) {
+    Piece table;
+    Count c = {.row = x->o.seq};
+    bool whole = x->tensors != NULL;
+    if (x->o.doc_token < 0 || (whole && !table_tokens(x->tensors, &table, &c.row))) return 0;
+    const Piece *piece = whole ? &table : x->piece;
+    int64_t npiece = whole ? 1 : x->npiece, used = whole ? table.n : x->nrows * x->o.seq;  // the last tokens fill no row
+    for (int64_t p = 0; p < npiece; p++) {
+        for (int64_t i = 0; i < piece[p].n && c.at < used; i++) count_token(&c, piece_token(&piece[p], i) == x->o.doc_token);
+        if (piece[p].separator && c.at < used) count_token(&c, true);
+    }
+    return c.most;
+}
+
 // ---- rows --------------------------------------------------------------------------------------------------------------------
 
 // A permutation of [0, n) keyed by `key`: a Feistel network on the next power of four, walked until it lands inside (Black and

@@ -22,6 +22,9 @@ Status data_open(Arena *a, const DataOptions *o, Data **out, Diag *d);
 int64_t data_ntokens(const Data *x);
 int64_t data_nrows(const Data *x);         // rows of `seq` tokens in one epoch
 double data_unigram_entropy(const Data *x);  // nats per token: what a model that only counts tokens can reach
+// No row holds more documents, however a program counts them by --doc-token: whether the token ends a document or begins one.
+// 0: not known, as no token says so.
+int64_t data_max_documents(const Data *x);
 
 // The rows of step `step` (0-based): tokens [batch*seq]; positions count from the start of the row and restart where a document
 // starts; labels are the tokens, but where positions are asked for -100 at the first token of a document that starts inside the row

@@ -109,6 +109,20 @@ static Status open_data(Run *r, Diag *d) {
     return ST_OK;
 }
 
+// The data are opened here without the program, which is not compiled yet: only tokens are counted.
+static Status count_documents(const TrainOptions *o, CompileOptions *co, Diag *d) {
+    DataOptions data = o->data;
+    data.seq = co->import.seq, data.batch = 1;
+    if (!o->count_documents || !co->backend || !co->backend->device || data.doc_token < 0 || data.seq < 1) return ST_OK;
+    Arena *a = arena_new();
+    Data *x = NULL;
+    Status st = data_open(a, &data, &x, d);
+    if (st == ST_OK) co->max_documents = data_max_documents(x);
+    arena_free(a);
+    if (st == ST_OK && co->max_documents) printf("data: at most %" PRId64 " documents in a row\n", co->max_documents);
+    return st;
+}
+
 static Status make_folder(const char *path, Diag *d) {
     char part[4096];
     if (strlen(path) >= sizeof part) return diag_error(d, ST_INPUT, "the output folder's name is too long");
@@ -257,9 +271,10 @@ Status train_run(const TrainOptions *o, TrainResult *out, Diag *d) {
     if (o->compile.stop_after) return diag_error(d, ST_INPUT, "--stop-after %s: only whole steps can be trained", o->compile.stop_after);
     CompileOptions co = o->compile;
     co.update = true;
-    Compiled c;
+    Compiled c = {0};
     Run r = {.o = o, .c = &c, .arena = arena_new(), .opened = now()};
-    Status st = compile_file(&co, &c, d);
+    Status st = count_documents(o, &co, d);
+    if (st == ST_OK) st = compile_file(&co, &c, d);
     if (st == ST_OK) st = run_prepared(&r, out, d);
     if (r.metrics && fclose(r.metrics) && st == ST_OK) st = diag_error(d, ST_IO, "%s/metrics.jsonl: cannot write", o->out);
     runtime_free(r.rt);

@@ -17,6 +17,7 @@ typedef struct TrainOptions {
     const char *out;        // folder
     bool resume;            // continue from out
     int64_t save_every;     // steps; 0: only at the end; -1: never (benchmarks)
+    bool count_documents;   // on a device: compile.max_documents from the data, where they tell
     bool profile;           // devices: the last step is timed kernel by kernel; a table to standard output, out/trace.json
     void (*show_plan)(const Compiled *c);  // called once compiled, before anything runs; may be NULL
     const volatile int *stop;  // set by a signal handler: save and leave after this step
