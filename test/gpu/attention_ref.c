@@ -38,18 +38,21 @@ static double dot(const uint16_t *a, const uint16_t *b, int64_t n) {
 static double in_f32(const RefCall *c, double x) { return c->rounded ? (double)(float)x : x; }
 static double in_bf16(const RefCall *c, double x) { return c->rounded ? bf16_value(bf16_round(x)) : x; }
 
-// Keys that row i can see lie in [*lo, *hi).
-static void key_range(const RefCall *c, int64_t i, int64_t *lo, int64_t *hi) {
+// Keys that row i of batch entry b can see lie in [*lo, *hi).
+static void key_range(const RefCall *c, int64_t b, int64_t i, int64_t *lo, int64_t *hi) {
     *lo = 0, *hi = c->nk;
     if (c->mask >= 1 && i + c->shift + 1 < *hi) *hi = i + c->shift + 1;
     if (c->mask == 2 && i + c->shift - c->window + 1 > *lo) *lo = i + c->shift - c->window + 1;
+    if (!c->first) return;
+    if (c->first[b * c->nq + i] > *lo) *lo = c->first[b * c->nq + i];
+    if (c->end[b * c->nq + i] < *hi) *hi = c->end[b * c->nq + i];
 }
 
 void ref_row(const RefCall *c, int64_t r, double *o, double *lse, double *dq, double *delta) {
     int64_t n = c->dim, i = r % c->nq, h = r / c->nq % c->heads, b = r / c->nq / c->heads, lo, hi;
     int64_t kv = (b * c->kv_heads + h / (c->heads / c->kv_heads)) * c->nk;
     const uint16_t *q = c->q + r * n, *k = c->k + kv * n, *v = c->v + kv * n;
-    key_range(c, i, &lo, &hi);
+    key_range(c, b, i, &lo, &hi);
     double *s = malloc((size_t)(hi > lo ? hi - lo : 1) * sizeof *s), most = -INFINITY, sum = 0, out[256] = {0};
     for (int64_t j = lo; j < hi; j++) {
         s[j - lo] = in_f32(c, c->scale * dot(q, k + j * n, n));
@@ -83,7 +86,7 @@ void ref_key(const RefCall *c, int64_t r, const double *lse, const double *delta
     memset(dk, 0, (size_t)n * sizeof *dk);
     memset(dv, 0, (size_t)n * sizeof *dv);
     for (int64_t x = 0; x < group; x++)
-        for (int64_t i = 0; i < c->nq; i++) {
+        for (int64_t i = c->first ? c->first[b * c->nq + j] : 0; i < (c->first ? c->end[b * c->nq + j] : c->nq); i++) {
             if (!ref_visible(c, i, j)) continue;
             int64_t row = (b * c->heads + h * group + x) * c->nq + i;
             const uint16_t *q = c->q + row * n, *g = c->dout + row * n;

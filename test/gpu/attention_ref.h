@@ -10,6 +10,7 @@ typedef struct RefCall {
     double scale;
     bool rounded;  // as the best kernel there can be does it: scores and lse in f32; o, probabilities and ds in bf16; sums exact
     const uint16_t *q, *k, *v, *dout;  // dense, as the call's
+    const int64_t *first, *end;        // packed: of the document of each position [batch, nq]; NULL: one
 } RefCall;
 
 // o[dim], lse and dq[dim] of query row r = (b * heads + h) * nq + i; delta = sum(do * o). Any may be NULL.

@@ -2,6 +2,9 @@
 // and cuDNN's own words wherever it refuses; a case that fails does not stop the others.
 //   gpu_attention           all of it (about a minute)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
+//   gpu_attention operands  every graph has the operands that a run is given; needs no GPU
+//   gpu_attention packed    packed documents, both
+//   gpu_attention missing   (only when named) what cuDNN does without an operand
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
@@ -9,7 +12,7 @@
 #include <time.h>
 #include "attention_ref.h"
 #include "backend/cuda/device/cache.h"
-#include "backend/cuda/attention/dnn.h"
+#include "backend/cuda/attention/dnn_run.h"
 #include "backend/cuda/device/libs.h"
 
 static Device device;
@@ -46,6 +49,8 @@ typedef struct Operands {
     int64_t nq, nk, nrow;                           // elements of q and of k; rows of q
     uint16_t *q, *k, *v, *dout, *o, *dq, *dk, *dv;  // host
     float *lse;
+    int64_t *ids, *first, *end;                     // host, packed: numbers of documents; where each position's begins and ends
+    void *gids;
     void *gq, *gk, *gv, *gdout, *go, *gdq, *gdk, *gdv, *glse, *scratch;  // device
     size_t scratch_nbytes;
 } Operands;
@@ -73,8 +78,8 @@ static bool to_device(void **dst, const void *src, size_t nbytes) {
 }
 
 static void free_operands(Operands *x) {
-    void *host[] = {x->q, x->k, x->v, x->dout, x->o, x->dq, x->dk, x->dv, x->lse};
-    void *dev[] = {x->gq, x->gk, x->gv, x->gdout, x->go, x->gdq, x->gdk, x->gdv, x->glse, x->scratch};
+    void *host[] = {x->q, x->k, x->v, x->dout, x->o, x->dq, x->dk, x->dv, x->lse, x->ids, x->first, x->end};
+    void *dev[] = {x->gq, x->gk, x->gv, x->gdout, x->go, x->gdq, x->gdk, x->gdv, x->glse, x->scratch, x->gids};
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++) cudaFree(dev[i]);
     *x = (Operands){0};
@@ -99,7 +104,7 @@ static bool make_operands(Operands *x, const DnnCall *c, bool negative) {
 }
 
 static DnnData data_of(const Operands *x) {
-    return (DnnData){x->gq, x->gk, x->gv, x->go, x->glse, x->gdout, x->gdq, x->gdk, x->gdv};
+    return (DnnData){x->gq, x->gk, x->gv, x->go, x->glse, x->gdout, x->gdq, x->gdk, x->gdv, x->gids, 7};
 }
 
 static Status prepare(const DnnCall *c, bool backward, DnnPlan **p) {
@@ -190,7 +195,7 @@ typedef struct Errors {
 static void reference_rows(Check *k, const DnnCall *c, const Operands *x, int64_t row_step, int64_t key_step, bool rounded) {
     int64_t n = c->dim;
     *k = (Check){.ref = {c->batch, c->heads, c->kv_heads, c->nq, c->nk, c->dim, (int)c->mask, c->shift, c->window, c->scale,
-                         rounded, x->q, x->k, x->v, x->dout},
+                         rounded, x->q, x->k, x->v, x->dout, x->first, x->end},
                  .x = x,
                  .row_step = row_step,
                  .key_step = key_step,
@@ -316,7 +321,8 @@ static const Case cases[] = {
 };
 
 static DnnCall call_of(const Case *k) {
-    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, 1 / sqrt((double)k->d), false, k->cut};
+    double scale = 1 / sqrt((double)k->d);
+    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, scale, false, k->cut, 0, false};
 }
 
 static void run_case(const Case *k) {
@@ -371,7 +377,7 @@ static void run_lengths(void) {
 // each half gets the merged o and lse (what ring attention does). Against the whole.
 static void run_merged(int64_t d) {
     int64_t s = 512, h = 8, hkv = 2;
-    DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1};
+    DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1, 0, false};
     DnnCall part[2] = {whole, whole};
     part[0].nk = part[1].nk = s / 2, part[0].mask = DNN_FULL, part[0].shift = part[1].shift = 0;
     printf("%-24s d%lld:", "two halves of keys", (long long)d);
@@ -609,21 +615,59 @@ __attribute__((weak)) void cache_put(const char *kind, const char *key, const vo
     entries = e;
 }
 
+#include "gpu_attention_packed.h"
+
+// Needs no GPU: every form of a call, its graph's operands and those that its run is given.
+static int run_operands(const CudnnLib *lib) {
+    static DnnGraph g;
+    Dnn dnn = {.lib = lib};
+    enum { FORMS = 3 * 2 * 3 * 2 * 2 };  // masks, shifted, plain and cut and packed, heads in groups, backward
+    for (int i = 0; i < FORMS; i++) {
+        int mask = i % 3, shift = i / 3 % 2, form = i / 6 % 3, groups = i / 18 % 2, backward = i / 36;
+        DnnCall c = {1, 4, 4, 192, 256, 64, (DnnMaskKind)mask, 60 * shift, 200, 0.125, backward, form == 1, 0, false};
+        if (groups) c.kv_heads = 2;
+        if (form == 2) c.nk = c.nq, c.slots = 4;
+        if (dnn_refuses(&c)) continue;
+        DnnRun r = dnn_run_of(&c);
+        DnnAttention a = dnn_group(&r);
+        DnnOperands x = dnn_operands(&r, &(DnnData){0}, 0, 0, NULL);
+        dnn_graph_begin(&g, &dnn);
+        if (backward)
+            dnn_build_backward(&g, &a);
+        else
+            dnn_build_forward(&g, &a);
+        printf("operands: mask %d shift %d form %d heads 4/%lld %s: graph %#llx, run %#llx %s", mask, shift * 60, form,
+               (long long)c.kv_heads, backward ? "backward" : "forward", (unsigned long long)g.operands,
+               (unsigned long long)dnn_given(&x), g.error.text);
+        verdict(g.error.status == ST_OK && g.operands == dnn_given(&x));
+        dnn_graph_end(&g);
+    }
+    printf("%s: %d passed, %d failed\n", nfail ? "FAIL" : "PASS", npass, nfail);
+    return nfail || npass < FORMS / 2;
+}
+
 int main(int argc, char **argv) {
+    bool packed = argc < 2 || !strcmp(argv[1], "packed");
     bool check = argc < 2 || !strcmp(argv[1], "check"), speed = argc < 2 || !strcmp(argv[1], "speed");
     struct cudaDeviceProp prop;
     cudaStream_t stream;
+    const CudnnLib *lib;
+    Diag d = {0};
+    if (argc > 1 && !strcmp(argv[1], "operands")) {
+        if (libs_cudnn(&lib, &d) == ST_OK) return run_operands(lib);
+        return printf("%s\n", d.text), 2;
+    }
     if (!cuda_ok(cudaGetDeviceProperties(&prop, 0), "device")) return 2;
     if (!cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream")) return 2;
     device = (Device){.nsm = prop.multiProcessorCount, .stream = stream, .capability = prop.major * 10 + prop.minor};
     snprintf(device.name, sizeof device.name, "%.60s", prop.name);
     snprintf(device.key, sizeof device.key, "%.60s %d", prop.name, device.capability);
-    const CudnnLib *lib;
-    Diag d = {0};
     if (libs_cudnn(&lib, &d) != ST_OK) {
         printf("%s\n", d.text);
         return 2;
     }
+    if (!cuda_ok(cudaMalloc((void **)&device.error, sizeof *device.error), "error record")) return 2;
+    device_error();
     printf("%s, cuDNN %zu\n", device.key, lib->version);
     double begin = now();
     if (check) {
@@ -635,6 +679,8 @@ int main(int argc, char **argv) {
     }
     if (check) printf("check: %.1f s\n", now() - begin);
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
+    if (packed) run_all_packed();
+    if (argc > 1 && !strcmp(argv[1], "missing")) run_missing(16384), run_missing(16320);
     printf("%s: %d passed, %d failed; %.1f s\n", nfail ? "FAIL" : "PASS", npass, nfail, now() - begin);
     dnn_close(&device);
     return nfail > 0;

@@ -1,6 +1,7 @@
 // Our own attention on a GPU. One line per case, PASS or FAIL.
 //   gpu_flash check    the emulated test's cases in f32 and bf16 (portable and tensor-core kernels) against float64 on the host
 //   gpu_flash agree    both kinds of kernels against each other at larger sizes
+//   gpu_flash packed   TFLOP/s of the packed documents that `gpu_attention packed` has, whose attention cuDNN does too
 //   gpu_flash speed    TFLOP/s, counted on pairs of a query and a key that it sees
 // Nothing named: check and agree.
 #include <cuda_runtime_api.h>
@@ -349,11 +350,20 @@ static int speed_cases(Large *to) {
     return n;
 }
 
+static int packed_cases(Large *to) {
+    int n = 0;
+    for (int64_t dim = 64; dim <= 128; dim *= 2) {
+        to[n++] = (Large){"16 documents", 32, 8, 65536, dim, .ndoc = 16, .prog = &see_documents};
+        to[n++] = (Large){"64 documents", 32, 8, 65536, dim, .ndoc = 64, .prog = &see_documents};
+    }
+    return n;
+}
+
 int main(int argc, char **argv) {
-    bool want[3] = {argc < 2, argc < 2, false};
-    static const char *const name[] = {"check", "agree", "speed"};
+    bool want[4] = {argc < 2, argc < 2, false, false};
+    static const char *const name[] = {"check", "agree", "speed", "packed"};
     for (int i = 1; i < argc; i++)
-        for (int j = 0; j < 3; j++) want[j] |= !strcmp(argv[i], name[j]);
+        for (int j = 0; j < 4; j++) want[j] |= !strcmp(argv[i], name[j]);
     Diag d = {0};
     void *arena;
     static Large large[MOST], fast[MOST];
@@ -361,6 +371,7 @@ int main(int argc, char **argv) {
     if (device_api.open(0, 1, 1 << 20, &device, &arena, &d) != ST_OK) return printf("FAIL no device: %s\n", d.text), 1;
     void *step = device->step;
     int nlarge = want[1] ? agree_cases(large) : 0, nfast = want[2] ? speed_cases(fast) : 0;
+    if (want[3]) nfast += packed_cases(fast + nfast);
     for (int i = 0; i < nlarge; i++) request_early(&large[i], true), request_early(&large[i], false);
     for (int i = 0; i < nfast; i++) request_early(&fast[i], false);
     if (want[0]) check();
