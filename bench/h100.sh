@@ -101,6 +101,7 @@ speed_at() {
 
 part_units() {
     probe gpu_attention 150 check
+    probe gpu_attention 90 packed
     probe gpu_flash 90
     probe gpu_gemm 100 check big long
     probe gpu_fused 120 random 0 200
@@ -114,6 +115,7 @@ part_rates() {
     probe gpu_gemm 120 speed
     probe gpu_flash 120 speed
     probe gpu_attention 150 speed
+    probe gpu_attention 90 packed-speed
     probe gpu_ops 60 speed
     probe gpu_fused 60 bench
     probe gpu_head 60 speed

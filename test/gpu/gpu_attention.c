@@ -3,7 +3,7 @@
 //   gpu_attention           all of it (about a minute)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
 //   gpu_attention operands  every graph has the operands that a run is given; needs no GPU
-//   gpu_attention packed    packed documents, both
+//   gpu_attention packed, packed-speed    the same for packed documents
 //   gpu_attention missing   (only when named) what cuDNN does without an operand
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -680,6 +680,7 @@ int main(int argc, char **argv) {
     if (check) printf("check: %.1f s\n", now() - begin);
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
     if (packed) run_all_packed();
+    if (argc < 2 || !strcmp(argv[1], "packed-speed")) run_packed_speeds();
     if (argc > 1 && !strcmp(argv[1], "missing")) run_missing(16384), run_missing(16320);
     printf("%s: %d passed, %d failed; %.1f s\n", nfail ? "FAIL" : "PASS", npass, nfail, now() - begin);
     dnn_close(&device);

@@ -264,5 +264,8 @@ static void run_all_packed(void) {
     run_packed_error("too many documents", 8, false, DEVICE_DOCUMENTS, 9, 8);
     run_packed_error("numbers that fall", 64, true, DEVICE_UNSORTED, 2500, 0);
     for (size_t i = 0; i < sizeof cut_cases / sizeof *cut_cases; i++) run_case(&cut_cases[i]);
+}
+
+static void run_packed_speeds(void) {
     for (size_t i = 0; i < sizeof packed_speeds / sizeof *packed_speeds; i++) run_packed_speed(&packed_speeds[i]);
 }
