@@ -15,11 +15,6 @@ typedef struct Collectives {
     VEC(Collective) item;
 } Collectives;
 
-static const char *phase_name(Phase p) {
-    static const char *const name[] = {"forward", "backward", "update"};
-    return name[p];
-}
-
 // Layers repeat: every distinct move is reckoned once (its pieces are quadratic in the number of ranks).
 typedef struct Sent {
     const Value *from, *to;

@@ -46,7 +46,9 @@ static inline Attr attr_s(AttrKey k, const char *v) { return (Attr){.key = k, .u
 static inline Attr attr_ints(AttrKey k, int n, const int64_t *v) { return (Attr){.key = k, .n = n, .u.ints = v}; }
 static inline Attr attr_prog(AttrKey k, const Program *p) { return (Attr){.key = k, .u.prog = p}; }
 
-typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
+// RECOMPUTE: what the forward did, once more, because the backward wants it and it was not kept.
+typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE, PHASE_RECOMPUTE, PHASE_COUNT } Phase;
+const char *phase_name(Phase p);  // "forward", "backward", "update", "recompute"
 
 typedef struct Node {
     OpKind op;

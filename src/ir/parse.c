@@ -367,9 +367,8 @@ static Status parse_line(Parser *p) {
     if (scan_accept_word(&p->s, "input")) return parse_input(p);
     if (scan_accept_word(&p->s, "layout")) return parse_layout(p);
     if (scan_accept_word(&p->s, "return")) return parse_return(p);
-    static const char *const phase[] = {"forward", "backward", "update"};
-    for (int k = 0; k < 3; k++)
-        if (scan_accept_word(&p->s, phase[k])) {
+    for (int k = 0; k < PHASE_COUNT; k++)
+        if (scan_accept_word(&p->s, phase_name((Phase)k))) {
             p->phase = (Phase)k;
             return scan_expect(&p->s, ":");
         }

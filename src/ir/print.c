@@ -200,15 +200,19 @@ static void print_tables(Str *s, const Graph *g) {
     }
 }
 
+const char *phase_name(Phase p) {
+    static const char *const name[PHASE_COUNT] = {"forward", "backward", "update", "recompute"};
+    return (unsigned)p < PHASE_COUNT ? name[p] : "?";
+}
+
 void graph_print(const Graph *g, Str *s) {
-    static const char *const phase_name[] = {"forward:\n", "backward:\n", "update:\n"};
     str_add(s, "autosp.graph 1 ");
     print_quoted(s, g->name);
     str_printf(s, " batch %" PRId64 " seq %" PRId64 " ranks %d\n", g->batch, g->seq, graph_nranks(g));
     print_tables(s, g);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = &g->nodes.data[i];
-        if (i == 0 || n->phase != g->nodes.data[i - 1].phase) str_add(s, phase_name[n->phase]);
+        if (i == 0 || n->phase != g->nodes.data[i - 1].phase) str_printf(s, "%s:\n", phase_name(n->phase));
         print_node(s, g, n);
     }
     for (int64_t i = 0; i < g->outputs.len; i++) {

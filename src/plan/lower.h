@@ -45,4 +45,5 @@ Status lower_actions(Lower *l);  // action, reshard
 Status lower_groups(Lower *l);   // group, info
 ValueId lower_group(const Lower *l, ValueId v);
 void lower_rank(Lower *l, int rank, RankPlan *out);
-void rank_statistics(const Lower *l, RankPlan *p);
+int64_t rank_statistics(const Lower *l, RankPlan *p);  // returns the largest sum of live bytes
+Status plan_find_real(const Graph *g, const Backend *b, DType *real, Diag *d);  // the type of its floats

@@ -106,7 +106,7 @@ Status lower_actions(Lower *l) {
 
 // ---- the whole ----------------------------------------------------------------------------------------------------------
 // What the graph computes in: f64, or f32 with values stored in bf16 beside it.
-static Status find_real(const Graph *g, const Backend *backend, DType *real, Diag *d) {
+Status plan_find_real(const Graph *g, const Backend *backend, DType *real, Diag *d) {
     *real = DT_F32;
     for (int64_t v = 0; v < g->values.len; v++) {
         DType t = graph_value(g, (ValueId)v)->dtype;
@@ -156,7 +156,7 @@ Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Dia
     CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
     Lower l = {.a = a, .g = g, .o = o, .d = d};
     int nranks = graph_nranks(g);
-    Status st = find_real(g, o->backend, &l.real, d);
+    Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {

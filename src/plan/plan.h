@@ -65,6 +65,7 @@ typedef struct Step {
     const Exchange *exchange;    // STEP_EXCHANGE
     int64_t staging_send_nbytes; // bytes of the send part of the staging buffer
     KernelFn kernel;
+    double seconds;              // predicted, on its stream
 } Step;
 
 typedef struct RankPlan {
@@ -98,6 +99,11 @@ typedef struct PlanOptions {
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);
 // Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
 Status pass_schedule(const Graph *g, Graph **out, Diag *d);
+// What one rank's plan would be, without offsets: for choices that need many tries. `pieces[v]` (NULL: all 1): value v is held in so
+// many pieces, one at a time (pass tile). The arena's size is taken to be the lower bound. In arena `a`.
+Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d);
+// The rank that holds the most bytes of values; the first of several.
+int plan_fullest_rank(const Graph *g);
 // Offsets for n buffers given sizes and lifetimes; returns the arena's size (plan/memory.c).
 int64_t memory_assign(int n, Buffer *buf, int64_t *lower_bound);
 // Operand of value v on `rank`, in arena a.

@@ -90,7 +90,8 @@ static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
     Cost c = node_cost(r, n, &s);
     r->out->flops += c.flops;
-    r->out->seconds += cost_seconds(o->device, n->op, &c);
+    s.seconds = cost_seconds(o->device, n->op, &c);
+    r->out->seconds += s.seconds;
     vec_push(&r->step, s);
 }
 
@@ -104,7 +105,7 @@ static Operand hop_operand(const RankLower *r, const ReshardPlan *p, const Shape
     return o;
 }
 
-static void count_exchange(RankLower *r, const Exchange *e) {
+static double count_exchange(RankLower *r, const Exchange *e) {
     const DeviceModel *m = r->l->o->device;
     double sent = 0, received = 0;
     for (int k = 0; k < graph_nranks(r->l->g); k++) {
@@ -112,8 +113,10 @@ static void count_exchange(RankLower *r, const Exchange *e) {
         received += (double)e->recv_nbytes[k];
     }
     r->out->comm_nbytes += sent;
-    r->out->seconds += (sent > received ? sent : received) / m->link_bandwidth;
-    r->out->seconds += e->collective ? m->link_latency_s : m->kernel_latency_s;
+    double seconds = (sent > received ? sent : received) / m->link_bandwidth;
+    seconds += e->collective ? m->link_latency_s : m->kernel_latency_s;
+    r->out->seconds += seconds;
+    return seconds;
 }
 
 static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
@@ -135,7 +138,7 @@ static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
         s.staging_send_nbytes = round_up(e->send_staging, ALIGN);
         if (s.staging_send_nbytes + e->recv_staging > 0)
             s.scratch_buf = new_buffer(r, BUF_COMM, s.staging_send_nbytes + e->recv_staging, NO_VALUE);
-        count_exchange(r, e);
+        s.seconds = count_exchange(r, e);
         vec_push(&r->step, s);
         from = buf[1];
     }
@@ -192,7 +195,7 @@ void lower_rank(Lower *l, int rank, RankPlan *out) {
 }
 
 // The peak step and what is alive there.
-void rank_statistics(const Lower *l, RankPlan *p) {
+int64_t rank_statistics(const Lower *l, RankPlan *p) {
     int nstep = p->nstep > 0 ? p->nstep : 1;
     int64_t *delta = ARENA_ARRAY(l->a, int64_t, nstep + 1), live = 0, peak = -1;
     for (int i = 0; i < p->nbuffer; i++) {
@@ -209,4 +212,5 @@ void rank_statistics(const Lower *l, RankPlan *p) {
     for (int i = 0; i < p->nbuffer; i++)
         if (p->buffer[i].first <= p->peak_step && p->peak_step <= p->buffer[i].last)
             p->nbytes_by_kind[p->buffer[i].kind] += round_up(p->buffer[i].nbytes, ALIGN);
+    return peak;
 }

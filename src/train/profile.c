@@ -16,11 +16,6 @@ typedef struct Kind {        // steps that are reported together
 } Kind;
 enum { MAX_KINDS = 256 };
 
-static const char *phase_name(Phase p) {
-    static const char *const name[] = {"forward", "backward", "update"};
-    return name[p];
-}
-
 static bool is_compute(OpKind op) {
     return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION ||
            op == OP_ATTENTION_GRAD || op == OP_HEAD || op == OP_HEAD_FWD || op == OP_HEAD_GRAD;

@@ -1,0 +1,213 @@
+// A buffer that is not accessed for a long time, typically from a layer's forward to its backward, can spend the time on the host. Where
+// the live bytes exceed the budget most, the buffer with the longest gap there goes first: longest gaps leave its copies the most
+// freedom and free the bytes for the longest time (Belady's rule). Copies to the host start right after the last access, in order;
+// copies back are planned from the last one backwards, each as late as its reader and the copies after it allow.
+#include "plan/offload.h"
+
+#include <stdlib.h>
+
+enum { LEAST_NBYTES = 1 << 20 };  // smaller ones are not worth a copy
+
+typedef struct Gap {
+    Eviction e;
+    double length;           // seconds
+    bool taken, useless;
+} Gap;
+
+typedef struct Offload {
+    Arena *a;
+    const Graph *g;
+    const RankPlan *p;
+    const DeviceModel *m;
+    const OffloadOptions *o;
+    double *start;           // [nstep + 1] of each step
+    int64_t *live;           // [nstep + 1]
+    VEC(Gap) gap;
+    VEC(Gap *) taken;        // in the order of e.before
+    int64_t host_peak;
+} Offload;
+
+static int64_t padded(int64_t nbytes) { return round_up(nbytes, BUFFER_ALIGN); }
+
+static bool may_leave(const Buffer *b) {
+    return (b->kind == BUF_SAVED || b->kind == BUF_TRANSIENT) && b->value != NO_VALUE && b->nbytes >= LEAST_NBYTES;
+}
+
+// What is read at step `after` of the buffer: the value that lies in it during the gap.
+static ValueId value_read(const RankPlan *p, const Graph *g, int32_t buffer, int32_t after) {
+    const Step *s = &p->step[after];
+    for (int k = 0; k < s->nin; k++)
+        if (s->in_buf[k] == buffer) return graph_node(g, s->node)->in[k];
+    return NO_VALUE;
+}
+
+// The longest time between two accesses of each buffer that may leave.
+static void find_gaps(Offload *f) {
+    const RankPlan *p = f->p;
+    int32_t *last = ARENA_ARRAY(f->a, int32_t, p->nbuffer), *best = ARENA_ARRAY(f->a, int32_t, p->nbuffer);
+    for (int i = 0; i < p->nbuffer; i++) last[i] = best[i] = -1;
+    for (int32_t s = 0; s < p->nstep; s++)
+        for (int k = 0; k < p->step[s].nin + p->step[s].nout; k++) {
+            int32_t b = k < p->step[s].nin ? p->step[s].in_buf[k] : p->step[s].out_buf[k - p->step[s].nin];
+            if (b < 0 || !may_leave(&p->buffer[b])) continue;
+            if (last[b] >= 0 && s > last[b] + 1) {
+                Gap *known = best[b] >= 0 ? &f->gap.data[best[b]] : NULL;
+                double length = f->start[s] - f->start[last[b] + 1];
+                if (!known) {
+                    best[b] = (int32_t)f->gap.len;
+                    vec_push(&f->gap, ((Gap){.length = -1}));
+                    known = &f->gap.data[best[b]];
+                }
+                if (length > known->length)
+                    *known = (Gap){.e = {.buffer = b, .before = last[b], .after = s, .nbytes = padded(p->buffer[b].nbytes)}, .length = length};
+            }
+            last[b] = s;
+        }
+    for (int64_t i = 0; i < f->gap.len; i++) {
+        Eviction *e = &f->gap.data[i].e;
+        e->value = value_read(p, f->g, e->buffer, e->after);
+        f->gap.data[i].useless = e->value == NO_VALUE;
+    }
+}
+
+// The first step that starts at or after time t, and the last one that starts at or before it.
+static int32_t step_at(const Offload *f, double t, bool after) {
+    int32_t lo = 0, hi = f->p->nstep;
+    while (lo < hi) {
+        int32_t mid = (lo + hi) / 2;
+        if (f->start[mid] < t) lo = mid + 1;
+        else hi = mid;
+    }
+    return after || f->start[lo] == t || lo == 0 ? lo : lo - 1;
+}
+
+static double copy_seconds(const Offload *f, int64_t nbytes) {
+    return (double)nbytes / f->m->host_bandwidth + f->m->kernel_latency_s;
+}
+
+static int by_before(const void *pa, const void *pb) {
+    const Gap *a = *(Gap *const *)pa, *b = *(Gap *const *)pb;
+    return a->e.before != b->e.before ? (a->e.before > b->e.before ? 1 : -1) : (a->e.buffer > b->e.buffer) - (a->e.buffer < b->e.buffer);
+}
+static int by_after(const void *pa, const void *pb) {
+    const Gap *a = *(Gap *const *)pa, *b = *(Gap *const *)pb;
+    return a->e.after != b->e.after ? (a->e.after < b->e.after ? 1 : -1) : (a->e.buffer > b->e.buffer) - (a->e.buffer < b->e.buffer);
+}
+
+// Times of all copies. An eviction whose copy back would have to start before its copy out is done frees nothing.
+static void plan_copies(Offload *f) {
+    qsort(f->taken.data, (size_t)f->taken.len, sizeof *f->taken.data, by_before);
+    double link = 0;
+    for (int64_t i = 0; i < f->taken.len; i++) {
+        Eviction *e = &f->taken.data[i]->e;
+        double ready = f->start[e->before + 1];
+        link = (ready > link ? ready : link) + copy_seconds(f, e->nbytes);
+        e->done = step_at(f, link, true);
+        if (e->done > e->after) e->done = e->after;
+    }
+    Gap **back = ARENA_ARRAY(f->a, Gap *, f->taken.len);
+    for (int64_t i = 0; i < f->taken.len; i++) back[i] = f->taken.data[i];
+    qsort(back, (size_t)f->taken.len, sizeof *back, by_after);
+    link = f->start[f->p->nstep];
+    for (int64_t i = 0; i < f->taken.len; i++) {
+        Eviction *e = &back[i]->e;
+        double end = f->start[e->after] < link ? f->start[e->after] : link;
+        link = end - copy_seconds(f, e->nbytes) * 1.1;  // copies both ways at once are a little slower than alone
+        e->fetch = link > 0 ? step_at(f, link, false) : 0;
+        if (e->fetch > e->after) e->fetch = e->after;
+        if (e->fetch < e->done) e->fetch = e->done;
+    }
+}
+
+// Live bytes of every step with the evictions taken; the host's peak.
+static void count_live(Offload *f) {
+    const RankPlan *p = f->p;
+    int32_t n = p->nstep;
+    int64_t *host = ARENA_ARRAY(f->a, int64_t, n + 1);
+    memset(f->live, 0, sizeof *f->live * (size_t)(n + 1));
+    for (int i = 0; i < p->nbuffer; i++) {
+        f->live[p->buffer[i].first] += padded(p->buffer[i].nbytes);
+        f->live[p->buffer[i].last + 1] -= padded(p->buffer[i].nbytes);
+    }
+    for (int64_t i = 0; i < f->taken.len; i++) {
+        const Eviction *e = &f->taken.data[i]->e;
+        f->live[e->done] -= e->nbytes;
+        f->live[e->fetch] += e->nbytes;
+        host[e->before + 1 < n ? e->before + 1 : n - 1] += e->nbytes;
+        host[e->after] -= e->nbytes;
+    }
+    f->host_peak = 0;
+    int64_t at = 0;
+    for (int32_t s = 0; s < n; s++) {
+        if (s > 0) f->live[s] += f->live[s - 1];
+        at += host[s];
+        f->host_peak = max_i64(f->host_peak, at);
+    }
+}
+
+static int32_t worst_step(const Offload *f) {
+    int32_t worst = 0;
+    for (int32_t s = 1; s < f->p->nstep; s++)
+        if (f->live[s] > f->live[worst]) worst = s;
+    return worst;
+}
+
+// The next buffer to go: the longest gap around step s that was not tried.
+static Gap *choose_gap(Offload *f, int32_t s) {
+    Gap *best = NULL;
+    for (int64_t i = 0; i < f->gap.len; i++) {
+        Gap *x = &f->gap.data[i];
+        if (x->taken || x->useless || x->e.before >= s || x->e.after <= s) continue;
+        if (!best || x->length > best->length || (x->length == best->length && x->e.nbytes > best->e.nbytes)) best = x;
+    }
+    return best;
+}
+
+static void drop(Offload *f, Gap *x) {
+    x->taken = false;
+    x->useless = true;
+    for (int64_t i = 0, k = 0; i < f->taken.len; i++) {
+        f->taken.data[k] = f->taken.data[i];
+        k += f->taken.data[i] != x;
+    }
+    f->taken.len--;
+}
+
+static void evict(Offload *f) {
+    count_live(f);
+    int32_t s = worst_step(f);
+    while (f->live[s] > f->o->budget_nbytes) {
+        Gap *x = choose_gap(f, s);
+        if (!x) return;
+        x->taken = true;
+        vec_push(&f->taken, x);
+        plan_copies(f);
+        int64_t before = f->live[s];
+        count_live(f);
+        // It may move others' copies: what does not help here is put back, for good.
+        if (f->live[s] >= before || f->host_peak > f->o->host_nbytes) {
+            drop(f, x);
+            plan_copies(f);
+            count_live(f);
+        }
+        s = worst_step(f);
+    }
+}
+
+void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceModel *m, const OffloadOptions *o, OffloadChoice *out) {
+    Offload f = {.a = a, .g = g, .p = p, .m = m, .o = o};
+    f.start = ARENA_ARRAY(a, double, p->nstep + 1);
+    f.live = ARENA_ARRAY(a, int64_t, p->nstep + 1);
+    for (int32_t s = 0; s < p->nstep; s++) f.start[s + 1] = f.start[s] + p->step[s].seconds;
+    if (o->host_nbytes > 0 && m->host_bandwidth > 0) find_gaps(&f);
+    evict(&f);
+    *out = (OffloadChoice){.n = (int)f.taken.len, .seconds = f.start[p->nstep], .host_peak_nbytes = f.host_peak};
+    out->eviction = ARENA_ARRAY(a, Eviction, f.taken.len);
+    out->peak_nbytes = p->nstep > 0 ? f.live[worst_step(&f)] : p->lower_bound_nbytes;
+    for (int64_t i = 0; i < f.taken.len; i++) {
+        out->eviction[i] = f.taken.data[i]->e;
+        out->seconds += 2 * (double)f.taken.data[i]->e.nbytes / m->mem_bandwidth;
+    }
+    vec_free(&f.gap);
+    vec_free(&f.taken);
+}
