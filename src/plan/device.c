@@ -33,7 +33,8 @@ const DeviceModel *device_model_cpu(void) { return &cpu_model; }
 const DeviceModel *device_model_h100(void) { return &h100_model; }
 
 // Roofline: a kernel is bound by its arithmetic or by its traffic, whichever takes longer.
-double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c) {
+double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c) {
+    OpKind op = n->op;
     double rate = m->matmul_flops;
     if (op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA) rate = m->attention_flops;
     double compute = rate > 0 ? c->flops / rate : 0;

@@ -17,7 +17,8 @@ typedef struct DeviceModel {     // seconds from work; plan/device.c
 } DeviceModel;
 const DeviceModel *device_model_cpu(void);
 const DeviceModel *device_model_h100(void);
-double cost_seconds(const DeviceModel *m, OpKind op, const Cost *c);
+// Seconds of node n's kernel on operands in[n->nin], out[n->nout] of one rank; c is what its op's cost rule says of them.
+double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c);
 
 typedef enum BufferKind {
     BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT

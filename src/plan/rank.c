@@ -90,7 +90,7 @@ static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
     Cost c = node_cost(r, n, &s);
     r->out->flops += c.flops;
-    s.seconds = cost_seconds(o->device, n->op, &c);
+    s.seconds = cost_seconds(o->device, n, s.in, s.out, &c);
     r->out->seconds += s.seconds;
     vec_push(&r->step, s);
 }
