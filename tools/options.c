@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/registry.h"
@@ -33,6 +34,47 @@ static Status check_pass_name(const char *option, const char *name, bool all, Di
     return st;
 }
 
+// "80GB", "74.5GiB", "1000000".
+static Status parse_bytes(const char *option, const char *text, int64_t *out, Diag *d) {
+    static const struct { const char *suffix; double factor; } unit[] = {
+        {"", 1}, {"B", 1}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12},
+        {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0},
+    };
+    char *end;
+    double x = strtod(text, &end);
+    for (size_t i = 0; i < sizeof unit / sizeof *unit && end > text; i++) {
+        double n = x * unit[i].factor;
+        if (strcmp(end, unit[i].suffix) || !(n >= 1 && n < 9e18)) continue;
+        *out = (int64_t)n;
+        return ST_OK;
+    }
+    return diag_error(d, ST_INPUT, "%s %s: a number of bytes such as 40GB, 37.5GiB or 1000000 is wanted", option, text);
+}
+
+static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
+    MemoryOptions *m = &o->memory;
+    bool device = o->backend->device != NULL;
+    const DeviceModel *model = compile_device_model(o);
+    *m = (MemoryOptions){.remat = REMAT_AUTO, .offload = device, .tile_rows = TILE_AUTO, .host_nbytes = INT64_MAX};
+    for (int i = REMAT_NONE; c->remat && i <= REMAT_AUTO + 1; i++) {
+        if (i > REMAT_AUTO) return diag_error(d, ST_INPUT, "--remat %s: there are none, layer and auto", c->remat);
+        m->remat = (RematMode)i;
+        if (!strcmp(c->remat, remat_mode_name(m->remat))) break;
+    }
+    if (m->remat != REMAT_AUTO) m->offload = false, m->tile_rows = 0;  // unless asked for
+    if (c->offload && strcmp(c->offload, "on") && strcmp(c->offload, "off"))
+        return diag_error(d, ST_INPUT, "--offload %s: there are on and off", c->offload);
+    if (c->offload) m->offload = !strcmp(c->offload, "on");
+    if (c->tile && !strcmp(c->tile, "auto")) m->tile_rows = TILE_AUTO;
+    else if (c->tile && !strcmp(c->tile, "off")) m->tile_rows = 0;
+    else if (c->tile) TRY(parse_bytes("--tile", c->tile, &m->tile_rows, d));
+    if (device && model->mem_nbytes > 0) m->budget_nbytes = (int64_t)(model->mem_nbytes - model->context_nbytes);
+    if (device && model->host_nbytes > 0) m->host_nbytes = (int64_t)(model->host_nbytes * 0.95);
+    if (c->budget) TRY(parse_bytes("--budget", c->budget, &m->budget_nbytes, d));
+    if (c->host_budget) TRY(parse_bytes("--host-budget", c->host_budget, &m->host_nbytes, d));
+    return ST_OK;
+}
+
 Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileOptions *o, Diag *d) {
     compile_defaults(o);
     if (c->ranks < 1 || c->ranks > 65536)
@@ -52,6 +94,7 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->dump_after = c->dump_after;
     o->stop_after = c->stop_after;
     TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
+    TRY(parse_memory(c, o, d));
     TRY(parse_attention(c->attention, &o->attention, d));
     TRY(compute_from_name(c->dtype, &o->compute, d));
     TRY(check_pass_name("--dump-after", c->dump_after, true, d));

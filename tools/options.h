@@ -6,7 +6,8 @@
 
 typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
-    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device;
+    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *remat, *offload, *budget,
+        *host_budget, *tile;
     bool no_fuse, verify_each;
 } CommonArgs;
 
@@ -22,6 +23,13 @@ typedef struct CommonArgs {
     {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
      "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
+    {"--remat", OPT_TEXT, &(c).remat, "R",                                                                                     \
+     "auto (default): the fastest that fits the budget; none: keep all; layer: keep each layer's input, recompute the rest"}, \
+    {"--offload", OPT_TEXT, &(c).offload, "on|off", "kept values may wait in pinned host memory (default: on with a GPU)"},    \
+    {"--tile", OPT_TEXT, &(c).tile, "T", "auto (default), off, or ROWS: token-wise kernels run over so many tokens at a time"},\
+    {"--budget", OPT_TEXT, &(c).budget, "BYTES",                                                                               \
+     "memory of each rank, such as 40GB or 40GiB (default: the device's; none on the CPU)"},                                   \
+    {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \
     {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \

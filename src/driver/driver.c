@@ -54,7 +54,10 @@ static const PassEntry passes[] = {
     {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
+    {"remat",        pass_remat,        NULL},        // what the backward needs: kept, or computed again
     {"schedule",     run_schedule,      NULL},        // an order
+    {"offload",      pass_offload,      NULL},        // what is kept: on the device, or on the host for a while
+    {"tile",         pass_tile,         NULL},        // token-wise kernels chunk by chunk
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -102,63 +105,131 @@ static unsigned features_of(const CompileOptions *o) {
     return o->compute == DT_BF16 ? f | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : f;
 }
 
+static int threads_of(const CompileOptions *o) {
+    return backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks);
+}
+
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
     return ram / 8;
 }
 
-static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
-    PassContext c = {.scratch = scratch,
-                     .nranks = o->nranks,
-                     .attention = o->attention,
-                     .strategies = o->strategies,
-                     .nstrategies = o->nstrategies,
-                     .device = compile_device_model(o),
-                     .features = features_of(o),
-                     .adamw = &o->adamw,
-                     .routing = o->routing,
-                     .compute = o->compute,
-                     .report = &out->shard};
-    c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
-    TRY(after_pass(o, *g, "import", d));
-    *stopped = o->stop_after && !strcmp(o->stop_after, "import");
-    for (int i = 0; i < NPASS && !*stopped; i++) {
-        const PassEntry *p = &passes[i];
-        bool skip = p->when && !p->when(o);
-        if (!skip) {
-            Graph *next = NULL;
-            Status st = p->run(&c, *g, &next, d);
-            if (next && next != *g) {
-                graph_free_vecs(*g);
-                *g = out->graph = next;
-            }
-            TRY(st);
-            TRY(after_pass(o, *g, p->name, d));
+// A compilation on its way through the passes.
+typedef struct Run {
+    const CompileOptions *o;
+    Compiled *out;
+    PassContext c;
+    PlanOptions plan;
+    const Graph *kept;       // is needed again: not to be freed when a pass replaces it
+    bool stopped;
+    Diag *d;
+} Run;
+
+static void begin_run(Run *r) {
+    const CompileOptions *o = r->o;
+    r->plan = (PlanOptions){.backend = backend_of(o), .device = compile_device_model(o), .nthreads = threads_of(o)};
+    r->c = (PassContext){.scratch = arena_new(),
+                         .nranks = o->nranks,
+                         .attention = o->attention,
+                         .strategies = o->strategies,
+                         .nstrategies = o->nstrategies,
+                         .device = r->plan.device,
+                         .features = features_of(o),
+                         .adamw = &o->adamw,
+                         .routing = o->routing,
+                         .compute = o->compute,
+                         .square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit(),
+                         .report = &r->out->shard,
+                         .plan = &r->plan,
+                         .memory = o->memory,
+                         .choice = &r->out->memory};
+    CHECK(r->c.scratch != NULL, "out of memory");
+}
+
+static Status run_pass(Run *r, const PassEntry *p) {
+    Graph *g = r->out->graph, *next = NULL;
+    if (!p->when || p->when(r->o)) {
+        Status st = p->run(&r->c, g, &next, r->d);
+        if (next && next != g) {
+            if (g != r->kept) graph_free_vecs(g);
+            r->out->graph = next;
         }
-        *stopped = o->stop_after && !strcmp(o->stop_after, p->name);
+        TRY(st);
+        TRY(after_pass(r->o, r->out->graph, p->name, r->d));
     }
+    r->stopped = r->o->stop_after && !strcmp(r->o->stop_after, p->name);
     return ST_OK;
+}
+
+static Status run_passes(Run *r, int from, int to) {
+    for (int i = from; i < to && !r->stopped; i++) TRY(run_pass(r, &passes[i]));
+    return ST_OK;
+}
+
+static int pass_index(const char *name) {
+    int i = 0;
+    while (i < NPASS && strcmp(passes[i].name, name)) i++;
+    return i;
+}
+
+static int64_t largest_arena(const Plan *p) {
+    int64_t most = 0;
+    for (int k = 0; k < p->nranks; k++) most = max_i64(most, p->rank[k].arena_nbytes);
+    return most;
+}
+
+static Status refuse(const Run *r, int64_t least) {
+    const MemoryOptions *m = &r->o->memory;
+    bool freely = m->remat == REMAT_AUTO && m->tile_rows == TILE_AUTO;
+    return diag_error(r->d, ST_MEMORY,
+                      "%s at sequence length %lld on %d rank%s does not fit: the budget is %.3f GB for each rank, the least found is %.3f GB "
+                      "(--budget %lld would do)%s%s; more ranks or a shorter sequence help too",
+                      r->out->graph->name, (long long)r->out->graph->seq, r->o->nranks, r->o->nranks == 1 ? "" : "s",
+                      (double)m->budget_nbytes / 1e9, (double)least / 1e9, (long long)least,
+                      freely ? "" : "; --remat auto and --tile auto need less", m->offload ? "" : "; --offload on needs less");
+}
+
+// The passes from remat on and the plan. What they count is the sum of live bytes; the plan's peak is a little more, so where that
+// exceeds the budget they aim lower once more.
+enum { BUDGET_TRIES = 5 };
+static Status plan_under_budget(Run *r) {
+    int first = pass_index("remat");
+    const MemoryOptions *m = &r->o->memory;
+    Graph *kernels = r->out->graph;
+    r->kept = kernels;
+    Status st = ST_OK;
+    for (int k = 0; k < BUDGET_TRIES && st == ST_OK; k++) {
+        if (k > 0 && r->out->graph != kernels) graph_free_vecs(r->out->graph);
+        r->out->graph = kernels;
+        st = run_passes(r, first, NPASS);
+        if (st != ST_OK || r->stopped) break;
+        st = plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
+        if (st != ST_OK) break;
+        int64_t peak = largest_arena(r->out->plan), over = peak - m->budget_nbytes;
+        r->out->ntry = k + 1;
+        if (m->budget_nbytes <= 0 || over <= 0) break;
+        bool hopeless = r->out->memory.peak_nbytes > r->c.memory.budget_nbytes || k + 1 == BUDGET_TRIES;
+        r->c.memory.budget_nbytes -= over + over / 8 + BUFFER_ALIGN;
+        if (hopeless || r->c.memory.budget_nbytes <= 0) st = refuse(r, peak);
+    }
+    if (r->out->graph != kernels) graph_free_vecs(kernels);
+    return st;
 }
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
     CHECK(o->compute != COMPUTE_AS_ARCHIVE, "a graph has no archive: say what it computes in");
-    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
+    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o), .options = o->memory};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
     g->layouts = layouts_new(a, o->nranks);  // nothing is placed before the shard pass
-    Arena *scratch = arena_new();
-    bool stopped = false;
-    Status st = run_passes(&g, o, out, scratch, &stopped, d);
-    arena_free(scratch);
-    if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = backend_of(o),
-                          .device = compile_device_model(o),
-                          .nthreads = backend_of(o)->device ? 1
-                                      : o->nthreads > 0     ? o->nthreads
-                                                            : default_threads(o->nranks)};
-        st = plan_make(a, g, &po, &out->plan, d);
-    }
+    Run r = {.o = o, .out = out, .d = d};
+    begin_run(&r);
+    Status st = after_pass(o, g, "import", d);
+    r.stopped = o->stop_after && !strcmp(o->stop_after, "import");
+    if (st == ST_OK) st = run_passes(&r, 0, pass_index("remat"));
+    if (st == ST_OK && !r.stopped) st = plan_under_budget(&r);
+    arena_free(r.c.scratch);
     out->seconds += now() - start;
     return st;
 }

@@ -15,6 +15,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    MemoryOptions memory;      // what to keep, recompute, offload and tile; budget_nbytes 0: all is kept
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU
@@ -31,6 +32,9 @@ typedef struct Compiled {
     Plan *plan;                // NULL with stop_after
     ImportReport import;
     ShardReport shard;
+    MemoryChoice memory;       // what remat, offload and tile did
+    MemoryOptions options;     // under which limits
+    int ntry;                  // plans made until one fitted the budget
     DType compute;             // as asked for
     const DeviceModel *device;   // what seconds and memory are reckoned with
     double seconds;            // import + passes + plan

@@ -119,6 +119,27 @@ static void print_device_memory(FILE *f, const Compiled *c) {
     }
 }
 
+// What was decided about memory, where there was something to decide.
+static void print_choice(FILE *f, const Compiled *c) {
+    const MemoryChoice *x = &c->memory;
+    const MemoryOptions *m = &c->options;
+    if (m->budget_nbytes <= 0 && m->remat != REMAT_LAYER && x->tile_rows == 0) return;
+    fprintf(f, "\nmemory decisions (--remat %s, --offload %s", remat_mode_name(m->remat), m->offload ? "on" : "off");
+    if (m->budget_nbytes > 0) fprintf(f, ", budget "), print_bytes(f, (double)m->budget_nbytes, 0);
+    fprintf(f, "; %d candidates)\n  the backward needs ", x->ntrial);
+    print_bytes(f, x->needed_nbytes, 0);
+    fprintf(f, " in %" PRId64 " values: keeps ", x->nneeded);
+    print_bytes(f, x->kept_nbytes, 0);
+    if (x->noffload) {
+        fprintf(f, ", of these ");
+        print_bytes(f, x->offload_nbytes, 0);
+        fprintf(f, " in %" PRId64 " values wait on the host", x->noffload);
+    }
+    fprintf(f, "; computes %" PRId64 " again in %.4f s\n", x->nagain, x->again_seconds);
+    if (x->tile_rows) fprintf(f, "  token-wise kernels run over at most %" PRId64 " tokens at a time\n", x->tile_rows);
+    else fprintf(f, "  nothing is tiled\n");
+}
+
 static void print_ranks(FILE *f, const Compiled *c) {
     const Plan *p = c->plan;
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
@@ -139,6 +160,7 @@ static void print_ranks(FILE *f, const Compiled *c) {
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
     fprintf(f, " on rank 0)\n");
     print_device_memory(f, c);
+    print_choice(f, c);
     fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
     for (int r = 0; r < p->nranks; r++) {
         fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);

@@ -3,6 +3,7 @@
 #pragma once
 #include "base/arena.h"
 #include "base/containers.h"
+#include "base/diag.h"
 
 #define MINCUT_INFINITE ((int64_t)1 << 61)
 

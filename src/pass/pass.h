@@ -30,6 +30,30 @@ typedef struct ShardReport {
     VEC(const char *) logits;    // of a cross-entropy, that stay whole: which, bytes, why (pass head)
 } ShardReport;
 
+typedef enum RematMode { REMAT_NONE, REMAT_LAYER, REMAT_AUTO } RematMode;
+const char *remat_mode_name(RematMode m);  // "none", "layer", "auto"
+
+typedef struct MemoryOptions {   // what the passes remat, offload and tile may do, docs/memory.md
+    RematMode remat;
+    bool offload;
+    int64_t budget_nbytes;       // device bytes of the arena per rank; 0: no limit
+    int64_t host_nbytes;         // pinned host bytes per rank that offloading may take
+    int64_t tile_rows;           // of one chunk at most; 0: no tiling; TILE_AUTO: chosen with the rest
+} MemoryOptions;
+#define TILE_AUTO (-1)
+
+typedef struct MemoryChoice {    // what pass remat decided, for the passes after it and for people
+    int64_t tile_rows;
+    int64_t nneeded, nagain;     // values that the backward needs of the forward; of those not kept
+    double needed_nbytes, kept_nbytes;  // of all of them; of what is kept or offloaded
+    double again_seconds;        // of nodes that run again
+    int64_t noffload;
+    double offload_nbytes;
+    double seconds;              // of the step, estimated
+    int64_t peak_nbytes, host_peak_nbytes;  // estimated: largest sums of live bytes
+    int ntrial;
+} MemoryChoice;
+
 typedef struct PassContext {
     Arena *scratch;              // freed by the driver after all passes
     int nranks;
@@ -43,6 +67,9 @@ typedef struct PassContext {
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard and head; may be NULL
+    const PlanOptions *plan;     // remat and offload try out plans
+    MemoryOptions memory;
+    MemoryChoice *choice;        // filled by remat, read by offload and tile
 } PassContext;
 
 Status pass_canonicalize(PassContext *c, Graph *in, Graph **out, Diag *d);  // folding, identities, CSE, DCE
@@ -60,4 +87,7 @@ Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // c
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
+Status pass_remat(PassContext *c, Graph *in, Graph **out, Diag *d);         // keep or compute again, under a budget
+Status pass_offload(PassContext *c, Graph *in, Graph **out, Diag *d);       // kept values to the host and back
+Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d);          // token-wise kernels chunk by chunk
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c

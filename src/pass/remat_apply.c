@@ -15,6 +15,7 @@ typedef struct Apply {
     const uint8_t *choice;
     Rewrite w;
     ValueId *again;      // [values of the old graph] the copy in the new one, NO_VALUE
+    ValueId *saved;      // [operands and results of one node]
     VEC(NodeId) stack;
 } Apply;
 
@@ -35,8 +36,7 @@ static NodeId first_missing(const Apply *p, const Node *n) {
 // Copies node i with the late form of its operands. map is put back: readers of the forward keep theirs.
 static void copy_late(Apply *p, NodeId i, bool recompute) {
     const Node *n = graph_node(p->r->g, i);
-    ValueId in[MAX_OPERANDS], out[MAX_OPERANDS];
-    CHECK(n->nin <= MAX_OPERANDS && n->nout <= MAX_OPERANDS, "%s has %d operands", op_name(n->op), n->nin);
+    ValueId *in = p->saved, *out = p->saved + n->nin;
     for (int k = 0; k < n->nin; k++) {
         in[k] = p->w.map[n->in[k]];
         p->w.map[n->in[k]] = late_value(p, n->in[k]);
@@ -69,6 +69,12 @@ static void make_operands(Apply *p, NodeId i) {
 
 Status remat_apply(const RematGraph *r, const uint8_t *choice, Graph **out, Diag *d) {
     Apply p = {.r = r, .choice = choice, .again = ARENA_ARRAY(r->a, ValueId, r->g->values.len)};
+    int most = 0;
+    for (int64_t i = 0; i < r->g->nodes.len; i++) {
+        const Node *n = graph_node(r->g, (NodeId)i);
+        most = n->nin + n->nout > most ? n->nin + n->nout : most;
+    }
+    p.saved = ARENA_ARRAY(r->a, ValueId, most);
     rewrite_begin(&p.w, r->g, r->a, d);
     for (int64_t v = 0; v < r->g->values.len; v++) p.again[v] = NO_VALUE;
     for (int64_t i = 0; i < r->g->nodes.len; i++) {

@@ -12,6 +12,7 @@ static const DeviceModel cpu_model = {
     .link_bandwidth = 5e9,
     .link_latency_s = 20e-6,
     .kernel_latency_s = 2e-6,
+    .host_bandwidth = 5e9,
     .mem_nbytes = 0,
 };
 
@@ -25,6 +26,8 @@ static const DeviceModel h100_model = {
     .link_bandwidth = 300e9,
     .link_latency_s = 15e-6,
     .kernel_latency_s = 3e-6,
+    .host_bandwidth = 50e9,
+    .host_nbytes = 125e9,
     .mem_nbytes = 84.9e9,
     .context_nbytes = 600e6,
 };

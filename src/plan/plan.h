@@ -12,6 +12,8 @@ typedef struct DeviceModel {     // seconds from work; plan/device.c
     double link_bandwidth;       // bytes per second each way, per rank
     double link_latency_s;       // per message round
     double kernel_latency_s;
+    double host_bandwidth;       // bytes per second each way between the device and pinned host memory
+    double host_nbytes;          // host memory per rank; 0 unknown
     double mem_nbytes;           // per rank; 0 unknown
     double context_nbytes;       // beside the arena: driver context, library handles, compiled kernels (measured)
 } DeviceModel;

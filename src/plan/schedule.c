@@ -125,7 +125,8 @@ static void choose_late(Sched *s) {
         }
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < first) held += s->nbytes[s->root[n->in[k]]];
-        s->late[i] = first != INT32_MAX && !is_in_place(n) && (held == 0 || held < made);
+        // What is computed again was dropped on purpose: never before it is wanted.
+        s->late[i] = first != INT32_MAX && !is_in_place(n) && (held == 0 || held < made || n->phase == PHASE_RECOMPUTE);
         at[i] = s->late[i] ? first : (int32_t)i;
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < at[i]) dies[s->root[n->in[k]]] = at[i];
