@@ -180,37 +180,44 @@ static int64_t largest_arena(const Plan *p) {
 
 static Status refuse(const Run *r, int64_t least) {
     const MemoryOptions *m = &r->o->memory;
+    const Graph *g = r->out->graph;
     bool freely = m->remat == REMAT_AUTO && m->tile_rows == TILE_AUTO;
     return diag_error(r->d, ST_MEMORY,
-                      "%s at sequence length %lld on %d rank%s does not fit: the budget is %.3f GB for each rank, the least found is %.3f GB "
-                      "(--budget %lld would do)%s%s; more ranks or a shorter sequence help too",
-                      r->out->graph->name, (long long)r->out->graph->seq, r->o->nranks, r->o->nranks == 1 ? "" : "s",
-                      (double)m->budget_nbytes / 1e9, (double)least / 1e9, (long long)least,
-                      freely ? "" : "; --remat auto and --tile auto need less", m->offload ? "" : "; --offload on needs less");
+                      "%s at sequence length %lld on %d rank%s does not fit: the budget of each rank is %s, the least found is %s (--budget "
+                      "%lld would do)%s%s; more ranks or a shorter sequence help too",
+                      g->name, (long long)g->seq, r->o->nranks, r->o->nranks == 1 ? "" : "s", bytes_text((double)m->budget_nbytes).s,
+                      bytes_text((double)least).s, (long long)least, freely ? "" : "; --remat auto and --tile auto need less",
+                      m->offload ? "" : "; --offload on needs less");
+}
+
+static Status plan_once(Run *r, Graph *kernels) {
+    if (r->out->graph != kernels) graph_free_vecs(r->out->graph);
+    r->out->graph = kernels;
+    TRY(run_passes(r, pass_index("remat"), NPASS));
+    if (r->stopped) return ST_OK;
+    r->out->ntry++;
+    return plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
 }
 
 // The passes from remat on and the plan. What they count is the sum of live bytes; the plan's peak is a little more, so where that
-// exceeds the budget they aim lower once more.
+// exceeds the budget they aim lower once more, in the end for the least there is.
 enum { BUDGET_TRIES = 5 };
 static Status plan_under_budget(Run *r) {
-    int first = pass_index("remat");
-    const MemoryOptions *m = &r->o->memory;
+    int64_t budget = r->o->memory.budget_nbytes, *aim = &r->c.memory.budget_nbytes;
     Graph *kernels = r->out->graph;
     r->kept = kernels;
-    Status st = ST_OK;
-    for (int k = 0; k < BUDGET_TRIES && st == ST_OK; k++) {
-        if (k > 0 && r->out->graph != kernels) graph_free_vecs(r->out->graph);
-        r->out->graph = kernels;
-        st = run_passes(r, first, NPASS);
-        if (st != ST_OK || r->stopped) break;
-        st = plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
-        if (st != ST_OK) break;
-        int64_t peak = largest_arena(r->out->plan), over = peak - m->budget_nbytes;
-        r->out->ntry = k + 1;
-        if (m->budget_nbytes <= 0 || over <= 0) break;
-        bool hopeless = r->out->memory.peak_nbytes > r->c.memory.budget_nbytes || k + 1 == BUDGET_TRIES;
-        r->c.memory.budget_nbytes -= over + over / 8 + BUFFER_ALIGN;
-        if (hopeless || r->c.memory.budget_nbytes <= 0) st = refuse(r, peak);
+    Status st = plan_once(r, kernels);
+    for (int k = 1; st == ST_OK && !r->stopped && budget > 0; k++) {
+        int64_t peak = largest_arena(r->out->plan), over = peak - budget;
+        if (over <= 0) break;
+        if (*aim == 1) {
+            st = refuse(r, peak);
+            break;
+        }
+        bool fitted = r->out->memory.peak_nbytes <= *aim;
+        *aim -= over + over / 8 + BUFFER_ALIGN;
+        if (!fitted || *aim < 1 || k == BUDGET_TRIES) *aim = 1;
+        st = plan_once(r, kernels);
     }
     if (r->out->graph != kernels) graph_free_vecs(kernels);
     return st;

@@ -79,14 +79,7 @@ static void collect(const Compiled *c, bool group, Collectives *out) {
 
 // ---- text -----------------------------------------------------------------------------------------------------------------
 
-static void print_bytes(FILE *f, double v, int width) {
-    if (v >= 1e9)
-        fprintf(f, "%*.2f GB", width, v / 1e9);
-    else if (v >= 1e6)
-        fprintf(f, "%*.2f MB", width, v / 1e6);
-    else
-        fprintf(f, "%*.2f kB", width, v / 1e3);
-}
+static void print_bytes(FILE *f, double v, int width) { fprintf(f, "%*s", width ? width + 3 : 0, bytes_text(v).s); }
 
 static double largest_arena(const Plan *p) {
     int64_t most = 0;
