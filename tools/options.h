@@ -8,7 +8,7 @@ typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
     const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *remat, *offload, *budget,
         *host_budget, *tile;
-    bool no_fuse, verify_each;
+    bool no_fuse, verify_each, whole_logits;
 } CommonArgs;
 
 #define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
@@ -30,6 +30,7 @@ typedef struct CommonArgs {
     {"--budget", OPT_TEXT, &(c).budget, "BYTES",                                                                               \
      "memory of each rank, such as 40GB or 40GiB (default: the device's; none on the CPU)"},                                   \
     {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \
+    {"--whole-logits", OPT_FLAG, &(c).whole_logits, NULL, "keep the logits whole, as the program has them (for comparison)"},  \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \
     {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \

@@ -15,6 +15,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    bool whole_logits;         // the output layer as the program has it: logits whole
     MemoryOptions memory;      // what to keep, recompute, offload and tile; budget_nbytes 0: all is kept
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision
