@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend/registry.h"
@@ -14,6 +15,15 @@ static Status parse_attention(const char *text, AttentionChoice *out, Diag *d) {
             return ST_OK;
         }
     return diag_error(d, ST_INPUT, "--attention %s: there are auto, head and gather-kv", text);
+}
+
+static Status parse_tile(const char *text, TileOptions *out, Diag *d) {
+    if (!text || !strcmp(text, "off")) return ST_OK;
+    char *end;
+    long long rows = strtoll(text, &end, 10);
+    if (*end || end == text || rows < 1) return diag_error(d, ST_INPUT, "--tile %s: a number of rows of at least 1, or off", text);
+    out->rows = rows;
+    return ST_OK;
 }
 
 static Status check_pass_name(const char *option, const char *name, bool all, Diag *d) {
@@ -53,6 +63,7 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->stop_after = c->stop_after;
     TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
     TRY(parse_attention(c->attention, &o->attention, d));
+    TRY(parse_tile(c->tile, &o->tile, d));
     TRY(compute_from_name(c->dtype, &o->compute, d));
     TRY(check_pass_name("--dump-after", c->dump_after, true, d));
     TRY(check_pass_name("--stop-after", c->stop_after, false, d));

@@ -6,7 +6,7 @@
 
 typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
-    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device;
+    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *tile;
     bool no_fuse, verify_each;
 } CommonArgs;
 
@@ -21,6 +21,7 @@ typedef struct CommonArgs {
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},      \
     {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
      "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
+    {"--tile", OPT_TEXT, &(c).tile, "ROWS", "token-wise kernels in chunks of at most so many rows of a rank, or off (default)"},  \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \

@@ -29,6 +29,7 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
 static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
 static bool if_update(const CompileOptions *o) { return o->update; }
 static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
+static bool if_tile(const CompileOptions *o) { return o->tile.rows > 0; }
 static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
 
 typedef struct PassEntry {
@@ -55,6 +56,7 @@ static const PassEntry passes[] = {
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
     {"schedule",     run_schedule,      NULL},        // an order
+    {"tile",         pass_tile,         if_tile},     // token-wise kernels chunk by chunk
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -118,7 +120,9 @@ static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Aren
                      .adamw = &o->adamw,
                      .routing = o->routing,
                      .compute = o->compute,
+                     .tile = o->tile,
                      .report = &out->shard};
+    if (c.tile.align == 0) c.tile.align = backend_of(o)->device ? 16 : 1;  // the CPU's kernels read from any address
     c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
     TRY(after_pass(o, *g, "import", d));
     *stopped = o->stop_after && !strcmp(o->stop_after, "import");

@@ -15,6 +15,7 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    TileOptions tile;          // rows 0: no tiling
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU

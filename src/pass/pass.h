@@ -2,6 +2,7 @@
 // file says what it requires and establishes; graph_verify runs after it in debug builds and with --verify-each.
 #pragma once
 #include "ir/graph.h"
+#include "pass/tile.h"
 #include "plan/plan.h"
 
 typedef enum AttentionChoice { ATTN_AUTO, ATTN_HEAD, ATTN_GATHER_KV } AttentionChoice;
@@ -41,6 +42,7 @@ typedef struct PassContext {
     const AdamWOptions *adamw;
     RoutingChoice routing;
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
+    TileOptions tile;
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard and head; may be NULL
 } PassContext;
@@ -60,4 +62,5 @@ Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // c
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
+Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d);          // after schedule: token-wise kernels chunk by chunk
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c
