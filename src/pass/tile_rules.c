@@ -253,6 +253,16 @@ static bool accept_out(Tile *t, Region *r, const Node *n, int j, const Placement
     return p->kind == PLACE_SHARD && cut_fits(t, r, n->out[j], p);
 }
 
+// A sum that its kernel cannot add to takes a place of its own beside each chunk's, so it may not be larger than what need not be whole.
+static bool sums_pay(const Tile *t, const Node *n, const Member *m) {
+    double sums = 0, rows = 0;
+    for (int j = 0; j < n->nout && n->op != OP_DOT; j++)
+        if (m->out[j].kind == CUT_SUM) sums += tile_nbytes(t->g, n->out[j]);
+    for (int k = 0; k < n->nin; k++)
+        if (m->in[k].kind == CUT_ROWS) rows += tile_nbytes(t->g, n->in[k]);
+    return sums <= rows;
+}
+
 // The row of the rule in which slot `slot` has placement p.
 static bool try_row(Tile *t, Region *r, const Node *n, int slot, Placement p, Member *m) {
     Graph asked = *t->g;
@@ -267,7 +277,7 @@ static bool try_row(Tile *t, Region *r, const Node *n, int slot, Placement p, Me
     }
     for (int j = 0; j < n->nout; j++)
         if (!accept_out(t, r, n, j, &row.out[j], &m->out[j])) return false;
-    return rows && !counts_rows(n, m);
+    return rows && !counts_rows(n, m) && sums_pay(t, n, m);
 }
 
 // From an operand that a member made; or, a new thread, from a result or an operand whose rows are tokens.

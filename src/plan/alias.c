@@ -33,8 +33,9 @@ static void join(Lower *l, ValueId v, ValueId into) { join_at(l, v, into, NO_NOD
 static Status join_parts(Lower *l, NodeId i, const Node *n) {
     for (int k = 0; k < n->nin; k++) {
         bool part = n->op == OP_PART;
-        const Group *gr = &l->info[lower_group(l, n->in[k])];
-        if (!part && (gr->parts || gr->persistent || lower_group(l, n->in[k]) == lower_group(l, n->out[0])))
+        ValueId group = lower_group(l, n->in[k]);
+        bool inside = value_nbytes(l, group) > value_nbytes(l, n->in[k]);  // it is a part of something else
+        if (!part && (inside || l->info[group].persistent || group == lower_group(l, n->out[0])))
             return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k, n->in[k]);
         join_at(l, part ? n->out[0] : n->in[k], part ? n->in[k] : n->out[0], i, k);
     }
