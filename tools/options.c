@@ -51,6 +51,14 @@ static Status parse_bytes(const char *option, const char *text, int64_t *out, Di
     return diag_error(d, ST_INPUT, "%s %s: a number of bytes such as 40GB, 37.5GiB or 1000000 is wanted", option, text);
 }
 
+static Status parse_rows(const char *text, int64_t *out, Diag *d) {
+    char *end;
+    long long rows = strtoll(text, &end, 10);
+    if (*end || end == text || rows < 1) return diag_error(d, ST_INPUT, "--tile %s: auto, off, or a number of rows of at least 1", text);
+    *out = rows;
+    return ST_OK;
+}
+
 static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     MemoryOptions *m = &o->memory;
     bool device = o->backend->device != NULL;
@@ -67,7 +75,7 @@ static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     if (c->offload) m->offload = !strcmp(c->offload, "on");
     if (c->tile && !strcmp(c->tile, "auto")) m->tile_rows = TILE_AUTO;
     else if (c->tile && !strcmp(c->tile, "off")) m->tile_rows = 0;
-    else if (c->tile) TRY(parse_bytes("--tile", c->tile, &m->tile_rows, d));
+    else if (c->tile) TRY(parse_rows(c->tile, &m->tile_rows, d));
     if (device && model->mem_nbytes > 0) m->budget_nbytes = (int64_t)(model->mem_nbytes - model->context_nbytes);
     if (device && model->host_nbytes > 0) m->host_nbytes = (int64_t)(model->host_nbytes * 0.95);
     if (c->budget) TRY(parse_bytes("--budget", c->budget, &m->budget_nbytes, d));

@@ -142,6 +142,7 @@ static void begin_run(Run *r) {
                          .square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit(),
                          .report = &r->out->shard,
                          .plan = &r->plan,
+                         .tile.align = backend_of(o)->device ? 16 : 1,  // the CPU's kernels read from any address
                          .memory = o->memory,
                          .choice = &r->out->memory};
     CHECK(r->c.scratch != NULL, "out of memory");

@@ -116,11 +116,11 @@ static KernelArgs step_args(Rank *r, int index) {
     Operand *in = r->operand, *out = r->operand + s->nin;
     for (int i = 0; i < s->nin; i++) {
         in[i] = s->in[i];
-        in[i].data = rank_buffer(r, s->in_buf[i]);
+        in[i].data = (char *)rank_buffer(r, s->in_buf[i]) + s->in_off[i];
     }
     for (int i = 0; i < s->nout; i++) {
         out[i] = s->out[i];
-        out[i].data = rank_buffer(r, s->out_buf[i]);
+        out[i].data = (char *)rank_buffer(r, s->out_buf[i]) + s->out_off[i];
     }
     void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
     return (KernelArgs){

@@ -64,6 +64,7 @@ typedef struct Step {
     int nin, nout;
     const Operand *in, *out;     // data NULL; addresses are in in_buf/out_buf
     const int32_t *in_buf, *out_buf;
+    const int64_t *in_off, *out_off;  // bytes into the buffer: parts of a value lie where they belong in it
     int32_t scratch_buf;         // -1 none; STEP_EXCHANGE: staging (send then recv)
     const Exchange *exchange;    // STEP_EXCHANGE
     int64_t staging_send_nbytes; // bytes of the send part of the staging buffer
@@ -76,6 +77,7 @@ typedef struct RankPlan {
     const Step *step;
     const Buffer *buffer;
     const int32_t *value_buf;    // [values]: buffer of each value (views share), -1 none
+    const int64_t *value_off;    // [values]: where in it, bytes
     int64_t arena_nbytes;        // the peak, and exactly what is allocated
     int64_t lower_bound_nbytes;  // largest sum of live bytes over steps
     int64_t nbytes_by_kind[BUF_KIND_COUNT];  // alive at the peak step
