@@ -19,6 +19,7 @@ enum {
     MIX_TRIALS = 6,
     REPAIR_WORK = 60000,  // nodes times trials spent on repairs
     SMALLEST_CHUNK = 1024,
+    MOST_CHUNKS = 64,     // more of them are many launches, and a long plan
 };
 
 typedef struct Point {
@@ -253,13 +254,14 @@ static Status search_auto(Search *s) {
     // Nothing is gained on a candidate that keeps everything.
     bool keeps_all = s->found && !memcmp(s->best.choice, s->point.data[0].choice, (size_t)s->r->g->values.len) && !s->best.noffload;
     int worse = 0;
-    for (int64_t rows = local_tokens(s->r, s->rank) / 2; rows >= SMALLEST_CHUNK && !keeps_all && worse < 2; rows /= 2) {
+    int64_t tokens = local_tokens(s->r, s->rank), least = max_i64(SMALLEST_CHUNK, tokens / MOST_CHUNKS);
+    for (int64_t rows = tokens / 2; rows >= least && !keeps_all && worse < 2; rows /= 2) {
         double before = s->best.seconds;
         int64_t peak = s->best.peak_nbytes;
         bool found = s->found;
         TRY(search_rows(s, round_up(rows, 128)));
-        bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak);
-        worse = better || !s->found ? 0 : worse + 1;
+        bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak - peak / 128);
+        worse = better ? 0 : worse + 1;
     }
     return ST_OK;
 }
