@@ -58,7 +58,7 @@ static int gather_data(int argc, char **argv, const char **file, char **rest) {
 }
 
 int command_train(int argc, char **argv) {
-    CommonArgs c = COMMON_DEFAULTS;
+    CommonArgs c = RUN_DEFAULTS;
     TrainOptions o = {.lr = 3e-4, .warmup = -1, .min_lr = 0.1, .out = "out", .data.doc_token = -1, .stop = &stop_requested};
     AdamWOptions adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
     const char *format = "auto", *ignored = NULL;
