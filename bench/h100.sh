@@ -91,7 +91,7 @@ ceiling() { sed -n "s/^ceiling: \([0-9]*\) tokens\/s at $1\$/\1/p" "$OUT/ceiling
 ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { if (a > 0 && b > 0) printf "%.3f", a / b; else printf "unknown" }'; }
 # Of the profiled step: what no kernel fills.
 idle() {
-    awk '/^ *all / { for (i = 1; i <= NF; i++) if ($i == "ms") k = $(i - 1) } /a step without marks takes/ { s = $(NF - 1) }
+    awk '/^ *all / { for (i = 1; i <= NF; i++) if ($i == "ms" && !k) k = $(i - 1) } /a step without marks takes/ { s = $(NF - 1) }
          END { if (k > 0 && s > 0) printf "%.1f %%", (k < s ? 100 * (1 - k / s) : 0); else printf "unknown" }' "$1"
 }
 speed_at() {

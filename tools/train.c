@@ -86,7 +86,7 @@ int command_train(int argc, char **argv) {
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
         {"--no-save", OPT_FLAG, &no_save, NULL, "save nothing (benchmarks)"},
         {"--profile", OPT_FLAG, &o.profile, NULL,
-         "with --device cuda: time the last step kernel by kernel: a table, and OUT/trace.json for Perfetto"},
+         "time the last step kernel by kernel, beside what was predicted: a table, and OUT/trace.json for Perfetto"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),

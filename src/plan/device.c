@@ -50,18 +50,17 @@ static const RateCurve *product_curve(const DeviceModel *m, DType t, ProductForm
     return c->n ? c : &m->product[PRODUCT_F32][form];
 }
 
-static double product_seconds(const DeviceModel *m, DType t, ProductForm form, double batch, double rows, double cols, double k) {
-    double flops = 2 * batch * rows * cols * k;
-    return at_rate(flops, rate_at(product_curve(m, t, form), flops) * product_wave_part(m, batch, rows, cols, k));
+static double product_seconds(const DeviceModel *m, DType t, ProductForm form, double batch, double rows, double cols,
+                              double k) {
+    double full = 2 * batch * rows * cols * k / product_wave_part(m, batch, rows, cols, k);  // work of as many full waves
+    return at_rate(full, rate_at(product_curve(m, t, form), full));
 }
 
 static double dot_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c) {
     double batch = 1, made = operand_numel(&out[0]);
     for (int i = 0; i < node_int_or(n, ATTR_NBATCH, 0); i++) batch *= (double)in[0].dim[i];
     double k = c->flops / (2 * made), rows = operand_numel(&in[0]) / (batch * k), cols = operand_numel(&in[1]) / (batch * k);
-    ProductForm form = node_int_or(n, ATTR_TRANS_A, 0)   ? PRODUCT_TN
-                       : node_int_or(n, ATTR_TRANS_B, 0) ? PRODUCT_NT
-                                                         : PRODUCT_NN;
+    ProductForm form = node_int_or(n, ATTR_TRANS_A, 0) ? PRODUCT_TN : node_int_or(n, ATTR_TRANS_B, 0) ? PRODUCT_NT : PRODUCT_NN;
     return product_seconds(m, in[0].dtype, form, batch, rows, cols, k);
 }
 
@@ -73,7 +72,8 @@ static double head_seconds(const DeviceModel *m, const Node *n, const Operand *i
     double logits = rows * classes * dtype_nbytes(t);
     double s = product_seconds(m, t, PRODUCT_NT, 1, rows, classes, width) + at_rate(logits, m->mem_bandwidth);
     if (n->op == OP_HEAD_FWD) return s;
-    s += product_seconds(m, t, PRODUCT_NN, 1, rows, width, classes) + product_seconds(m, t, PRODUCT_TN, 1, classes, width, rows);
+    s += product_seconds(m, t, PRODUCT_NN, 1, rows, width, classes);
+    s += product_seconds(m, t, PRODUCT_TN, 1, classes, width, rows);
     return s + 2 * at_rate(logits, m->mem_bandwidth);
 }
 
@@ -88,8 +88,8 @@ static double expert_seconds(const DeviceModel *m, const Node *n, const Operand 
 // ---- attention -------------------------------------------------------------------------------------------------------------
 static bool is_attention(OpKind op) { return op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA; }
 
-// Kernels skip what the mask hides, so what their speed depends on is how many keys a query sees. A causal sequence shows half of
-// itself on average.
+// Kernels skip what the mask hides, so what their speed depends on is how many keys a query sees. A causal sequence shows half
+// of itself on average.
 double attention_length(const Node *n, const Operand *in, const Cost *c) {
     const Operand *q = &in[0], *v = &in[2];
     double rows = (double)q->dim[0] * (double)q->dim[1] * (double)q->dim[2];

@@ -1,5 +1,5 @@
-// Device models as JSON: reading what may be anything. Every error names the file, the key and the reason; a key that is not known
-// is an error too, or a misspelt rate would silently be another.
+// Device models as JSON: reading what may be anything. Every error names the file, the key and the reason; a key that is not
+// known is an error too, or a misspelt rate would silently be another.
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -24,7 +24,8 @@ static const struct {
     double least;  // 0: may be 0
     bool needed;
 } numbers[] = {
-#define NUMBER(key, field, least, needed) {key, offsetof(DeviceModel, field), least, needed}
+#define NUMBER(key, field, least, needed) \
+    { key, offsetof(DeviceModel, field), least, needed }
     NUMBER("memory_nbytes", mem_nbytes, 0, true),
     NUMBER("context_nbytes", context_nbytes, 0, true),
     NUMBER("host_memory_nbytes", host_mem_nbytes, 0, true),
@@ -40,7 +41,7 @@ static const struct {
     NUMBER("host_latency_s", host_latency_s, 0, true),
 };
 enum { NNUMBER = sizeof numbers / sizeof *numbers };
-static const char *const others[] = {"autosp_device", "name",  "about",    "source",    "measured",  "backend",
+static const char *const others[] = {"autosp_device", "name",  "about",    "source",    "measured",   "backend",
                                      "runs",          "match", "products", "attention", "efficiency", "notes"};
 
 // ---- values ----------------------------------------------------------------------------------------------------------------
@@ -93,7 +94,8 @@ static Status check_keys(const Reader *r, const json_t *o, const char *path, int
 }
 
 // {"flops": [...], "rate": [...]}: sizes rise, and so does the time that follows.
-static Status get_curve(const Reader *r, const json_t *o, const char *key, const char *sizes, const char *path, RateCurve *out) {
+static Status get_curve(const Reader *r, const json_t *o, const char *key, const char *sizes, const char *path,
+                        RateCurve *out) {
     const json_t *c;
     TRY(get_object(r, o, key, path, &c));
     TRY(check_keys(r, c, path, 2, (const char *const[]){sizes, "rate"}));
