@@ -97,7 +97,10 @@ static int default_threads(int nranks) {
 
 static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
 const DeviceModel *compile_device_model(const CompileOptions *o) {
-    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+    if (o->device) return o->device;
+    if (!backend_of(o)->device) return device_model_cpu();
+    const DeviceModel *here = device_model_here();
+    return here ? here : device_model_h100();
 }
 
 // The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.

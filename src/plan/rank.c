@@ -19,6 +19,7 @@ typedef struct CostMemo {
     const Node *node;
     const Operand *in;
     Cost cost;
+    double seconds;
 } CostMemo;
 
 static int64_t operand_bytes(const Operand *o) {
@@ -78,14 +79,17 @@ static bool same_work(const CostMemo *m, const Node *n, const Operand *in) {
     return attrs_equal(m->node, n);
 }
 
-static Cost node_cost(RankLower *r, const Node *n, const Step *s) {
-    Cost c = {0};
+static void predict(RankLower *r, const Node *n, Step *s) {
     bool memo = n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD;
-    for (int64_t i = 0; memo && i < r->memo.len && i < 64; i++)
-        if (same_work(&r->memo.data[i], n, s->in)) return r->memo.data[i].cost;
-    if (op_info(n->op)->cost) op_info(n->op)->cost(n, s->in, s->out, &c);
-    if (memo) vec_push(&r->memo, ((CostMemo){n, s->in, c}));
-    return c;
+    for (int64_t i = 0; memo && i < r->memo.len && i < 64; i++) {
+        const CostMemo *m = &r->memo.data[i];
+        if (!same_work(m, n, s->in)) continue;
+        s->work = m->cost, s->seconds = m->seconds;
+        return;
+    }
+    if (op_info(n->op)->cost) op_info(n->op)->cost(n, s->in, s->out, &s->work);
+    s->seconds = cost_seconds(r->l->o->device, n, s->in, s->out, &s->work);
+    if (memo) vec_push(&r->memo, ((CostMemo){n, s->in, s->work, s->seconds}));
 }
 
 static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
@@ -94,9 +98,8 @@ static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     step_operands(r, &s, n);
     size_t scratch = o->backend->scratch ? o->backend->scratch(n, s.in, s.out, o->nthreads) : 0;
     if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
-    Cost c = node_cost(r, n, &s);
-    r->out->flops += c.flops;
-    s.seconds = cost_seconds(o->device, n, s.in, s.out, &c);
+    predict(r, n, &s);
+    r->out->flops += s.work.flops;
     r->out->seconds += s.seconds;
     vec_push(&r->step, s);
 }
@@ -111,18 +114,31 @@ static Operand hop_operand(const RankLower *r, const ReshardPlan *p, const Shape
     return o;
 }
 
-static double count_exchange(RankLower *r, const Exchange *e) {
-    const DeviceModel *m = r->l->o->device;
-    double sent = 0, received = 0;
+static double box_numel(const Box *b) {
+    double n = 1;
+    for (int i = 0; i < b->ndim; i++) n *= (double)b->size[i];
+    return n;
+}
+
+// What exchange_run does: boxes for others are packed unless they lie as messages already, received ones and its own are put in
+// place; what is reduced into is read as well.
+static void predict_exchange(const RankLower *r, Step *s) {
+    const Exchange *e = s->exchange;
+    double sent = 0, received = 0, copied = 0, elem = (double)dtype_nbytes(s->out[0].dtype);
+    int ncopy = 0;
     for (int k = 0; k < graph_nranks(r->l->g); k++) {
         sent += (double)e->send_nbytes[k];
         received += (double)e->recv_nbytes[k];
     }
-    r->out->comm_nbytes += sent;
-    double seconds = (sent > received ? sent : received) / m->link_bandwidth;
-    seconds += e->collective ? m->link_latency_s : m->kernel_latency_s;
-    r->out->seconds += seconds;
-    return seconds;
+    for (int i = 0; i < e->nsend && !e->send_direct; i++)
+        if (e->send[i].peer != r->rank) copied += 2 * elem * box_numel(&e->send[i]), ncopy++;
+    for (int i = 0; i < e->nrecv; i++) {
+        if (e->recv[i].peer != r->rank && e->recv_direct) continue;
+        copied += (i >= e->ncover && e->reduce != RED_NONE ? 3 : 2) * elem * box_numel(&e->recv[i]);
+        ncopy++;
+    }
+    s->work.nbytes = sent;
+    s->seconds = exchange_seconds(r->l->o->device, sent, received, copied, ncopy, e->collective);
 }
 
 static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
@@ -147,7 +163,9 @@ static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
         s.staging_send_nbytes = round_up(e->send_staging, ALIGN);
         if (s.staging_send_nbytes + e->recv_staging > 0)
             s.scratch_buf = new_buffer(r, BUF_COMM, s.staging_send_nbytes + e->recv_staging, NO_VALUE);
-        s.seconds = count_exchange(r, e);
+        predict_exchange(r, &s);
+        r->out->comm_nbytes += s.work.nbytes;
+        r->out->seconds += s.seconds;
         vec_push(&r->step, s);
         from = buf[1];
     }
