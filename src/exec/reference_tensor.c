@@ -4,9 +4,15 @@
 #include "exec/reference.h"
 #include "ops/chunk.h"
 
-static Status ref_copy(const RefNode *r, Diag *d) {  // reshape, reshard: the same elements in the same order
+static Status ref_copy(const RefNode *r, Diag *d) {  // reshape, reshard, copies: the same elements in the same order
     (void)d;
     memcpy(r->out[0], r->in[0], sizeof(double) * (size_t)shape_numel(ref_out_shape(r, 0)));
+    return ST_OK;
+}
+
+static Status ref_offload_done(const RefNode *r, Diag *d) {  // the copy, not what it is a copy of
+    (void)d;
+    memcpy(r->out[0], r->in[1], sizeof(double) * (size_t)shape_numel(ref_out_shape(r, 0)));
     return ST_OK;
 }
 
@@ -160,7 +166,11 @@ static Status ref_cumsum(const RefNode *r, Diag *d) {
 RefFn ref_tensor_fn(OpKind op) {
     switch (op) {
     case OP_RESHAPE:
-    case OP_RESHARD: return ref_copy;
+    case OP_RESHARD:
+    case OP_OFFLOAD:
+    case OP_FETCH:
+    case OP_FETCH_DONE: return ref_copy;
+    case OP_OFFLOAD_DONE: return ref_offload_done;
     case OP_PERMUTE: return ref_permute;
     case OP_BROADCAST: return ref_broadcast;
     case OP_SLICE: return ref_slice;
