@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "backend/backend.h"
+#include "plan/memo.h"
 
 Status compute_from_name(const char *name, DType *out, Diag *d) {
     *out = !name ? COMPUTE_AS_ARCHIVE : !strcmp(name, "bf16") ? DT_BF16 : DT_F32;
@@ -131,7 +132,7 @@ typedef struct Run {
 
 static void begin_run(Run *r) {
     const CompileOptions *o = r->o;
-    r->plan = (PlanOptions){.backend = backend_of(o), .device = compile_device_model(o), .nthreads = threads_of(o)};
+    r->plan = (PlanOptions){.backend = backend_of(o), .device = compile_device_model(o), .nthreads = threads_of(o), .memo = kernel_memo_new()};
     r->c = (PassContext){.scratch = arena_new(),
                          .nranks = o->nranks,
                          .attention = o->attention,
@@ -242,6 +243,7 @@ Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out,
     if (st == ST_OK) st = run_passes(&r, 0, pass_index("remat"));
     if (st == ST_OK && !r.stopped) st = plan_under_budget(&r);
     arena_free(r.c.scratch);
+    kernel_memo_free(r.plan.memo);
     out->seconds += now() - start;
     return st;
 }

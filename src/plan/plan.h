@@ -83,6 +83,7 @@ typedef struct PlanOptions {
     const Backend *backend;
     const DeviceModel *device;
     int nthreads;                // workers per rank
+    struct KernelMemo *memo;     // plan/memo.h; may be NULL
 } PlanOptions;
 // Lowers a sharded (and fused) graph to a Plan in arena `a`.
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);

@@ -1,5 +1,6 @@
 // One rank's steps and buffers, in node order.
 #include "plan/lower.h"
+#include "plan/memo.h"
 
 enum { ALIGN = BUFFER_ALIGN };
 
@@ -11,16 +12,7 @@ typedef struct RankLower {
     VEC(Buffer) buffer;
     int32_t *value_buf;      // [values]; a group's buffer is noted at its name, then copied to the members
     int64_t *value_off;      // [values]
-    VEC(struct CostMemo) memo;
 } RankLower;
-
-// Layers repeat: the cost of attention (which samples the mask) is estimated once per distinct shape.
-typedef struct CostMemo {
-    const Node *node;
-    const Operand *in;
-    Cost cost;
-    double seconds;
-} CostMemo;
 
 static int64_t operand_bytes(const Operand *o) {
     int64_t n = dtype_nbytes(o->dtype);
@@ -69,36 +61,14 @@ static void step_operands(RankLower *r, Step *s, const Node *n) {
     }
 }
 
-static bool same_work(const CostMemo *m, const Node *n, const Operand *in) {
-    if (m->node->op != n->op || m->node->nin != n->nin || m->node->nout != n->nout) return false;
-    for (int k = 0; k < n->nin; k++) {
-        if (m->in[k].ndim != in[k].ndim || m->in[k].sdim != in[k].sdim || m->in[k].span != in[k].span) return false;
-        for (int i = 0; i < in[k].ndim; i++)
-            if (m->in[k].dim[i] != in[k].dim[i]) return false;
-    }
-    return attrs_equal(m->node, n);
-}
-
-static void predict(RankLower *r, const Node *n, Step *s) {
-    bool memo = n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD;
-    for (int64_t i = 0; memo && i < r->memo.len && i < 64; i++) {
-        const CostMemo *m = &r->memo.data[i];
-        if (!same_work(m, n, s->in)) continue;
-        s->work = m->cost, s->seconds = m->seconds;
-        return;
-    }
-    if (op_info(n->op)->cost) op_info(n->op)->cost(n, s->in, s->out, &s->work);
-    s->seconds = cost_seconds(r->l->o->device, n, s->in, s->out, &s->work);
-    if (memo) vec_push(&r->memo, ((CostMemo){n, s->in, s->work, s->seconds}));
-}
-
 static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     const PlanOptions *o = r->l->o;
     Step s = {.kind = STEP_KERNEL, .node = i, .scratch_buf = -1, .kernel = o->backend->kernel(n->op, r->l->real)};
     step_operands(r, &s, n);
-    size_t scratch = o->backend->scratch ? o->backend->scratch(n, s.in, s.out, o->nthreads) : 0;
-    if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
-    predict(r, n, &s);
+    KernelWork w = kernel_work(o->memo, o, n, s.in, s.out);
+    if (w.scratch_nbytes > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)w.scratch_nbytes, NO_VALUE);
+    s.work = w.cost;
+    s.seconds = w.seconds;
     r->out->flops += s.work.flops;
     r->out->seconds += s.seconds;
     vec_push(&r->step, s);
@@ -223,7 +193,6 @@ Status lower_rank(Lower *l, int rank, RankPlan *out) {
     out->value_off = r.value_off;
     vec_free(&r.step);
     vec_free(&r.buffer);
-    vec_free(&r.memo);
     return ST_OK;
 }
 
