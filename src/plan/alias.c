@@ -12,6 +12,7 @@ static void join(Lower *l, ValueId v, ValueId into) {
     if (a == b) return;
     l->group[a] = b;
     Group *x = &l->info[a], *y = &l->info[b];
+    CHECK(x->host == y->host, "%%%d and %%%d: one buffer in host memory and on the device", v, into);
     y->last = y->last > x->last ? y->last : x->last;
     y->persistent |= x->persistent;
     y->output |= x->output;
@@ -24,7 +25,7 @@ static void find_uses(Lower *l) {
     const Graph *g = l->g;
     for (int64_t v = 0; v < g->values.len; v++) {
         l->group[v] = (ValueId)v;
-        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def};
+        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def, .host = value_on_host(g, (ValueId)v)};
     }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
@@ -131,6 +132,7 @@ static void name_kinds(Lower *l) {
             Group *gr = &l->info[lower_group(l, n->out[k])];
             if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
             gr->kind = i < loss && gr->last > loss ? BUF_SAVED : BUF_TRANSIENT;
+            if (gr->host) gr->kind = BUF_HOST;
             int64_t state = n->op == OP_PARAM ? node_int_or(n, ATTR_KIND, 0) : -1;
             if (state >= 0) gr->kind = state == 1 || state == 2 ? BUF_MOMENT : BUF_PARAM;
             if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
@@ -153,8 +155,12 @@ Status lower_groups(Lower *l) {
     l->info = ARENA_ARRAY(l->a, Group, g->values.len);
     find_uses(l);
     TRY(join_states(l));
-    for (int64_t i = 0; i < g->nodes.len; i++)
-        if (l->action[i] == ACT_ALIAS) join(l, graph_node(g, (NodeId)i)->out[0], graph_node(g, (NodeId)i)->in[0]);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        // A copy that is complete is the copy that was started.
+        bool wait = n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH_DONE;
+        if (l->action[i] == ACT_ALIAS || wait) join(l, n->out[0], n->in[n->nin - 1]);
+    }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (l->action[i] != ACT_KERNEL) continue;

@@ -26,6 +26,8 @@ static bool is_compute(OpKind op) {
            op == OP_ATTENTION_GRAD || op == OP_HEAD || op == OP_HEAD_FWD || op == OP_HEAD_GRAD;
 }
 
+static bool is_copy(OpKind op) { return op == OP_OFFLOAD || op == OP_OFFLOAD_DONE || op == OP_FETCH || op == OP_FETCH_DONE; }
+
 static Kind *find_kind(Kind *k, int *n, OpKind op, Phase phase, bool exchange) {
     for (int i = 0; i < *n; i++)
         if (k[i].op == op && k[i].phase == phase && k[i].exchange == exchange) return &k[i];
@@ -43,7 +45,7 @@ static int collect(const Plan *p, int rank, const double *seconds, Kind *kind) {
         bool exchange = s->kind == STEP_EXCHANGE;
         Kind *k = find_kind(kind, &n, node->op, node->phase, exchange);
         Cost c = {0};
-        if (!exchange && op_info(node->op)->cost) op_info(node->op)->cost(node, s->in, s->out, &c);
+        if (s->kind == STEP_KERNEL && op_info(node->op)->cost) op_info(node->op)->cost(node, s->in, s->out, &c);
         for (int j = 0; exchange && j < p->nranks; j++) c.nbytes += (double)s->exchange->send_nbytes[j];
         k->count++;
         k->seconds += seconds[i];
@@ -63,7 +65,8 @@ static void print_kind(FILE *f, const Kind *k, const DeviceModel *m, double tota
     snprintf(name, sizeof name, "%s %s", k->exchange ? "exchange" : op_name(k->op), phase_name(k->phase));
     fprintf(f, "  %-28s %6lld %11.3f ms %6.1f %%", name, (long long)k->count, 1e3 * k->seconds, 100 * k->seconds / total);
     bool attention = k->op == OP_ATTENTION || k->op == OP_ATTENTION_GRAD;
-    if (k->seconds <= 0) fprintf(f, "\n");
+    bool copy = !k->exchange && is_copy(k->op);  // their seconds are the kernels' time, not the copies'
+    if (k->seconds <= 0 || copy) fprintf(f, "\n");
     else if (is_compute(k->op) && !k->exchange)
         fprintf(f, "  %8.1f TFLOP/s  of %6.1f\n", k->flops / k->seconds / 1e12,
                 (attention ? m->attention_flops : m->matmul_flops) / 1e12);
@@ -72,7 +75,26 @@ static void print_kind(FILE *f, const Kind *k, const DeviceModel *m, double tota
                 (k->exchange ? m->link_bandwidth : m->mem_bandwidth) / 1e9);
 }
 
-void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const double *seconds, double wall_s) {
+// One direction's copies, and how long the kernels waited for them.
+static void print_copies(FILE *f, const RankPlan *r, const StepTimes *t, StepKind start, const char *text) {
+    double nbytes = 0, busy = 0, stalls = 0;
+    int n = 0;
+    for (int i = 0; i < r->nstep; i++) {
+        const Step *s = &r->step[i];
+        if (s->kind == start + 1) stalls += t->seconds[i];  // the wait for such a copy
+        if (s->kind != start) continue;
+        n++;
+        nbytes += operand_nbytes(&s->in[0]);
+        busy += t->copies[2 * s->copy + 1] - t->copies[2 * s->copy];
+    }
+    if (n == 0) return;
+    fprintf(f, "  %-28s %6d %11.3f ms  %.3f GB", text, n, 1e3 * busy, nbytes / 1e9);
+    if (busy > 0) fprintf(f, " at %.1f GB/s", nbytes / busy / 1e9);
+    fprintf(f, "; stalls: kernels waited %.3f ms\n", 1e3 * stalls);
+}
+
+void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const StepTimes *times, double wall_s) {
+    const double *seconds = times->seconds;
     Kind kind[MAX_KINDS];
     int n = collect(p, rank, seconds, kind);
     qsort(kind, (size_t)n, sizeof *kind, slowest_first);
@@ -83,6 +105,8 @@ void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const
     fprintf(f, "  %-28s %6s %14s %8s\n", "kernels", "number", "time", "share");
     for (int i = 0; i < n; i++) print_kind(f, &kind[i], m, total);
     fprintf(f, "  %-28s %6d %11.3f ms\n", "all", p->rank[rank].nstep, 1e3 * total);
+    print_copies(f, &p->rank[rank], times, STEP_OFFLOAD, "copies to host memory");
+    print_copies(f, &p->rank[rank], times, STEP_FETCH, "copies from host memory");
     if (isfinite(wall_s)) fprintf(f, "  a step without marks takes %.3f ms\n", 1e3 * wall_s);
 }
 
@@ -99,24 +123,44 @@ static char *shapes_text(Arena *a, const Step *s) {
     return text;
 }
 
-static void add_events(json_t *events, const Plan *p, int rank, const double *seconds, Arena *a) {
+enum { TRACK_KERNELS, TRACK_TO_HOST, TRACK_TO_DEVICE };
+
+static void add_event(json_t *events, const Plan *p, int rank, const Step *s, int track, double begin, double end, Arena *a) {
+    const Node *n = graph_node(p->graph, s->node);
+    const char *name = s->kind == STEP_EXCHANGE && n->note ? n->note : op_name(n->op);
+    if (track == TRACK_KERNELS && step_is_wait(s->kind)) name = s->kind == STEP_OFFLOAD_DONE ? "stall: offload_done" : "stall: fetch_done";
+    json_array_append_new(
+        events, json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:f, s:{s:s, s:s}}", "name", name, "cat", phase_name(n->phase),
+                          "ph", "X", "pid", rank, "tid", track, "ts", begin * 1e6, "dur", (end - begin) * 1e6, "args", "shapes",
+                          shapes_text(a, s), "source", n->source ? n->source : ""));
+}
+
+static void name_track(json_t *events, int rank, int track, const char *name) {
+    json_array_append_new(events, json_pack("{s:s, s:s, s:i, s:i, s:{s:s}}", "name", "thread_name", "ph", "M", "pid", rank, "tid", track,
+                                            "args", "name", name));
+}
+
+static void add_events(json_t *events, const Plan *p, int rank, const StepTimes *t, Arena *a) {
+    const RankPlan *r = &p->rank[rank];
+    json_array_append_new(events, json_pack("{s:s, s:s, s:i, s:{s:o}}", "name", "process_name", "ph", "M", "pid", rank, "args", "name",
+                                            json_sprintf("rank %d", rank)));
+    name_track(events, rank, TRACK_KERNELS, "kernels");
+    if (r->ncopy > 0) name_track(events, rank, TRACK_TO_HOST, "copies to host memory");
+    if (r->ncopy > 0) name_track(events, rank, TRACK_TO_DEVICE, "copies from host memory");
     double at = 0;
-    for (int i = 0; i < p->rank[rank].nstep; i++) {
-        const Step *s = &p->rank[rank].step[i];
-        const Node *n = graph_node(p->graph, s->node);
-        const char *name = s->kind == STEP_EXCHANGE && n->note ? n->note : op_name(n->op);
-        json_array_append_new(
-            events, json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:f, s:{s:s, s:s}}", "name", name, "cat", phase_name(n->phase),
-                              "ph", "X", "pid", 0, "tid", rank, "ts", at * 1e6, "dur", seconds[i] * 1e6, "args", "shapes",
-                              shapes_text(a, s), "source", n->source ? n->source : ""));
-        at += seconds[i];
+    for (int i = 0; i < r->nstep; i++) {
+        const Step *s = &r->step[i];
+        int track = s->kind == STEP_OFFLOAD ? TRACK_TO_HOST : TRACK_TO_DEVICE;
+        if (step_is_copy(s->kind)) add_event(events, p, rank, s, track, t->copies[2 * s->copy], t->copies[2 * s->copy + 1], a);
+        else add_event(events, p, rank, s, TRACK_KERNELS, at, at + t->seconds[i], a);
+        at += t->seconds[i];
     }
 }
 
-Status profile_write_trace(const char *path, const Plan *p, const double *const *seconds, Diag *d) {
+Status profile_write_trace(const char *path, const Plan *p, const StepTimes *times, Diag *d) {
     Arena *a = arena_new();
     json_t *events = json_array(), *top = json_object();
-    for (int r = 0; r < p->nranks; r++) add_events(events, p, r, seconds[r], a);
+    for (int r = 0; r < p->nranks; r++) add_events(events, p, r, &times[r], a);
     json_object_set_new(top, "traceEvents", events);
     errno = 0;
     int bad = json_dump_file(top, path, JSON_COMPACT);
