@@ -6,7 +6,7 @@
 #include "base/random.h"
 #include "ops/op.h"
 
-int64_t offload_trips, offload_compared;
+int64_t offload_trips, offload_compared, offload_masters;
 
 // ---- trips ---------------------------------------------------------------------------------------------------------------
 
@@ -220,36 +220,71 @@ static OffloadResult run(const OffloadSetup *s, const RandomGraph *values, Graph
     return r;
 }
 
-void offload_check_program(const OffloadSetup *s, int nvariant) {
+// The program and its values; `kept` is the graph as it was, the tables of which stay in the arena when the passes use it up.
+static void compile(const OffloadSetup *s, bool state, Compiled *c, RandomGraph *values, Graph *kept) {
     Diag d = {0};
-    Compiled c = {0};
-    RandomGraph r;
     CompileOptions o;
-    random_graph(arena_new(), s->seed, s->nops, s->real, &r);
-    RandomGraph values = r;
+    random_graph(arena_new(), s->seed, s->nops, s->real, values);
+    Graph *g = values->g;
     compile_defaults(&o);
     o.nranks = s->nranks;
     o.nthreads = s->nthreads;
     o.update = s->update;
+    o.offload_state = state;
+    o.compute = s->compute ? s->compute : DT_F32;
     o.backend = s->backend;
     o.square_limit_nbytes = 1e18;
-    Graph kept = *r.g;  // the passes use the graph up, the tables stay in the arena
-    values.g = &kept;
-    kept.inputs.data = arena_copy(r.g->arena, r.g->inputs.data, sizeof(Input) * (size_t)r.g->inputs.len);
-    if (compile_graph(r.g->arena, r.g, &o, &c, &d) != ST_OK) CHECK(false, "seed %d: %s", (int)s->seed, d.text);
+    *kept = *g;
+    kept->inputs.data = arena_copy(g->arena, g->inputs.data, sizeof(Input) * (size_t)g->inputs.len);
+    values->g = kept;
+    if (compile_graph(g->arena, g, &o, c, &d) != ST_OK) CHECK(false, "seed %d: %s", (int)s->seed, d.text);
+}
+
+static void compare(const OffloadSetup *s, const OffloadResult *got, const OffloadResult *want, const char *what, int ntrip) {
+    CHECK(got->n == want->n, "%s: another number of results", what);
+    for (int64_t k = 0; k < want->n; k++)
+        if (memcmp(&got->value[k], &want->value[k], sizeof *want->value))
+            CHECK(false, "seed %d, %d ranks, %s with %d trips: element %lld is %.17g, without %.17g", (int)s->seed, s->nranks, what, ntrip,
+                  (long long)k, got->value[k], want->value[k]);
+}
+
+// The program compiled with its optimizer's state in host memory: the same bits, and the state is there.
+static void check_state(const OffloadSetup *s, const OffloadResult *want) {
+    Compiled c = {0};
+    RandomGraph values;
+    Graph kept;
+    compile(s, true, &c, &values, &kept);
+    int64_t moved = 0, updates = 0;
+    for (int64_t i = 0; i < c.graph->nodes.len; i++) {
+        const Node *n = graph_node(c.graph, (NodeId)i);
+        updates += n->op == OP_ADAMW;
+        bool host = n->op == OP_PARAM && value_on_host(c.graph, n->out[0]);
+        moved += host;
+        offload_masters += host && node_int_or(n, ATTR_KIND, 0) == 0;
+    }
+    CHECK(moved >= 2 * updates, "seed %d: %lld updates, %lld values of state in host memory", (int)s->seed, (long long)updates, (long long)moved);
+    OffloadResult got = run(s, &values, c.graph, "state in host memory");
+    compare(s, &got, want, "state in host memory", (int)moved);
+    offload_trips += moved;
+    compiled_free(&c);
+}
+
+void offload_check_program(const OffloadSetup *s, int nvariant) {
+    Compiled c = {0};
+    RandomGraph values;
+    Graph kept;
+    compile(s, false, &c, &values, &kept);
     OffloadResult want = run(s, &values, c.graph, "as it was");
     for (int i = 0; i < nvariant; i++) {
-        char what[128];
+        char what[32];
         int ntrip;
         Graph *g = offload_insert(c.graph, s->seed * 1000 + (uint64_t)i, 1 << (2 * i % 7), &ntrip);
-        snprintf(what, sizeof what, "seed %d, %d ranks, variant %d", (int)s->seed, s->nranks, i);
+        snprintf(what, sizeof what, "variant %d", i);
         OffloadResult got = run(s, &values, g, what);
         offload_trips += ntrip;
-        CHECK(got.n == want.n, "another number of results");
-        for (int64_t k = 0; k < want.n; k++)
-            if (memcmp(&got.value[k], &want.value[k], sizeof *want.value))
-                CHECK(false, "%s with %d trips: element %lld is %.17g, without %.17g", what, ntrip, (long long)k, got.value[k], want.value[k]);
+        compare(s, &got, &want, what, ntrip);
         graph_free_vecs(g);
     }
+    if (s->update) check_state(s, &want);
     compiled_free(&c);
 }

@@ -19,13 +19,15 @@ typedef struct OffloadResult {
 typedef struct OffloadSetup {
     uint64_t seed;           // of the program and its values
     int nops, nranks, nthreads;
-    DType real;
+    DType real, compute;     // compute 0: f32
     bool update, processes;
     bool unsteady;           // a GPU: outputs that are made of sums by atomics are not compared (without update: few)
     const Backend *backend;
 } OffloadSetup;
-// The program compiled as it is, then with `nvariant` graphs of trips: every one must compute the same bits in three steps, or the program
+// The program compiled as it is, then with `nvariant` graphs of trips, then (with update) with its optimizer's state in host memory: every one must compute the
+// same bits in three steps, or the program
 // ends with a message.
 void offload_check_program(const OffloadSetup *s, int nvariant);
-// So far, so that nobody takes an empty comparison for a test: trips made, outputs read where some are not compared.
-extern int64_t offload_trips, offload_compared;
+// So far, so that nobody takes an empty comparison for a test: trips made, outputs read where some are not compared, parameters that
+// were in host memory as their moments were.
+extern int64_t offload_trips, offload_compared, offload_masters;

@@ -13,21 +13,28 @@
 
 extern const Backend backend_cuda;
 
-static void check(uint64_t seed, int nranks, bool processes) {
-    OffloadSetup s = {.seed = seed, .nops = 8, .nranks = nranks, .nthreads = 1, .real = DT_F32, .update = true, .processes = processes,
+static void check(uint64_t seed, int nranks, DType compute, bool processes) {
+    OffloadSetup s = {.seed = seed, .nops = 8, .nranks = nranks, .nthreads = 1, .real = DT_F32, .compute = compute, .update = true, .processes = processes,
                       .backend = &backend_cuda};
     offload_check_program(&s, 4);
 }
 
 static void test_random(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 5; seed++) check(seed, 1 + (int)(seed % 3), false);
+    for (uint64_t seed = 1; seed <= 5; seed++) check(seed, 1 + (int)(seed % 3), DT_F32, false);
     assert_true(offload_trips > 60);
 }
 
 static void test_processes(void **state) {
     (void)state;
-    check(6, 2, true);
+    check(6, 2, DT_F32, true);
+}
+
+// The program reads the parameters' copies in bf16: the parameters themselves are state that only the update reads.
+static void test_bf16(void **state) {
+    (void)state;
+    for (uint64_t seed = 11; seed <= 14; seed++) check(seed, 1 + (int)(seed % 2), DT_BF16, false);
+    assert_true(offload_masters > 4);
 }
 
 // ---- plans that are wrong ------------------------------------------------------------------------------------------------
@@ -159,6 +166,6 @@ static void test_profile(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_wrong_plans), cmocka_unit_test(test_missing_wait),
-                                       cmocka_unit_test(test_processes), cmocka_unit_test(test_profile), cmocka_unit_test(test_random)};
+                                       cmocka_unit_test(test_processes), cmocka_unit_test(test_bf16), cmocka_unit_test(test_profile), cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -86,6 +86,93 @@ static const struct {
     {"terms in host memory", terms, "no row"},
 };
 
+// State in host memory, fetched, updated and written back.
+static const char state_program[] =
+    "autosp.graph 1 \"t\" batch 1 seq 1 ranks 1\n"
+    "param 0 \"w\" f32[4]\n"
+    "input 0 \"adamw.hyper\" f32[3] role other batch_dim -1 seq_dim -1\n"
+    "update:\n"
+    "%0 = param() {index=0, kind=0} : f32[4]\n"
+    "%1 = param() {index=0, kind=1, host=1} : f32[4]\n"
+    "%2 = param() {index=0, kind=2} : f32[4]\n"
+    "%3 = input() {index=0} : f32[3]\n"
+    "%4 = full() {shape=[], dtype=f32, value=1} : f32[]\n"
+    "%5 = neg(%0) : f32[4]\n"
+    "%6 = fetch(%1) : f32[4]\n"
+    "%7 = fetch_done(%6) : f32[4]\n"
+    "%8, %9, %10 = adamw(%0, %5, %7, %2, %3, %4) {beta1=0.9, beta2=0.9, eps=1e-08, decay=0} : f32[4], f32[4], f32[4]\n"
+    "%11 = offload(%9, %1) : f32[4]\n"
+    "%12 = offload_done(%9, %11) : f32[4]\n"
+    "return state 0 0 %8 \"w\"\n"
+    "return state 0 1 %12 \"w\"\n"
+    "return state 0 2 %10 \"w\"\n";
+
+static const struct {
+    const char *what, *line, *instead, *want;
+} broken_state[] = {
+    {"state in host memory that is read", "%5 = neg(%0)", "%5 = neg(%1)", "reads a value in host memory"},
+    {"state in host memory that is updated there", "%7, %2, %3", "%1, %2, %3", "reads a value in host memory"},
+    {"state on the device that is fetched", "%6 = fetch(%1)", "%6 = fetch(%2)", "not the copy it is for"},
+    {"state on the device that is written over", "offload(%9, %1)", "offload(%9, %2)", "no state in host memory"},
+    {"an update of what is no state", "%7, %2, %3", "%5, %2, %3", "not a parameter's state"},
+};
+
+static void test_state(void **state) {
+    (void)state;
+    Arena *a = arena_new();
+    Diag d = {0};
+    Graph *g = NULL;
+    Plan *p = NULL;
+    PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+    if (graph_parse(a, state_program, "state", &g, &d) != ST_OK || graph_verify(g, "parse", &d) != ST_OK) fail_msg("%s", d.text);
+    for (ValueId v = 0; v < g->values.len; v++) graph_value(g, v)->place = REPLICATE;
+    if (graph_verify(g, "placed", &d) != ST_OK || plan_make(a, g, &o, &p, &d) != ST_OK) fail_msg("%s", d.text);
+    const RankPlan *r = &p->rank[0];
+    assert_true(r->value_buf[1] == r->value_buf[11] && r->value_buf[1] == r->value_buf[12]);
+    assert_true(r->value_buf[7] == r->value_buf[9] && r->value_buf[7] != r->value_buf[1]);
+    const Buffer *b = &r->buffer[r->value_buf[1]];
+    assert_true(b->host && b->kind == BUF_MOMENT && b->first == 0 && b->last == r->nstep - 1);
+    for (size_t i = 0; i < sizeof broken_state / sizeof *broken_state; i++) {
+        char text[sizeof state_program];
+        diag_clear(&d);
+        strcpy(text, state_program);
+        char *at = strstr(text, broken_state[i].line);
+        assert_true(at && strlen(broken_state[i].line) == strlen(broken_state[i].instead));
+        memcpy(at, broken_state[i].instead, strlen(broken_state[i].instead));
+        assert_int_equal(graph_parse(a, text, "state", &g, &d), ST_OK);
+        for (ValueId v = 0; v < g->values.len; v++) graph_value(g, v)->place = REPLICATE;
+        Status st = graph_verify(g, "harm", &d);
+        if (st == ST_OK) st = plan_make(a, g, &o, &p, &d);
+        if (st == ST_OK) fail_msg("accepted: %s", broken_state[i].what);
+        if (!strstr(d.text, broken_state[i].want)) fail_msg("%s gives \"%s\"", broken_state[i].what, d.text);
+    }
+    arena_free(a);
+}
+
+// Written twice, or read after it was written: refused by the verifier, and by the planner of what the verifier did not see.
+static void test_state_order(void **state) {
+    (void)state;
+    static const char *const more[] = {"%13 = fetch(%1) : f32[4]\n%14 = fetch_done(%13) : f32[4]\n",
+                                       "%13 = offload(%8, %1) : f32[4]\n%14 = offload_done(%8, %13) : f32[4]\n"};
+    for (int i = 0; i < 2; i++) {
+        Arena *a = arena_new();
+        Diag d = {0};
+        Graph *g = NULL;
+        Plan *p = NULL;
+        PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+        const char *end = strstr(state_program, "return state 0 0");
+        char *text = arena_printf(a, "%.*s%s%s", (int)(end - state_program), state_program, more[i], end);
+        if (graph_parse(a, text, "state", &g, &d) != ST_OK) fail_msg("%s", d.text);
+        for (ValueId v = 0; v < g->values.len; v++) graph_value(g, v)->place = REPLICATE;
+        assert_int_not_equal(graph_verify(g, "harm", &d), ST_OK);
+        if (!strstr(d.text, "written over")) fail_msg("%s", d.text);
+        diag_clear(&d);
+        assert_int_not_equal(plan_make(a, g, &o, &p, &d), ST_OK);
+        if (!strstr(d.text, "read again")) fail_msg("%s", d.text);
+        arena_free(a);
+    }
+}
+
 static Graph *parse(Arena *a) {
     Diag d = {0};
     Graph *g = NULL;
@@ -201,7 +288,7 @@ static void test_output(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_verifier), cmocka_unit_test(test_plan), cmocka_unit_test(test_output),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_verifier), cmocka_unit_test(test_state), cmocka_unit_test(test_state_order), cmocka_unit_test(test_plan), cmocka_unit_test(test_output),
                                        cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,7 +7,7 @@
 typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
     const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device;
-    bool no_fuse, verify_each;
+    bool no_fuse, verify_each, offload_state;
 } CommonArgs;
 
 #define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
@@ -23,6 +23,8 @@ typedef struct CommonArgs {
      "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
+    {"--offload-state", OPT_FLAG, &(c).offload_state, NULL,                                                                    \
+     "with the optimizer: its moments (in bf16 the parameters in fp32 too) in host memory, fetched for their update"},         \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \
     {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \
     {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                         \

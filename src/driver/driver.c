@@ -28,6 +28,7 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
 
 static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
 static bool if_update(const CompileOptions *o) { return o->update; }
+static bool if_state(const CompileOptions *o) { return o->update && o->offload_state; }
 static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
 static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
 
@@ -55,6 +56,7 @@ static const PassEntry passes[] = {
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
     {"schedule",     run_schedule,      NULL},        // an order
+    {"state",        pass_state,        if_state},    // the optimizer's state in host memory
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };

@@ -14,6 +14,7 @@ typedef struct CompileOptions {
     RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
+    bool offload_state;        // with the optimizer: its state in host memory
     bool no_fuse;
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision

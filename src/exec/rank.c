@@ -32,14 +32,19 @@ static Status open_host(Rank *r, Diag *d) {
     return ST_OK;
 }
 
+static bool is_state(const Buffer *b) { return b->kind == BUF_PARAM || b->kind == BUF_MOMENT; }
+
 static Status open_device(Rank *r, Diag *d) {
     const DeviceApi *api = runtime_device(r->runtime);
+    const RankPlan *p = &r->runtime->plan->rank[r->index];
     void *arena = NULL;
     TRY(api->open(r->index, r->runtime->plan->nranks, (size_t)r->arena_nbytes, &r->device, &arena, d));
     r->arena = arena;
     void *host = NULL;
     if (r->host_nbytes > 0) TRY(api->host_alloc(r->device, (size_t)r->host_nbytes, &host, d));
     r->host = host;
+    for (int i = 0; i < p->nbuffer; i++)  // pinned memory comes as it is; a run begins with zeros where nothing else is set
+        if (p->buffer[i].host && is_state(&p->buffer[i])) memset(r->host + p->buffer[i].offset, 0, (size_t)p->buffer[i].nbytes);
     if (r->runtime->options.processes) TRY(api->export_arena(r->device, r->handle, d));
     return ST_OK;
 }
@@ -58,7 +63,7 @@ static Status poison(Rank *r, const RankPlan *p, Diag *d) {
     if (r->arena_nbytes > 0) TRY(set_bytes(r, false, 0, r->arena_nbytes, -1, d));
     if (r->host_nbytes > 0) TRY(set_bytes(r, true, 0, r->host_nbytes, -1, d));
     for (int i = 0; i < p->nbuffer; i++)
-        if (p->buffer[i].kind == BUF_PARAM || p->buffer[i].kind == BUF_MOMENT)
+        if (is_state(&p->buffer[i]))
             TRY(set_bytes(r, p->buffer[i].host, p->buffer[i].offset, round_up(p->buffer[i].nbytes, 8), 0, d));
     return ST_OK;
 }

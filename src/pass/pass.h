@@ -60,4 +60,5 @@ Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // c
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
+Status pass_state(PassContext *c, Graph *in, Graph **out, Diag *d);         // the optimizer's state to host memory
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c

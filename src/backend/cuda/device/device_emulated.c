@@ -21,8 +21,9 @@ typedef struct PeerMap {
 // it, nothing to rely on. So whoever reads too early, or shares the bytes of either side, sees it.
 typedef struct PendingCopy {
     void *dst;
-    const void *src;         // NULL: waited for
+    const void *src;
     size_t nbytes;
+    bool running;            // not waited for yet
     double begin, end;
 } PendingCopy;
 
@@ -141,17 +142,17 @@ static void emulated_host_free(Device *dev, void *p, size_t nbytes) {
 static Status emulated_copy_start(Device *dev, CopyDirection to, void *dst, const void *src, size_t nbytes, int slot, Diag *d) {
     struct DeviceImpl *m = dev->impl;
     while (m->copy.len <= slot) vec_push(&m->copy, ((PendingCopy){0}));
-    if (m->copy.data[slot].src) return diag_error(d, ST_UNSUPPORTED, "copy %d is started while it is under way", slot);
-    m->copy.data[slot] = (PendingCopy){.dst = dst, .src = src, .nbytes = nbytes, .begin = now()};
+    if (m->copy.data[slot].running) return diag_error(d, ST_UNSUPPORTED, "copy %d is started while it is under way", slot);
+    m->copy.data[slot] = (PendingCopy){.dst = dst, .src = src, .nbytes = nbytes, .running = true, .begin = now()};
     if (nbytes) memset(dst, 0xff, nbytes);
     return ST_OK;
 }
 
 static Status emulated_copy_wait(Device *dev, int slot, Diag *d) {
     PendingCopy *c = slot < dev->impl->copy.len ? &dev->impl->copy.data[slot] : NULL;
-    if (!c || !c->src) return diag_error(d, ST_UNSUPPORTED, "nothing was started as copy %d", slot);
+    if (!c || !c->running) return diag_error(d, ST_UNSUPPORTED, "nothing was started as copy %d", slot);
     if (c->nbytes) memcpy(c->dst, c->src, c->nbytes);
-    c->src = NULL;
+    c->running = false;
     c->end = now();
     return ST_OK;
 }
