@@ -280,9 +280,13 @@ void offload_check_program(const OffloadSetup *s, int nvariant) {
         int ntrip;
         Graph *g = offload_insert(c.graph, s->seed * 1000 + (uint64_t)i, 1 << (2 * i % 7), &ntrip);
         snprintf(what, sizeof what, "variant %d", i);
-        OffloadResult got = run(s, &values, g, what);
+        Graph *scheduled = NULL;
+        Diag d = {0};
+        if (i % 2 && pass_schedule(g, &scheduled, &d) != ST_OK) CHECK(false, "%s: %s", what, d.text);
+        OffloadResult got = run(s, &values, scheduled ? scheduled : g, what);
         offload_trips += ntrip;
         compare(s, &got, &want, what, ntrip);
+        if (scheduled) graph_free_vecs(scheduled);
         graph_free_vecs(g);
     }
     if (s->update) check_state(s, &want);

@@ -127,6 +127,17 @@ static void test_missing_wait(void **state) {
     }
 }
 
+static void test_too_little_memory(void **state) {
+    (void)state;
+    Small s = small_new();
+    Diag d = {0};
+    Runtime *rt = NULL;
+    ((RankPlan *)s.plan->rank)->host_nbytes = INT64_C(1) << 50;
+    assert_int_equal(runtime_new(s.plan, 0, &rt, &d), ST_MEMORY);
+    if (!strstr(d.text, "keeps 1125899.91 GB in host memory for 1 rank") || !strstr(d.text, "GB are available here")) fail_msg("%s", d.text);
+    arena_free(s.arena);
+}
+
 static char *read_file(const char *path) {
     static char text[1 << 16];
     FILE *f = fopen(path, "r");
@@ -166,6 +177,7 @@ static void test_profile(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_wrong_plans), cmocka_unit_test(test_missing_wait),
-                                       cmocka_unit_test(test_processes), cmocka_unit_test(test_bf16), cmocka_unit_test(test_profile), cmocka_unit_test(test_random)};
+                                       cmocka_unit_test(test_processes), cmocka_unit_test(test_bf16), cmocka_unit_test(test_profile),
+                                       cmocka_unit_test(test_too_little_memory), cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,6 +9,7 @@
 
 #include "driver/plan_report.h"
 #include "offload_case.h"
+#include "ops/op.h"
 
 static void test_random(void **state) {
     (void)state;
@@ -261,6 +262,30 @@ static void test_plan(void **state) {
     arena_free(a);
 }
 
+static int64_t place_of(const Graph *g, OpKind op) {
+    for (int64_t i = 0; i < g->nodes.len; i++)
+        if (graph_node(g, (NodeId)i)->op == op) return i;
+    fail_msg("no %s", op_name(op));
+    return -1;
+}
+
+// The schedule moves other nodes, not the places where copies start; a wait comes right before what it is for.
+static void test_schedule(void **state) {
+    (void)state;
+    Arena *a = arena_new();
+    Diag d = {0};
+    Graph *g = NULL, *s = NULL;
+    char text[sizeof program];
+    strcpy(text, program);
+    memcpy(strstr(text, "%7 = mul(%4, %2)"), "%7 = cos(%0)    ", 16);  // is made when it is read
+    if (graph_parse(a, text, "program", &g, &d) != ST_OK || graph_verify(g, "parse", &d) != ST_OK) fail_msg("%s", d.text);
+    if (pass_schedule(g, &s, &d) != ST_OK || graph_verify(s, "schedule", &d) != ST_OK) fail_msg("%s", d.text);
+    assert_true(place_of(s, OP_OFFLOAD) < place_of(s, OP_EXP) && place_of(s, OP_EXP) < place_of(s, OP_OFFLOAD_DONE));
+    assert_true(place_of(s, OP_FETCH) < place_of(s, OP_COS) && place_of(s, OP_COS) < place_of(s, OP_FETCH_DONE));
+    assert_int_equal(place_of(s, OP_FETCH_DONE) + 1, place_of(s, OP_ADD));
+    arena_free(a);
+}
+
 // A value in host memory as an output: it stays there to the end of the step, and can be read.
 static void test_output(void **state) {
     (void)state;
@@ -288,7 +313,7 @@ static void test_output(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_verifier), cmocka_unit_test(test_state), cmocka_unit_test(test_state_order), cmocka_unit_test(test_plan), cmocka_unit_test(test_output),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_verifier), cmocka_unit_test(test_state), cmocka_unit_test(test_state_order), cmocka_unit_test(test_plan), cmocka_unit_test(test_schedule), cmocka_unit_test(test_output),
                                        cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
