@@ -108,6 +108,7 @@ part_units() {
     probe gpu_head 60 head expert
     probe gpu_ops 120 samples
     probe gpu_ops 90 large
+    probe gpu_offload 120 programs
 }
 
 part_rates() {
@@ -115,6 +116,7 @@ part_rates() {
     probe gpu_flash 120 speed
     probe gpu_attention 150 speed
     probe gpu_ops 60 speed
+    probe gpu_offload 60 copies 8
     probe gpu_fused 60 bench
     probe gpu_head 60 speed
 }

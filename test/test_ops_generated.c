@@ -37,6 +37,7 @@ static void report_end(Report *r) {
 
 static bool takes_arity(OpKind op, int nin) {
     if (op == OP_DOT) return nin == 2 || nin == 3;
+    if (op == OP_OFFLOAD) return nin == 1 || nin == 2;
     return op == OP_CONCAT || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA;
 }
 

@@ -137,6 +137,7 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->import.allow_missing_params = true;  // each command says what it does about parameters without bytes
     o->no_fuse = c->no_fuse;
     o->whole_logits = c->whole_logits;
+    o->offload_state = c->offload_state;
     o->verify_each |= c->verify_each;
     o->dump_after = c->dump_after;
     o->stop_after = c->stop_after;

@@ -8,7 +8,7 @@ typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
     const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *device_model, *remat, *offload, *budget,
         *host_budget, *tile;
-    bool no_fuse, verify_each, whole_logits;
+    bool no_fuse, verify_each, whole_logits, offload_state;
     bool runs;  // the command runs the plan, so its device must be one
 } CommonArgs;
 
@@ -37,6 +37,8 @@ typedef struct CommonArgs {
     {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \
     {"--whole-logits", OPT_FLAG, &(c).whole_logits, NULL, "keep the logits whole, as the program has them (for comparison)"},  \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
+    {"--offload-state", OPT_FLAG, &(c).offload_state, NULL,                                                                    \
+     "with the optimizer: its moments (in bf16 the parameters in fp32 too) in host memory, fetched for their update"},         \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \
     {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \
     {"--stop-after", OPT_TEXT, &(c).stop_after, "PASS", "stop there"},                                                         \

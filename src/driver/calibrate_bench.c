@@ -51,16 +51,16 @@ static Status open_plan(Bench *x, Plan **plan, Runtime **rt) {
 
 // Rank 0's times: in exchanges ranks wait for each other.
 static Status take(Bench *x, Runtime *rt, const Plan *p, double **sample, int *count) {
-    const double **seconds = ARENA_ARRAY(x->a, const double *, p->nranks);
+    StepTimes *times = ARENA_ARRAY(x->a, StepTimes, p->nranks);
     for (int t = 0; t <= BENCH_TIMES; t++) {
         double loss;
-        TRY(runtime_profile(rt, t, &loss, seconds, x->d));
+        TRY(runtime_profile(rt, t, &loss, times, x->d));
         for (int i = 0; i < p->rank[0].nstep && t > 0; i++)
             for (int64_t k = 0; k < x->measure.len; k++) {
                 const Measure *m = &x->measure.data[k];
                 NodeId node = p->rank[0].step[i].node;
                 if (node >= m->first && node < m->end && graph_node(p->graph, node)->op == m->op)
-                    sample[k][count[k]++] = seconds[0][i];
+                    sample[k][count[k]++] = times[0].seconds[i];
             }
     }
     return ST_OK;

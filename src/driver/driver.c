@@ -29,6 +29,7 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
 
 static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
 static bool if_update(const CompileOptions *o) { return o->update; }
+static bool if_state(const CompileOptions *o) { return o->update && o->offload_state; }
 static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
 static bool if_chunked(const CompileOptions *o) { return !o->whole_logits; }
 static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
@@ -60,6 +61,7 @@ static const PassEntry passes[] = {
     {"schedule",     run_schedule,      NULL},        // an order
     {"offload",      pass_offload,      NULL},        // what is kept: on the device, or on the host for a while
     {"tile",         pass_tile,         NULL},        // token-wise kernels chunk by chunk
+    {"state",        pass_state,        if_state},    // the optimizer's state in host memory
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };

@@ -14,6 +14,7 @@ typedef struct CompileOptions {
     RoutingChoice routing;     // for `check --hold-routing`
     bool update;               // with the optimizer
     AdamWOptions adamw;
+    bool offload_state;        // with the optimizer: its state in host memory
     bool no_fuse;
     bool whole_logits;         // the output layer as the program has it: logits whole
     MemoryOptions memory;      // what to keep, recompute, offload and tile; budget_nbytes 0: all is kept

@@ -133,25 +133,42 @@ static void print_choice(FILE *f, const Compiled *c) {
     else fprintf(f, "  nothing is tiled\n");
 }
 
+static void print_host_memory(FILE *f, const Plan *p) {
+    int64_t all = 0;
+    for (int r = 0; r < p->nranks; r++) all += p->rank[r].host_nbytes;
+    fprintf(f, "  host memory beside it, for what is offloaded: ");
+    print_bytes(f, (double)p->rank[0].host_nbytes, 0);
+    fprintf(f, " on rank 0 (lower bound ");
+    print_bytes(f, (double)p->rank[0].host_lower_bound_nbytes, 0);
+    fprintf(f, "), ");
+    print_bytes(f, (double)all, 0);
+    fprintf(f, " for all ranks\n");
+}
+
 static void print_ranks(FILE *f, const Compiled *c) {
     const Plan *p = c->plan;
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
-    for (int k = 0; k < BUF_KIND_COUNT; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
-    fprintf(f, " %13s %13s\n", "peak", "bytes");
+    bool host = false;
+    for (int r = 0; r < p->nranks; r++) host |= p->rank[r].host_nbytes > 0;
+    for (int k = 0; k < BUF_HOST; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
+    fprintf(f, " %13s %13s%s\n", "peak", "bytes", host ? "  host bytes" : "");
     for (int r = 0; r < p->nranks; r++) {
         const RankPlan *x = &p->rank[r];
         fprintf(f, "  %4d ", r);
-        for (int k = 0; k < BUF_KIND_COUNT; k++) {
+        for (int k = 0; k < BUF_HOST; k++) {
             fprintf(f, " ");
             print_bytes(f, (double)x->nbytes_by_kind[k], 10);
         }
         fprintf(f, " ");
         print_bytes(f, (double)x->arena_nbytes, 10);
-        fprintf(f, " %13" PRId64 "\n", x->arena_nbytes);
+        fprintf(f, " %13" PRId64, x->arena_nbytes);
+        if (host) fprintf(f, " %11" PRId64, x->host_nbytes);
+        fprintf(f, "\n");
     }
     fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
     fprintf(f, " on rank 0)\n");
+    if (host) print_host_memory(f, p);
     print_device_memory(f, c);
     print_choice(f, c);
     fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
@@ -269,10 +286,11 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
 
 static json_t *rank_json(const RankPlan *x) {
     json_t *kinds = json_object();
-    for (int k = 0; k < BUF_KIND_COUNT; k++)
+    for (int k = 0; k < BUF_HOST; k++)
         json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
-    return json_pack("{s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
-                     (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
+    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
+                     (json_int_t)x->lower_bound_nbytes, "host_nbytes", (json_int_t)x->host_nbytes, "host_lower_bound_nbytes",
+                     (json_int_t)x->host_lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
                      x->seconds, "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
 }
 

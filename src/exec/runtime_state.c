@@ -65,25 +65,24 @@ static Status local_part(Runtime *rt, ValueId v, int rank, const Operand *o, boo
     int64_t nbytes = operand_nbytes_local(o);
     *out = malloc((size_t)max_i64(nbytes, 1));
     if (!*out) return diag_error(d, ST_MEMORY, "out of memory for a copy of %lld bytes", (long long)nbytes);
-    Status st = read ? runtime_read(rt, rank, p->buffer[buf].offset + p->value_off[v], *out, nbytes, d) : ST_OK;
+    Status st = read ? runtime_read(rt, rank, buf, *out, nbytes, d) : ST_OK;
     if (st != ST_OK) free(*out);
     return st;
 }
 
 static Status transfer(Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
     Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
-    const RankPlan *p = &rt->plan->rank[rank];
-    int64_t at = p->buffer[p->value_buf[v]].offset + p->value_off[v];
+    int32_t buf = rt->plan->rank[rank].value_buf[v];
     if (runtime_device(rt) && o.sdim < 0 && t == o.dtype)  // nothing to cut or convert
-        return direction == INTO_ARENA ? runtime_write(rt, rank, at, data, operand_nbytes_local(&o), d)
-                                       : runtime_read(rt, rank, at, data, operand_nbytes_local(&o), d);
+        return direction == INTO_ARENA ? runtime_write(rt, rank, buf, data, operand_nbytes_local(&o), d)
+                                       : runtime_read(rt, rank, buf, data, operand_nbytes_local(&o), d);
     char *local = NULL;
     TRY(local_part(rt, v, rank, &o, direction == OUT_OF_ARENA, &local, d));
     Transfer x = {data, local, t, o.dtype, direction};
     for_each_run(&o, transfer_run, &x);
     if (!runtime_device(rt)) return ST_OK;
     Status st = ST_OK;
-    if (direction == INTO_ARENA) st = runtime_write(rt, rank, at, local, operand_nbytes_local(&o), d);
+    if (direction == INTO_ARENA) st = runtime_write(rt, rank, buf, local, operand_nbytes_local(&o), d);
     free(local);
     return st;
 }

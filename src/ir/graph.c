@@ -54,8 +54,8 @@ Graph *graph_new_like(const Graph *g) {
 }
 
 bool value_on_host(const Graph *g, ValueId v) {
-    OpKind op = graph_def(g, v)->op;
-    return op == OP_OFFLOAD || op == OP_OFFLOAD_DONE;
+    const Node *n = graph_def(g, v);
+    return n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || (n->op == OP_PARAM && node_int_or(n, ATTR_HOST, 0));
 }
 
 // ---- attributes ----------------------------------------------------------------------------------------------------------

@@ -110,28 +110,41 @@ static Status verify_node(Verify *v, NodeId id, bool placed) {
 
 // ---- host memory -----------------------------------------------------------------------------------------------------------
 static const char *verify_operand_memory(const Graph *g, const Node *n, int i) {
-    const Node *def = graph_def(g, n->in[i]);
-    switch (def->op) {
-    case OP_OFFLOAD: return n->op == OP_OFFLOAD_DONE && i == 1 ? NULL : "reads a copy to host memory that may still be under way";
-    case OP_OFFLOAD_DONE: return n->op == OP_FETCH ? NULL : "reads a value in host memory";
-    case OP_FETCH: return n->op == OP_FETCH_DONE ? NULL : "reads a copy from host memory that may still be under way";
-    default: break;
-    }
-    bool copy = n->op == OP_FETCH || n->op == OP_FETCH_DONE || (n->op == OP_OFFLOAD_DONE && i == 1);
-    return copy ? "an operand that is not the copy it is for" : NULL;
+    OpKind def = graph_def(g, n->in[i])->op, op = n->op;
+    bool state = def == OP_PARAM && value_on_host(g, n->in[i]);
+    if (op == OP_OFFLOAD && i == 1) return state ? NULL : "is written over what is no state in host memory";
+    if (def == OP_OFFLOAD && !(op == OP_OFFLOAD_DONE && i == 1)) return "reads a copy to host memory that may still be under way";
+    if ((def == OP_OFFLOAD_DONE || state) && op != OP_FETCH) return "reads a value in host memory";
+    if (def == OP_FETCH && op != OP_FETCH_DONE) return "reads a copy from host memory that may still be under way";
+    bool wanted = op == OP_FETCH       ? def == OP_OFFLOAD_DONE || state
+                  : op == OP_FETCH_DONE ? def == OP_FETCH
+                                        : !(op == OP_OFFLOAD_DONE && i == 1) || def == OP_OFFLOAD;
+    return wanted ? NULL : "an operand that is not the copy it is for";
+}
+
+// State in host memory is written once, after all copies of it are complete. `written`: by value.
+static Status verify_state(Verify *v, NodeId id, bool *written) {
+    const Node *n = graph_node(v->g, id);
+    ValueId read = n->op == OP_FETCH ? n->in[0] : n->op == OP_FETCH_DONE ? graph_def(v->g, n->in[0])->in[0] : NO_VALUE;
+    if (read != NO_VALUE && written[read]) return fail(v, id, "copies state in host memory that has been written over");
+    if (n->op != OP_OFFLOAD || n->nin < 2) return ST_OK;
+    if (written[n->in[1]]) return fail(v, id, "is written over state that has been written over before");
+    written[n->in[1]] = true;
+    return ST_OK;
 }
 
 // Values in host memory are read by copies alone, what is being copied by nobody, and each copy is waited for exactly once: the
 // planner holds both sides' buffers until then.
 static Status verify_memory(Verify *v) {
     const Graph *g = v->g;
-    bool *waited = ARENA_ARRAY(v->scratch, bool, g->values.len + 1);
+    bool *waited = ARENA_ARRAY(v->scratch, bool, g->values.len + 1), *written = ARENA_ARRAY(v->scratch, bool, g->values.len + 1);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         for (int k = 0; k < n->nin; k++) {
             const char *wrong = verify_operand_memory(g, n, k);
             if (wrong) return fail(v, (NodeId)i, wrong);
         }
+        TRY(verify_state(v, (NodeId)i, written));
         if (n->op != OP_OFFLOAD_DONE && n->op != OP_FETCH_DONE) continue;
         ValueId copy = n->in[n->nin - 1];
         if (waited[copy]) return fail(v, (NodeId)i, "waits for a copy that was waited for before");

@@ -1,5 +1,5 @@
 // Values in host memory. Each op is the identity in meaning; what they say is when a copy starts and when it must be complete:
-//     h  = offload(x)             the copy of x to host memory starts
+//     h  = offload(x)             the copy of x to host memory starts; offload(x, s): over the state s, which h takes the place of
 //     k  = offload_done(x, h)     it is complete; the copy reads x no longer
 //     y0 = fetch(k)               the copy back starts
 //     y  = fetch_done(y0)         it is complete: y may be read
@@ -13,14 +13,18 @@ static Status infer_copy(const Graph *g, const Node *n, int *nout, TypeOut *out,
     return rule_result(nout, out, in_dtype(g, n, 0), *in_shape(g, n, 0));
 }
 
-static Status infer_offload_done(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
+static Status infer_pair(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
     TRY(rule_nin(n, 2, d));
     TRY(rule_type(g, n, 0, TYPE_ANY, d));
     TRY(rule_same_type(g, n, 0, 1, d));
     if (!shape_equal(in_shape(g, n, 0), in_shape(g, n, 1)))
-        return infer_error(d, "offload_done: the value is %s, its copy %s", shape_text(in_shape(g, n, 0)).s,
+        return infer_error(d, "%s: the value is %s, in host memory it is %s", op_name(n->op), shape_text(in_shape(g, n, 0)).s,
                            shape_text(in_shape(g, n, 1)).s);
     return rule_result(nout, out, in_dtype(g, n, 0), *in_shape(g, n, 0));
+}
+
+static Status infer_offload(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
+    return n->nin == 2 ? infer_pair(g, n, nout, out, d) : infer_copy(g, n, nout, out, d);
 }
 
 // Every rank copies what it holds, whichever part of the whole that is. Terms are refused: a sum is made before it is kept.
@@ -55,7 +59,7 @@ static const Sample wait_samples[] = {WAIT_SAMPLE("matrix", DT_F32, 5, 3), WAIT_
                                       WAIT_SAMPLE("mask", DT_BOOL, 2, 1, 3)};
 
 #define MEMORY_OP(rule, price, list) {.infer = rule, NO_GRADIENT, .shard = shard_alike, .cost = price, SAMPLES(list)}
-const OpInfo op_info_OFFLOAD = MEMORY_OP(infer_copy, cost_copy, copy_samples);
-const OpInfo op_info_OFFLOAD_DONE = MEMORY_OP(infer_offload_done, cost_wait, wait_samples);
+const OpInfo op_info_OFFLOAD = MEMORY_OP(infer_offload, cost_copy, copy_samples);
+const OpInfo op_info_OFFLOAD_DONE = MEMORY_OP(infer_pair, cost_wait, wait_samples);
 const OpInfo op_info_FETCH = MEMORY_OP(infer_copy, cost_copy, copy_samples);
 const OpInfo op_info_FETCH_DONE = MEMORY_OP(infer_copy, cost_wait, copy_samples);

@@ -92,4 +92,5 @@ Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // b
 Status pass_remat(PassContext *c, Graph *in, Graph **out, Diag *d);         // keep or compute again, under a budget
 Status pass_offload(PassContext *c, Graph *in, Graph **out, Diag *d);       // kept values to the host and back
 Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d);          // token-wise kernels chunk by chunk
+Status pass_state(PassContext *c, Graph *in, Graph **out, Diag *d);         // the optimizer's state to host memory
 const char *mask_in_words(const Program *p, Arena *a);                      // pass/mask*.c

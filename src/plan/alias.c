@@ -21,6 +21,7 @@ static void join_at(Lower *l, ValueId v, ValueId into, NodeId node, int part) {
     }
     l->group[a] = b;
     Group *x = &l->info[a], *y = &l->info[b];
+    CHECK(x->host == y->host, "%%%d and %%%d: one buffer in host memory and on the device", v, into);
     y->last = y->last > x->last ? y->last : x->last;
     y->persistent |= x->persistent;
     y->output |= x->output;
@@ -50,11 +51,12 @@ static void find_uses(Lower *l) {
     const Graph *g = l->g;
     for (int64_t v = 0; v < g->values.len; v++) {
         l->group[v] = (ValueId)v;
-        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def};
+        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def, .host = value_on_host(g, (ValueId)v)};
     }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         for (int k = 0; k < n->nin; k++) l->info[n->in[k]].last = (int32_t)i;
+        if (n->op == OP_FETCH_DONE) l->info[graph_def(g, n->in[0])->in[0]].last = (int32_t)i;  // the copy reads it until then
         if (l->action[i] == ACT_NONE) l->info[n->out[0]].persistent = true;
     }
     for (int64_t i = 0; i < g->outputs.len; i++) l->info[g->outputs.data[i].value].output = true;
@@ -90,11 +92,25 @@ static Status join_in_place(Lower *l, NodeId i, const Node *n) {
         if (l->info[group].last > i)
             return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a),
                               in, node_describe(g, l->info[group].last, l->a));
-        if (!l->info[group].persistent)
+        const Group *gr = &l->info[group];
+        bool fetched = graph_def(g, in)->op == OP_FETCH_DONE && !gr->output;  // state of host memory, while it is here
+        if (!gr->persistent && !fetched)
             return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state",
                               node_describe(g, i, l->a), in);
     }
     for (int k = 0; k < n->nout; k++) join(l, n->out[k], n->in[adamw_state[k]]);
+    return ST_OK;
+}
+
+// A copy that is complete is the copy that was started; new state takes the place of the old, whose last reader was before.
+static Status join_copy(Lower *l, NodeId i, const Node *n) {
+    if (n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH_DONE) join(l, n->out[0], n->in[n->nin - 1]);
+    if (n->op != OP_OFFLOAD || n->nin < 2) return ST_OK;
+    const Group *gr = &l->info[lower_group(l, n->in[1])];
+    if (gr->last > i)
+        return diag_error(l->d, ST_UNSUPPORTED, "%s: written over %%%d, which is read again at %s", node_describe(l->g, i, l->a), n->in[1],
+                          node_describe(l->g, gr->last, l->a));
+    join(l, n->out[0], n->in[1]);
     return ST_OK;
 }
 
@@ -157,6 +173,7 @@ static void name_kinds(Lower *l) {
             Group *gr = &l->info[lower_group(l, n->out[k])];
             if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
             gr->kind = i < loss && gr->last > loss ? BUF_SAVED : BUF_TRANSIENT;
+            if (gr->host) gr->kind = BUF_HOST;
             int64_t state = n->op == OP_PARAM ? node_int_or(n, ATTR_KIND, 0) : -1;
             if (state >= 0) gr->kind = state == 1 || state == 2 ? BUF_MOMENT : BUF_PARAM;
             if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
@@ -182,6 +199,7 @@ Status lower_groups(Lower *l) {
     TRY(join_states(l));
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
+        if (l->action[i] == ACT_COPY) TRY(join_copy(l, (NodeId)i, n));
         if (l->action[i] != ACT_ALIAS) continue;
         if (op_flags(n->op) & OPF_PLACED) TRY(join_parts(l, (NodeId)i, n));
         else join(l, n->out[0], n->in[0]);

@@ -7,6 +7,7 @@ typedef enum Action {
     ACT_ALIAS,       // the output is the input's bytes
     ACT_KERNEL,
     ACT_EXCHANGE,
+    ACT_COPY,        // a copy to or from host memory, or the wait for one
 } Action;
 
 typedef struct ReshardPlan {
@@ -26,6 +27,7 @@ typedef struct Group {
     bool parts;          // some members are parts of others
     bool persistent;     // param, moment, input, constant
     bool output;         // of the graph: alive to the end
+    bool host;           // in the host arena
     BufferKind kind;
 } Group;
 

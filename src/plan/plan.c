@@ -2,6 +2,7 @@
 // rank's steps, buffers and offsets. Decisions are global; only extents and offsets differ from rank to rank.
 #include "plan/plan.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "plan/lower.h"
@@ -9,7 +10,7 @@
 const char *buffer_kind_name(BufferKind k) {
     static const char *const name[BUF_KIND_COUNT] = {
         "parameters", "moments", "inputs", "constants", "gradients",
-        "saved for backward", "transient", "communication", "scratch",
+        "saved for backward", "transient", "communication", "scratch", "offloaded",
     };
     return (unsigned)k < BUF_KIND_COUNT ? name[k] : "?";
 }
@@ -81,6 +82,7 @@ static Action choose_action(Lower *l, NodeId i, const Node *n) {
         l->reshard[i] = find_reshard(l, graph_value(l->g, n->in[0]), graph_value(l->g, n->out[0]));
         return l->reshard[i]->identity ? ACT_ALIAS : ACT_EXCHANGE;
     }
+    if (n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH || n->op == OP_FETCH_DONE) return ACT_COPY;
     if (op_flags(n->op) & (OPF_VIEW | OPF_PLACED) || n->op == OP_STOP_GRAD) return ACT_ALIAS;
     if (n->op == OP_PERMUTE && permute_is_view(l->g, n)) return ACT_ALIAS;
     return ACT_KERNEL;
@@ -127,6 +129,21 @@ static bool same_lifetimes(const RankPlan *a, const RankPlan *b) {
     return true;
 }
 
+// Offsets of one side's buffers, as if there were no others; returns what they take.
+static int64_t assign_side(RankPlan *p, bool host, int64_t *lower_bound) {
+    Buffer *buf = (Buffer *)p->buffer, *side = malloc(sizeof *side * (size_t)(p->nbuffer + 1));
+    CHECK(side != NULL, "out of memory for %d buffers", p->nbuffer);
+    int n = 0;
+    for (int i = 0; i < p->nbuffer; i++)
+        if (buf[i].host == host) side[n++] = buf[i];
+    int64_t nbytes = memory_assign(n, side, lower_bound);
+    n = 0;
+    for (int i = 0; i < p->nbuffer; i++)
+        if (buf[i].host == host) buf[i].offset = side[n++].offset;
+    free(side);
+    return nbytes;
+}
+
 // Ranks with the same sizes get the same offsets without computing them again.
 static void assign_offsets(RankPlan *rank, int r) {
     RankPlan *p = &rank[r];
@@ -136,17 +153,24 @@ static void assign_offsets(RankPlan *rank, int r) {
         for (int i = 0; i < p->nbuffer; i++) buf[i].offset = rank[k].buffer[i].offset;
         p->arena_nbytes = rank[k].arena_nbytes;
         p->lower_bound_nbytes = rank[k].lower_bound_nbytes;
+        p->host_nbytes = rank[k].host_nbytes;
+        p->host_lower_bound_nbytes = rank[k].host_lower_bound_nbytes;
         return;
     }
-    p->arena_nbytes = memory_assign(p->nbuffer, buf, &p->lower_bound_nbytes);
+    p->arena_nbytes = assign_side(p, false, &p->lower_bound_nbytes);
+    p->host_nbytes = assign_side(p, true, &p->host_lower_bound_nbytes);
 }
 
-static uint64_t plan_hash(const Lower *l, int nranks) {
+static uint64_t plan_hash(const Lower *l, const RankPlan *rank, int nranks) {
     uint64_t h = graph_hash(l->g);
     for (int64_t i = 0; i < l->g->nodes.len; i++) {
         const ReshardPlan *p = l->reshard[i];
         for (int k = 0; p && k < p->nhop; k++)
             for (int r = 0; r < nranks; r++) h = hash_bytes(h, p->exchange[k][r].send_nbytes, sizeof(int64_t) * (size_t)nranks);
+    }
+    for (int r = 0; r < nranks && rank[r].ncopy > 0; r++) {
+        int64_t copies[] = {rank[r].ncopy, rank[r].host_nbytes};
+        h = hash_bytes(h, copies, sizeof copies);
     }
     int64_t rest[] = {nranks, l->real};
     return hash_bytes(h, rest, sizeof rest);
@@ -168,7 +192,7 @@ Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Dia
             rank_statistics(&l, &rank[r]);
         }
         Plan *p = ARENA_NEW(a, Plan);
-        *p = (Plan){g, nranks, o->nthreads, l.real, o->backend, rank, plan_hash(&l, nranks)};
+        *p = (Plan){g, nranks, o->nthreads, l.real, o->backend, rank, plan_hash(&l, rank, nranks)};
         *out = p;
     }
     vec_free(&l.reshards);

@@ -6,14 +6,15 @@
 #include "plan/device.h"
 
 typedef enum BufferKind {
-    BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT
+    BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_HOST, BUF_KIND_COUNT
 } BufferKind;
 const char *buffer_kind_name(BufferKind k);  // "parameters", "moments", ..., for people
 
 enum { BUFFER_ALIGN = 256 };     // cuBLAS wants it of workspaces; devices copy whole lines
 typedef struct Buffer {
     BufferKind kind;
-    int64_t offset, nbytes;      // within the rank's arena; a multiple of BUFFER_ALIGN
+    bool host;                   // lies in the rank's host arena
+    int64_t offset, nbytes;      // within the rank's arena of its side; a multiple of BUFFER_ALIGN
     int32_t first, last;         // steps between which it is alive (inclusive); 0..nstep-1; persistent ones span all
     ValueId value;               // or NO_VALUE (scratch, comm staging)
 } Buffer;
@@ -40,7 +41,12 @@ typedef struct Exchange {
     int64_t send_staging, recv_staging;  // bytes of packed messages
 } Exchange;
 
-typedef enum StepKind { STEP_KERNEL, STEP_EXCHANGE } StepKind;
+typedef enum StepKind {
+    STEP_KERNEL, STEP_EXCHANGE,
+    STEP_OFFLOAD, STEP_OFFLOAD_DONE, STEP_FETCH, STEP_FETCH_DONE,  // copies to and from the host arena, and the waits for them
+} StepKind;
+static inline bool step_is_copy(StepKind k) { return k == STEP_OFFLOAD || k == STEP_FETCH; }
+static inline bool step_is_wait(StepKind k) { return k == STEP_OFFLOAD_DONE || k == STEP_FETCH_DONE; }
 typedef struct Step {
     StepKind kind;
     NodeId node;
@@ -54,17 +60,19 @@ typedef struct Step {
     KernelFn kernel;
     Cost work;                   // of a kernel by its op's rule; of an exchange the bytes that this rank sends
     double seconds;              // predicted by the device model
+    int32_t copy;                // copies and waits: which copy of the step, counted from 0
 } Step;
 
 typedef struct RankPlan {
-    int nstep, nbuffer;
+    int nstep, nbuffer, ncopy;
     const Step *step;
     const Buffer *buffer;
     const int32_t *value_buf;    // [values]: buffer of each value (views share), -1 none
     const int64_t *value_off;    // [values]: where in it, bytes
     int64_t arena_nbytes;        // the peak, and exactly what is allocated
     int64_t lower_bound_nbytes;  // largest sum of live bytes over steps
-    int64_t nbytes_by_kind[BUF_KIND_COUNT];  // alive at the peak step
+    int64_t host_nbytes, host_lower_bound_nbytes;  // the same of the host arena
+    int64_t nbytes_by_kind[BUF_KIND_COUNT];  // alive at the peak step, in the arena
     int32_t peak_step;
     double flops, seconds;       // predicted for this rank
     double comm_nbytes;          // sent to other ranks per step

@@ -12,6 +12,7 @@ typedef struct RankLower {
     VEC(Buffer) buffer;
     int32_t *value_buf;      // [values]; a group's buffer is noted at its name, then copied to the members
     int64_t *value_off;      // [values]
+    int32_t *copy;           // [values] the number of the copy that makes it
 } RankLower;
 
 static int64_t operand_bytes(const Operand *o) {
@@ -35,6 +36,7 @@ static int32_t value_buffer(RankLower *r, ValueId v, const Operand *o) {
     if (buf < 0) {
         Operand whole = plan_operand(r->l->a, r->l->g, group, r->rank);
         buf = new_buffer(r, r->l->info[group].kind, operand_bytes(&whole), v);
+        r->buffer.data[buf].host = r->l->info[group].host;
         r->value_buf[group] = buf;
     }
     bool fits = r->value_off[v] >= 0 && r->value_off[v] + operand_bytes(o) <= r->buffer.data[buf].nbytes;
@@ -141,6 +143,18 @@ static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
     }
 }
 
+// Copies run beside the kernels; whether anybody waits for them is not reckoned here. A copy back reads the host's buffer until it is
+// complete, and the wait for it is the one step that does not name what it reads.
+static void lower_copy(RankLower *r, NodeId i, const Node *n) {
+    static const StepKind kind[] = {STEP_OFFLOAD, STEP_OFFLOAD_DONE, STEP_FETCH, STEP_FETCH_DONE};
+    Step s = {.kind = kind[n->op - OP_OFFLOAD], .node = i, .scratch_buf = -1};
+    step_operands(r, &s, n);
+    if (step_is_copy(s.kind)) s.copy = r->copy[n->out[0]] = r->out->ncopy++;
+    else s.copy = r->copy[n->in[n->nin - 1]];
+    if (s.kind == STEP_FETCH_DONE) touch(r, r->value_buf[graph_def(r->l->g, n->in[0])->in[0]]);
+    vec_push(&r->step, s);
+}
+
 // An alias costs nothing but keeps its buffer known under one more name.
 static void lower_alias(RankLower *r, const Node *n) {
     for (int k = 0; k < n->nin + n->nout; k++) {
@@ -170,7 +184,8 @@ static void extend_lifetimes(RankLower *r) {
 
 Status lower_rank(Lower *l, int rank, RankPlan *out) {
     const Graph *g = l->g;
-    RankLower r = {.l = l, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len)};
+    RankLower r = {.l = l, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len),
+                   .copy = ARENA_ARRAY(l->a, int32_t, g->values.len)};
     r.value_off = ARENA_ARRAY(l->a, int64_t, g->values.len);
     TRY(lower_offsets(l, rank, r.value_off));
     for (int64_t v = 0; v < g->values.len; v++) r.value_buf[v] = -1;
@@ -183,6 +198,7 @@ Status lower_rank(Lower *l, int rank, RankPlan *out) {
         if (l->action[i] == ACT_ALIAS) lower_alias(&r, n);
         if (l->action[i] == ACT_KERNEL) lower_kernel(&r, (NodeId)i, n);
         if (l->action[i] == ACT_EXCHANGE) lower_exchange(&r, (NodeId)i, n);
+        if (l->action[i] == ACT_COPY) lower_copy(&r, (NodeId)i, n);
     }
     extend_lifetimes(&r);
     out->nstep = (int)r.step.len;
@@ -201,6 +217,7 @@ int64_t rank_statistics(const Lower *l, RankPlan *p) {
     int nstep = p->nstep > 0 ? p->nstep : 1;
     int64_t *delta = ARENA_ARRAY(l->a, int64_t, nstep + 1), live = 0, peak = -1;
     for (int i = 0; i < p->nbuffer; i++) {
+        if (p->buffer[i].host) continue;
         int64_t nbytes = round_up(p->buffer[i].nbytes, ALIGN);
         delta[p->buffer[i].first] += nbytes;
         delta[p->buffer[i].last + 1] -= nbytes;
@@ -212,7 +229,7 @@ int64_t rank_statistics(const Lower *l, RankPlan *p) {
         p->peak_step = t;
     }
     for (int i = 0; i < p->nbuffer; i++)
-        if (p->buffer[i].first <= p->peak_step && p->peak_step <= p->buffer[i].last)
+        if (!p->buffer[i].host && p->buffer[i].first <= p->peak_step && p->peak_step <= p->buffer[i].last)
             p->nbytes_by_kind[p->buffer[i].kind] += round_up(p->buffer[i].nbytes, ALIGN);
     return peak;
 }

@@ -7,8 +7,8 @@
 // Requires: any valid graph. Establishes: the same nodes in an order in which (1) a node whose result takes more memory than
 // running it later would keep alive comes right before its first use, (2) a node that frees at least as much as it makes runs
 // as soon as it can (weight gradients are reduced and consumed while they are fresh), (3) an in-place update follows every
-// other reader of what it overwrites. Otherwise the given order stays. The order is global, so collectives come in the same
-// order on every rank.
+// other reader of what it overwrites. Otherwise the given order stays; copies to and from host memory keep their places in any case.
+// The order is global, so collectives come in the same order on every rank.
 #include "ops/op.h"
 #include "plan/plan.h"
 
@@ -32,7 +32,10 @@ enum { NEW, OPEN, DONE };
 
 static bool is_state(const Node *n) { return n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT; }
 static bool is_in_place(const Node *n) { return (op_flags(n->op) & OPF_INPLACE) != 0; }
-static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD; }
+// (A fetched value is what was being fetched: waiting for it makes nothing, and is best done right before it is read.)
+static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD || n->op == OP_FETCH_DONE; }
+// Where copies start, and where they give back what they read, was decided by whoever put them there.
+static bool keeps_place(const Node *n) { return n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH; }
 
 static double value_nbytes(const Graph *g, ValueId v) {
     const Value *x = graph_value(g, v);
@@ -52,7 +55,8 @@ static void collect_values(Sched *s) {
     for (int64_t v = 0; v < g->values.len; v++) {
         const Node *def = graph_def(g, (ValueId)v);
         s->root[v] = is_view(def) ? s->root[def->in[0]] : (ValueId)v;
-        s->nbytes[v] = is_state(def) || is_in_place(def) || is_view(def) ? 0 : value_nbytes(g, (ValueId)v);
+        bool none = is_state(def) || is_in_place(def) || is_view(def) || value_on_host(g, (ValueId)v);
+        s->nbytes[v] = none ? 0 : value_nbytes(g, (ValueId)v);
     }
     for (int64_t i = 0; i < g->outputs.len; i++) s->left[s->root[g->outputs.data[i].value]]++;
 }
@@ -126,7 +130,8 @@ static void choose_late(Sched *s) {
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < first) held += s->nbytes[s->root[n->in[k]]];
         // What is computed again was dropped on purpose: never before it is wanted.
-        s->late[i] = first != INT32_MAX && !is_in_place(n) && (held == 0 || held < made || n->phase == PHASE_RECOMPUTE);
+        s->late[i] = first != INT32_MAX && !is_in_place(n) && !keeps_place(n) &&
+                     (held == 0 || held < made || n->phase == PHASE_RECOMPUTE);
         at[i] = s->late[i] ? first : (int32_t)i;
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < at[i]) dies[s->root[n->in[k]]] = at[i];
@@ -221,7 +226,7 @@ static Status choose_order(Sched *s, Diag *d) {
         if (!s->late[i]) TRY(demand(s, (NodeId)i, d));
         while (s->eager.len > 0) {
             NodeId c = s->eager.data[--s->eager.len];
-            bool follows = true;  // an in-place node waits for its readers rather than pulling them forward
+            bool follows = !keeps_place(graph_node(g, c));  // an in-place node waits for its readers rather than pulling them forward
             for (int32_t k = s->before_first[c]; k < s->before_first[c + 1] && follows; k++)
                 follows = s->state[s->before[k]] == DONE;
             if (follows && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
