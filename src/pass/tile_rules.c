@@ -181,8 +181,8 @@ static bool rows_fit(const Tile *t, const Fit *f) {
 
 static bool cut_fits(Tile *t, const Region *r, ValueId v, const Placement *p) {
     const Value *x = graph_value(t->g, v);
-    if (!layouts_get(r->chunks, p->layout)->nranks || layouts_get(r->chunks, p->layout)->overlap || p->reduce) return false;
-    if (x->place.kind == PLACE_SHARD && x->place.reduce) return false;
+    if (layouts_get(r->chunks, p->layout)->overlap || p->reduce) return false;
+    if (x->place.kind == PLACE_SHARD && (x->place.reduce || layouts_get(t->g->layouts, x->place.layout)->overlap)) return false;
     int64_t row = dtype_nbytes(x->dtype);
     for (int k = 0; k < p->dim; k++)
         if (local_extent(t->g, x, k) > 1) return false;
@@ -191,7 +191,6 @@ static bool cut_fits(Tile *t, const Region *r, ValueId v, const Placement *p) {
         row *= cut ? 1 : x->shape.dim[k];
     }
     Fit f = {r->chunks, p->layout, rank_layout(x, p->dim), x->shape.dim[p->dim], row, false};
-    if (f.rank != NO_LAYOUT && layouts_get(t->g->layouts, f.rank)->overlap) return false;
     for (int64_t i = 0; i < t->fits.len; i++) {
         const Fit *o = &t->fits.data[i];
         if (o->chunks == f.chunks && o->chunk == f.chunk && o->rank == f.rank && o->extent == f.extent && o->row_nbytes == row) return o->ok;
