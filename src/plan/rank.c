@@ -1,4 +1,6 @@
 // One rank's steps and buffers, in node order.
+#include <string.h>
+
 #include "plan/lower.h"
 
 enum { ALIGN = BUFFER_ALIGN };
@@ -12,6 +14,8 @@ typedef struct RankLower {
     int32_t *value_buf;      // [values]; a group's buffer is noted at its name, then copied to the members
     int64_t *value_off;      // [values]
     VEC(struct CostMemo) memo;
+    struct ScratchMemo *recent;  // [RECENT], a ring
+    int64_t nrecent;
 } RankLower;
 
 // Layers repeat: the cost of attention (which samples the mask) is estimated once per distinct shape.
@@ -20,6 +24,14 @@ typedef struct CostMemo {
     const Operand *in;
     Cost cost;
 } CostMemo;
+
+// Chunks of a tiled region repeat: to ask for scratch may mean to generate a kernel's source.
+enum { RECENT = 64 };
+typedef struct ScratchMemo {
+    const Node *node;
+    const Operand *in, *out;
+    size_t nbytes;
+} ScratchMemo;
 
 static int64_t operand_bytes(const Operand *o) {
     int64_t n = dtype_nbytes(o->dtype);
@@ -78,6 +90,30 @@ static bool same_work(const CostMemo *m, const Node *n, const Operand *in) {
     return attrs_equal(m->node, n);
 }
 
+static bool same_operands(const Operand *a, const Operand *b, int n) {
+    for (int k = 0; k < n; k++) {
+        if (a[k].dtype != b[k].dtype || a[k].ndim != b[k].ndim || a[k].sdim != b[k].sdim || a[k].nspan != b[k].nspan) return false;
+        size_t dims = sizeof *a[k].dim * (size_t)a[k].ndim;
+        if (memcmp(a[k].dim, b[k].dim, dims) || memcmp(a[k].global, b[k].global, dims)) return false;
+        if (a[k].span != b[k].span && memcmp(a[k].span, b[k].span, sizeof *a[k].span * (size_t)a[k].nspan)) return false;
+    }
+    return true;
+}
+
+static size_t step_scratch(RankLower *r, const Node *n, const Step *s) {
+    const PlanOptions *o = r->l->o;
+    if (!o->backend->scratch) return 0;
+    for (int64_t i = r->nrecent - 1; i >= 0 && i >= r->nrecent - RECENT; i--) {
+        const ScratchMemo *m = &r->recent[i % RECENT];
+        if (m->node->op == n->op && m->node->nin == n->nin && m->node->nout == n->nout && same_operands(m->in, s->in, n->nin) &&
+            same_operands(m->out, s->out, n->nout) && attrs_equal(m->node, n))
+            return m->nbytes;
+    }
+    size_t nbytes = o->backend->scratch(n, s->in, s->out, o->nthreads);
+    r->recent[r->nrecent++ % RECENT] = (ScratchMemo){n, s->in, s->out, nbytes};
+    return nbytes;
+}
+
 static Cost node_cost(RankLower *r, const Node *n, const Step *s) {
     Cost c = {0};
     bool memo = n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD;
@@ -92,7 +128,7 @@ static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     const PlanOptions *o = r->l->o;
     Step s = {.kind = STEP_KERNEL, .node = i, .scratch_buf = -1, .kernel = o->backend->kernel(n->op, r->l->real)};
     step_operands(r, &s, n);
-    size_t scratch = o->backend->scratch ? o->backend->scratch(n, s.in, s.out, o->nthreads) : 0;
+    size_t scratch = step_scratch(r, n, &s);
     if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
     Cost c = node_cost(r, n, &s);
     r->out->flops += c.flops;
@@ -180,6 +216,7 @@ static void extend_lifetimes(RankLower *r) {
 Status lower_rank(Lower *l, int rank, RankPlan *out) {
     const Graph *g = l->g;
     RankLower r = {.l = l, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len)};
+    r.recent = ARENA_ARRAY(l->a, ScratchMemo, RECENT);
     r.value_off = ARENA_ARRAY(l->a, int64_t, g->values.len);
     TRY(lower_offsets(l, rank, r.value_off));
     for (int64_t v = 0; v < g->values.len; v++) r.value_buf[v] = -1;
