@@ -44,8 +44,8 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
         }
         at += s.end - s.begin;
     }
-    *offset = begin * row;
     *nbytes = before * (end - begin) * row;
+    *offset = *nbytes ? begin * row : 0;
     return *nbytes == 0 || before == 1 || end - begin == at;
 }
 

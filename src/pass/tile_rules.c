@@ -182,7 +182,9 @@ static bool rows_fit(const Tile *t, const Fit *f) {
 static bool cut_fits(Tile *t, const Region *r, ValueId v, const Placement *p) {
     const Value *x = graph_value(t->g, v);
     if (layouts_get(r->chunks, p->layout)->overlap || p->reduce) return false;
-    if (x->place.kind == PLACE_SHARD && (x->place.reduce || layouts_get(t->g->layouts, x->place.layout)->overlap)) return false;
+    bool shard = x->place.kind == PLACE_SHARD;
+    if (shard && (x->place.reduce || layouts_get(t->g->layouts, x->place.layout)->overlap)) return false;
+    if (shard && x->shape.dim[x->place.dim] <= 1) return false;  // no row of part's rule
     int64_t row = dtype_nbytes(x->dtype);
     for (int k = 0; k < p->dim; k++)
         if (local_extent(t->g, x, k) > 1) return false;
