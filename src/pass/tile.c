@@ -11,8 +11,8 @@
 // A region is found by going through the nodes in their order. A node joins if the rule by which its op is sharded has a row in which its
 // rows are divided as those of the region are (tile_rules.c), and if it depends on nothing outside of the region that depends on the region.
 // A token-wise node that does so ends the region: the next one begins. Nodes in between that do not join run before the region if
-// it needs them, else after it. After attention, which leads to the next region anyway, only sums may still join: the gradient of a
-// weight frees what it reads. Members that neither read nor make anything that would be cut are left out again.
+// it needs them, else after it. A sum that comes later but needs nothing later is fetched into the region: the gradient of a weight frees
+// what it reads. Members that neither read nor make anything that would be cut are left out again.
 //
 // With several rows in the batch regions are cut into rows of the batch first, then each of these along the sequence.
 //
@@ -39,6 +39,7 @@ void tile_begin(Tile *t, const Graph *g, const TileOptions *o, TileLevel level, 
     if (t->o.align < 1) t->o.align = 16;
     t->value = ARENA_ARRAY(a, TileValue, g->values.len);
     t->member = ARENA_ARRAY(a, int32_t, g->nodes.len);
+    t->taken = ARENA_ARRAY(a, bool, g->nodes.len);
     t->seen = ARENA_ARRAY(a, int32_t, g->values.len);
     t->data = ARENA_ARRAY(a, bool, g->values.len);
     t->uses = uses_collect(g, a);
@@ -73,19 +74,15 @@ static bool overwrites(const Tile *t, const Region *r, ValueId v) {
 static Verdict judge(Tile *t, Region *r, NodeId i, Member *m) {
     const Node *n = graph_node(t->g, i);
     if (!tile_member(t, r, i, m)) return VERDICT_OTHER;
-    bool after = false, sum = false, rows = false, made = false, only_sums = true;
+    bool after = false, sum = false, rows = false;
     for (int k = 0; k < n->nin; k++) {
         const TileValue *v = value_of(t, n->in[k]);
         after |= v->after || overwrites(t, r, n->in[k]);
         sum |= v->sum;
         rows |= m->in[k].kind == CUT_ROWS && !v->sum;
-        made |= v->member && m->in[k].kind == CUT_ROWS;
     }
-    for (int j = 0; j < n->nout; j++) only_sums &= m->out[j].kind == CUT_SUM;
     if (sum) return rows ? VERDICT_ENDS : VERDICT_OTHER;
-    if (after) return VERDICT_ENDS;
-    if (r->past && !(only_sums && made)) return VERDICT_ENDS;
-    return VERDICT_JOINS;
+    return after || r->past ? VERDICT_ENDS : VERDICT_JOINS;
 }
 
 static void join(Tile *t, Region *r, const Member *m) {
@@ -109,6 +106,35 @@ static void pass_by(Tile *t, Region *r, NodeId i) {
     }
     for (int j = 0; j < n->nout; j++) value_of(t, n->out[j])->after = after, value_of(t, n->out[j])->sum = sum;
     r->past |= n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
+}
+
+// ---- sums that come later -----------------------------------------------------------------------------------------------------
+// Whether node i, at `end` or behind it, can run with the region: it reads what is there by then, and gives sums alone, or is a view
+// for such a node.
+static bool can_fetch(Tile *t, Region *r, NodeId i, NodeId end, Member *m) {
+    const Node *n = graph_node(t->g, i);
+    for (int k = 0; k < n->nin; k++) {
+        NodeId def = graph_value(t->g, n->in[k])->def;
+        const TileValue *v = value_of(t, n->in[k]);
+        if (v->after || v->sum || overwrites(t, r, n->in[k]) || (def >= end && t->member[def] != t->region)) return false;
+    }
+    if (!tile_member(t, r, i, m)) return false;
+    bool sums = true;
+    for (int j = 0; j < n->nout; j++) sums &= m->out[j].kind == CUT_SUM;
+    return sums || (op_flags(n->op) & OPF_VIEW);
+}
+
+static void fetch_sums(Tile *t, Region *r, NodeId end) {
+    for (int64_t i = 0; i < r->member.len; i++) {
+        const Node *n = graph_node(t->g, r->member.data[i].node);
+        for (int j = 0; j < n->nout; j++)
+            for (int32_t u = t->uses.first[n->out[j]]; u < t->uses.first[n->out[j] + 1]; u++) {
+                NodeId by = t->uses.use[u].node;
+                Member m;
+                if (by == NO_NODE || by < end || t->taken[by] || t->member[by] == t->region) continue;
+                if (can_fetch(t, r, by, end, &m)) join(t, r, &m);
+            }
+    }
 }
 
 // ---- what of it is worth cutting ----------------------------------------------------------------------------------------------
@@ -190,10 +216,12 @@ static bool is_worth_it(const Tile *t, const Region *r) {
 }
 
 static Status end_region(Tile *t, Region *r, NodeId end) {
+    fetch_sums(t, r, end);
     find_wanted(t, r);
     leave_out(t, r);
     find_wanted(t, r);
     bool cut = is_worth_it(t, r);
+    for (int64_t i = 0; i < r->member.len && cut; i++) t->taken[r->member.data[i].node] = true;
     Status st = t->found(t, cut ? r : NULL, end, t->ctx);
     r->member.len = 0;
     r->n = 0, r->chunks = NULL, r->past = false, r->first = end;
@@ -206,10 +234,12 @@ Status tile_walk(Tile *t) {
     Status st = ST_OK;
     for (NodeId i = 0; i < t->g->nodes.len && st == ST_OK; i++) {
         if (t->close && t->close[i]) st = end_region(t, &r, i);
+        if (t->taken[i]) continue;
         Member m;
         Verdict v = judge(t, &r, i, &m);
         if (v == VERDICT_ENDS && st == ST_OK) {
             st = end_region(t, &r, i);
+            if (t->taken[i]) continue;
             v = judge(t, &r, i, &m);
         }
         if (v == VERDICT_JOINS) join(t, &r, &m);

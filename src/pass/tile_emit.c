@@ -205,6 +205,13 @@ static void keep_parts(Emit *m, const Region *r) {
 // Which of the nodes that are no members the region needs.
 static bool *needed_before(Emit *m, const Region *r, NodeId end) {
     bool *needed = ARENA_ARRAY(m->t.a, bool, end - r->first);
+    for (int64_t i = 0; i < r->member.len; i++) {  // those fetched from behind the end
+        const Node *n = graph_node(m->t.g, r->member.data[i].node);
+        for (int k = 0; k < n->nin && r->member.data[i].node >= end; k++) {
+            NodeId def = graph_value(m->t.g, n->in[k])->def;
+            if (def >= r->first && m->t.member[def] != m->t.region) needed[def - r->first] = true;
+        }
+    }
     for (NodeId i = end - 1; i >= r->first; i--) {
         bool member = m->t.member[i] == m->t.region;
         const Node *n = graph_node(m->t.g, i);
@@ -212,6 +219,7 @@ static bool *needed_before(Emit *m, const Region *r, NodeId end) {
         for (int k = 0; k < n->nin; k++) {
             NodeId def = graph_value(m->t.g, n->in[k])->def;
             if (def < r->first || (m->t.member[def] == m->t.region && member)) continue;
+            if (m->t.taken[def] && m->t.member[def] != m->t.region) continue;  // fetched into an earlier region
             CHECK(m->t.member[def] != m->t.region, "tile: node %d must run before and after the region", i);
             needed[def - r->first] = true;
         }
@@ -221,7 +229,7 @@ static bool *needed_before(Emit *m, const Region *r, NodeId end) {
 
 static void copy_rest(Emit *m, const bool *needed, NodeId first, NodeId end, bool before) {
     for (NodeId i = first; i < end; i++)
-        if (m->t.member[i] != m->t.region && needed[i - first] == before) graph_copy_node(m->t.g, i, m->b.g, m->e->map);
+        if (!m->t.taken[i] && needed[i - first] == before) graph_copy_node(m->t.g, i, m->b.g, m->e->map);
 }
 
 static void count_pieces(Emit *m, const Region *r) {
@@ -238,7 +246,8 @@ static Status emit_region(Tile *t, Region *r, NodeId end, void *ctx) {
     (void)t;
     if (r) count_pieces(m, r);
     if (m->e->count) return ST_OK;
-    for (; m->done < (r ? r->first : end); m->done++) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
+    for (; m->done < (r ? r->first : end); m->done++)
+        if (!m->t.taken[m->done]) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
     if (!r) return ST_OK;
     bool *needed = needed_before(m, r, end);
     keep_parts(m, r);

@@ -28,7 +28,7 @@ typedef struct Region {
     int n;               // chunks
     NodeId first;        // members and others are nodes from here on
     VEC(Member) member;
-    bool past;           // attention or the like came by: only sums may still join
+    bool past;           // attention or the like came by: the next token-wise node begins another
 } Region;
 
 // What a chunk of rows is: one or several rows of the batch, or a run of rows of the sequence.
@@ -55,6 +55,7 @@ typedef struct Tile {
     int32_t region;          // number of the one at hand
     TileValue *value;        // [values]
     int32_t *member;         // [nodes] number of the region that it is in
+    bool *taken;             // [nodes] a member of a region that is cut, perhaps an earlier one
     int32_t *seen;           // [values] number of a region that was found to read it
     bool *data;              // [values] depends on an input of the program
     Uses uses;
