@@ -221,9 +221,11 @@ static bool never_joins(const Node *n) {
 
 // The op's attributes count along the dim that is cut.
 static bool counts_rows(const Node *n, const Member *m) {
-    if (n->op != OP_SLICE && n->op != OP_PAD && n->op != OP_CONCAT && n->op != OP_CUMSUM) return false;
+    bool conv = n->op == OP_CONV1D || n->op == OP_CONV1D_GRAD_X || n->op == OP_CONV1D_GRAD_W;
+    if (!conv && n->op != OP_SLICE && n->op != OP_PAD && n->op != OP_CONCAT && n->op != OP_CUMSUM) return false;
+    int dim = conv ? 2 : (int)node_int(n, ATTR_DIM);  // the length, which is padded at its ends
     for (int k = 0; k < n->nin; k++)
-        if (m->in[k].kind == CUT_ROWS && m->in[k].dim == node_int(n, ATTR_DIM)) return true;
+        if (m->in[k].kind == CUT_ROWS && m->in[k].dim == dim) return true;
     return false;
 }
 
