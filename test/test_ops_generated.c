@@ -136,7 +136,8 @@ static void try_attributes(Report *r, OpKind op, const Sample *s, Pool *pool) {
         AttrKind kind = attr_kind(s->attr[i].key);
         static const int64_t values[] = {-1, 0, 1, 2, 7, INT64_C(1) << 62, INT64_MAX, INT64_MIN};
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
-            int64_t ints[MAX_DIMS + 1];
+            int64_t ints[32];
+            CHECK(kind != ATTRK_INTS || s->attr[i].n <= 32, "a sample of longer lists");
             m = *s;
             if (kind == ATTRK_INT) m.attr[i].u.i = values[v];
             if (kind == ATTRK_INTS) {

@@ -31,6 +31,7 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
     for (int i = 0; i < dim; i++) before *= whole->dim[i];
     for (int i = dim + 1; i < whole->ndim; i++) row *= whole->dim[i];
     Span all = {0, whole->global[dim]};
+    bool together = true;
     bool cut = whole->sdim == dim;
     int nspan = cut ? whole->nspan : 1;
     for (int i = 0; i < nspan; i++) {  // of what this rank holds, in storage order
@@ -38,7 +39,7 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
         for (int k = 0; k < v.n && v.at[2 * k] < s.end; k++) {
             int64_t b = max_i64(s.begin, v.at[2 * k]), e = min_i64(s.end, v.at[2 * k + 1]);
             if (b >= e) continue;
-            if (end > begin && at + b - s.begin != end) return false;
+            together = together && (end == begin || at + b - s.begin == end);
             if (end == begin) begin = at + b - s.begin;
             end = at + e - s.begin;
         }
@@ -46,7 +47,7 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
     }
     *nbytes = before * (end - begin) * row;
     *offset = *nbytes ? begin * row : 0;
-    return *nbytes == 0 || before == 1 || end - begin == at;
+    return *nbytes == 0 || (together && (before == 1 || end - begin == at));
 }
 
 // Ascending, not empty, within the dim (extent < 0: whatever that is).

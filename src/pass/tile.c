@@ -270,6 +270,7 @@ void tile_pieces(const Graph *g, const TileOptions *o, Arena *a, int32_t *pieces
     TileEmit rows = {.sketch = true}, runs = {.count = true};
     if (tile_has_batch(g)) CHECK(tile_emit(g, o, TILE_BATCH, NULL, a, &rows, &d) == ST_OK, "tile: %s", d.text);
     const Graph *inner = rows.out ? rows.out : g;
+    runs.known = rows.data;
     CHECK(tile_emit(inner, o, TILE_SEQUENCE, rows.close, a, &runs, &d) == ST_OK, "tile: %s", d.text);
     for (int64_t v = 0; v < g->values.len; v++) {
         ValueId at = rows.out ? rows.map[v] : (ValueId)v;

@@ -271,6 +271,9 @@ static void finish(Emit *m, Arena *a) {
         const Output *o = &m->t.g->outputs.data[i];
         graph_add_output(m->b.g, o->kind, o->param, o->slot, o->name, e->map[o->value]);
     }
+    e->data = ARENA_ARRAY(a, bool, m->b.g->values.len + 1);
+    for (int64_t v = 0; v < m->t.g->values.len; v++)
+        if (e->map[v] != NO_VALUE) e->data[e->map[v]] |= m->t.data[v];
     e->close = ARENA_ARRAY(a, bool, m->b.g->nodes.len + 1);
     for (int64_t i = 0; i < m->starts.len; i++) e->close[m->starts.data[i]] = true;
 }
@@ -278,6 +281,7 @@ static void finish(Emit *m, Arena *a) {
 Status tile_emit(const Graph *g, const TileOptions *o, TileLevel level, const bool *close, Arena *a, TileEmit *e, Diag *d) {
     Emit m = {.e = e};
     tile_begin(&m.t, g, o, level, a);
+    for (int64_t v = 0; v < g->values.len && e->known; v++) m.t.data[v] |= e->known[v];
     m.t.close = close, m.t.found = emit_region, m.t.ctx = &m;
     e->map = ARENA_ARRAY(a, ValueId, g->values.len);
     e->pieces = ARENA_ARRAY(a, int32_t, g->values.len);

@@ -88,8 +88,9 @@ double tile_nbytes(const Graph *g, ValueId v);  // on the fullest rank
 typedef struct TileEmit {
     bool epilogue, sketch;
     bool count;              // only the pieces, no graph
+    const bool *known;       // [values of g] depends on an input of the program, though a placeholder hides it; may be NULL
     Graph *out;
-    bool *close;
+    bool *close, *data;      // data[values of *out]: for `known` of the next level
     ValueId *map;
     int32_t *pieces;         // [values of g] 1, or the chunks in which it is held
 } TileEmit;
