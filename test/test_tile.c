@@ -191,7 +191,7 @@ static int64_t count_shape(const Graph *g, const Value *like, const int32_t *pie
 }
 
 // As many values of each shape stay whole as tile_pieces says; a value that is cut into n is there in n pieces.
-static int check_pieces(const char *path, int64_t batch, int nranks, unsigned features, int64_t rows) {
+static int check_pieces(const char *path, int64_t batch, int nranks, unsigned features, DType compute, int64_t rows) {
     Diag d = {0};
     CompileOptions o;
     compile_defaults(&o);
@@ -199,6 +199,7 @@ static int check_pieces(const char *path, int64_t batch, int nranks, unsigned fe
     o.nranks = nranks;
     o.update = true;
     o.features = features;
+    o.compute = compute;
     o.import.batch = batch;
     o.import.seq = 53;
     o.stop_after = "schedule";
@@ -241,7 +242,8 @@ static void test_pieces(void **state) {
         if (!f) continue;
         fclose(f);
         for (int k = 0; k < 8; k++) {
-            int cut = check_pieces(path, k % 3 ? 1 : 3, 1 + k / 3, k % 2 ? BACKEND_FUSE_ROWS : 0, k % 4 < 2 ? 9 : 16);
+            int cut = check_pieces(path, k % 3 ? 1 : 3, 1 + k / 3, k % 2 ? BACKEND_FUSE_ROWS : 0, k % 3 == 0 ? DT_BF16 : DT_F32,
+                                   k % 4 < 2 ? 9 : 16);
             if (cut == 0 && k < 2) fail_msg("%s: nothing is cut", path);
         }
         n++;

@@ -167,7 +167,8 @@ static ValueId assemble(Emit *m, const Region *r, ValueId v, const Cut *cut) {
 static ValueId stand_in(Emit *m, ValueId v) {
     const Value *x = graph_value(m->t.g, v);
     graph_add_output(m->b.g, OUT_AUX, -1, 0, "chunk", m->parts.data[m->part[v]]);
-    return build_full(&m->b, x->shape, x->dtype, 0);
+    if (x->dtype != DT_BF16) return build_full(&m->b, x->shape, x->dtype, 0);
+    return build_cast(&m->b, placed(m, build_full(&m->b, x->shape, DT_F32, 0), x->place), DT_BF16);
 }
 
 static void make_wholes(Emit *m, const Region *r) {
