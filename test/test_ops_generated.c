@@ -36,7 +36,7 @@ static void report_end(Report *r) {
 // ---- shapes --------------------------------------------------------------------------------------------------------------
 
 static bool takes_arity(OpKind op, int nin) {
-    if (op == OP_DOT) return nin == 2 || nin == 3;
+    if (op_addend(op) >= 0 && (nin == op_addend(op) || nin == op_addend(op) + 1)) return true;
     return op == OP_CONCAT || op == OP_ASSEMBLE || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA;
 }
 

@@ -135,10 +135,11 @@ static void emit_member(Emit *m, const Region *r, const Member *x, int c) {
     Attr *attr = arena_copy(m->t.a, n->attr, sizeof(Attr) * (size_t)n->nattr);
     cut_shape(m, r, x, c, attr);
     int nin = n->nin;
-    bool onto = n->op == OP_DOT && x->out[0].kind == CUT_SUM && nin == 2 && c > 0 && m->e->epilogue;
+    bool adds = op_addend(n->op) >= 0 && (n->op != OP_DOT || m->e->epilogue);
+    bool onto = adds && x->out[0].kind == CUT_SUM && nin == op_addend(n->op) && c > 0;
     if (onto) in[nin++] = m->now[n->out[0]];
     build_multi(&m->b, n->op, nin, in, n->nattr, attr, n->nout, out);
-    bool added = onto || (nin == 3 && x->in[2].kind == CUT_ADDEND && n->op == OP_DOT);
+    bool added = onto || (n->nin > 0 && x->in[n->nin - 1].kind == CUT_ADDEND);
     for (int j = 0; j < n->nout && m->b.status == ST_OK; j++) {
         placed(m, out[j], chunk_place(m, r, graph_value(m->t.g, n->out[j]), &x->out[j], c));
         bool sum = x->out[j].kind == CUT_SUM && c > 0 && !added;

@@ -237,7 +237,7 @@ static bool accept_in(Tile *t, Region *r, const Node *n, int k, const Placement 
     case PLACE_REPLICATE: return !made;
     case PLACE_PARTIAL:
         *out = (Cut){.kind = CUT_ADDEND};
-        return !made && n->op == OP_DOT && k == 2 && p->reduce == RED_SUM && !node_int_or(n, ATTR_BIAS, 0);
+        return !made && k == op_addend(n->op) && p->reduce == RED_SUM && !node_int_or(n, ATTR_BIAS, 0);
     case PLACE_SHARD:
         *out = (Cut){CUT_ROWS, p->dim, p->layout};
         if (made) return v->cut.dim == p->dim && v->cut.layout == p->layout && !p->reduce;
@@ -259,7 +259,7 @@ static bool accept_out(Tile *t, Region *r, const Node *n, int j, const Placement
 // A sum that its kernel cannot add to takes a place of its own beside each chunk's, so it may not be larger than what need not be whole.
 static bool sums_pay(const Tile *t, const Node *n, const Member *m) {
     double sums = 0, rows = 0;
-    for (int j = 0; j < n->nout && n->op != OP_DOT; j++)
+    for (int j = 0; j < n->nout && op_addend(n->op) < 0; j++)
         if (m->out[j].kind == CUT_SUM) sums += tile_nbytes(t->g, n->out[j]);
     for (int k = 0; k < n->nin; k++)
         if (m->in[k].kind == CUT_ROWS) rows += tile_nbytes(t->g, n->in[k]);
