@@ -402,9 +402,9 @@ static KernelArgs kernel_args(const OpCase *c, const RankRun *r) {
                         .scratch = r->scratch, .scratch_nbytes = r->scratch_nbytes, .run_seed = c->run_seed, .step = c->step};
 }
 
-// ---- what the plan makes of part and assemble -------------------------------------------------------------------------------
-// They have no kernel: parts share the whole's bytes where these lie in one piece, else the plan is refused. Here they are copied element
-// by element, and whether and where they would lie in one piece is compared with what the planner is told.
+// ---- what the plan makes of part and assemble ---------------------------------------------------------------------------
+// They have no kernel: parts share the whole's bytes where these lie in one piece, else the plan is refused. Here they are copied
+// element by element, and whether and where they would lie in one piece is compared with what the planner is told.
 static bool inside(Intervals v, int64_t at) {
     for (int k = 0; k < v.n; k++)
         if (v.at[2 * k] <= at && at < v.at[2 * k + 1]) return true;
@@ -421,9 +421,11 @@ static Status run_part(const Operand *whole, const Operand *part, int dim, Inter
         Span span = whole->sdim == dim ? whole->span[s] : all;
         for (int64_t g = span.begin; g < span.end; g++, pos++) {
             if (!inside(v, g)) continue;
-            if (at == part->dim[dim]) return diag_error(d, ST_NUMERIC, "the rank has more of the part than the part's layout says");
+            if (at == part->dim[dim])
+                return diag_error(d, ST_NUMERIC, "the rank has more of the part than the part's layout says");
             for (int64_t o = 0; o < outer; o++) {
-                char *w = (char *)whole->data + (o * whole->dim[dim] + pos) * row, *p = (char *)part->data + (o * part->dim[dim] + at) * row;
+                char *w = (char *)whole->data + (o * whole->dim[dim] + pos) * row,
+                     *p = (char *)part->data + (o * part->dim[dim] + at) * row;
                 memcpy(gather ? p : w, gather ? w : p, (size_t)row);
             }
             together = together && (first < 0 || pos == last + 1);
@@ -431,12 +433,16 @@ static Status run_part(const Operand *whole, const Operand *part, int dim, Inter
             last = pos, at++;
         }
     }
-    if (at != part->dim[dim]) return diag_error(d, ST_NUMERIC, "the rank has %lld rows of the part, not %lld", (long long)at, (long long)part->dim[dim]);
+    if (at != part->dim[dim])
+        return diag_error(d, ST_NUMERIC, "the rank has %lld rows of the part, not %lld", (long long)at,
+                          (long long)part->dim[dim]);
     int64_t offset, nbytes, n = outer * at * row;
     bool placed = intervals_place(whole, dim, v, &offset, &nbytes);
     bool right = placed == (n == 0 || (together && (outer == 1 || at == whole->dim[dim])));
     if (placed) right = right && nbytes == n && offset == (n ? first * row : 0);
-    return right ? ST_OK : diag_error(d, ST_NUMERIC, "%s at %lld, %lld bytes", placed ? "placed" : "not placed", (long long)offset, (long long)nbytes);
+    return right ? ST_OK
+                 : diag_error(d, ST_NUMERIC, "%s at %lld, %lld bytes", placed ? "placed" : "not placed", (long long)offset,
+                              (long long)nbytes);
 }
 
 static Status run_placed(const KernelArgs *k, Diag *d) {

@@ -37,7 +37,8 @@ static void report_end(Report *r) {
 
 static bool takes_arity(OpKind op, int nin) {
     if (op_addend(op) >= 0 && (nin == op_addend(op) || nin == op_addend(op) + 1)) return true;
-    return op == OP_CONCAT || op == OP_ASSEMBLE || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA;
+    return op == OP_CONCAT || op == OP_ASSEMBLE || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD ||
+           op == OP_SDPA;
 }
 
 // The plan refuses bf16 on the CPU; kernels are not asked for it.

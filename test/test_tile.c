@@ -1,5 +1,5 @@
-// Chunks: where parts lie in the plan and what is refused, that tile_pieces foretells what the pass makes, that values are those of the
-// whole and that the peak falls.
+// Chunks: where parts lie in the plan and what is refused, that tile_pieces foretells what the pass makes, that values are those
+// of the whole and that the peak falls.
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -13,8 +13,10 @@
 #include "exec/exec.h"
 #include "pass/tile.h"
 
-// ---- parts in the plan ------------------------------------------------------------------------------------------------------------
-#define HEAD "autosp.graph 1 \"t\" batch 1 seq 8 ranks %d\nparam 0 \"w\" f32[4,4]\ninput 0 \"x\" f32[2,8,4] role other batch_dim 0 seq_dim 1\n"
+// ---- parts in the plan --------------------------------------------------------------------------------------------------
+#define HEAD                                                                                                                     \
+    "autosp.graph 1 \"t\" batch 1 seq 8 ranks %d\nparam 0 \"w\" f32[4,4]\ninput 0 \"x\" f32[2,8,4] role other batch_dim 0 "      \
+    "seq_dim 1\n"
 
 static Status plan_text(Arena *a, const char *text, Plan **out, Diag *d) {
     Graph *g = NULL;
@@ -26,24 +28,25 @@ static Status plan_text(Arena *a, const char *text, Plan **out, Diag *d) {
     return st;
 }
 
-// Two ranks with 5 and 3 rows in several runs; chunks [0,2)+[6,7) and the rest. Rank 0 has rows 0 1 2 6 7 in this order, rank 1 3 4 5.
+// Two ranks with 5 and 3 rows in several runs; chunks [0,2)+[6,7) and the rest. Rank 0 has rows 0 1 2 6 7 in this order, rank 1 3
+// 4 5.
 static void test_offsets(void **state) {
     (void)state;
-    static const char text[] =
-        "autosp.graph 1 \"t\" batch 1 seq 8 ranks 2\nparam 0 \"w\" f32[4,4]\ninput 0 \"x\" f32[1,8,4] role other batch_dim 0 seq_dim 1\n"
-        "layout @0 8: [0,3) [6,8) | [3,6)\nlayout @1 4: [0,2) | [2,4)\nlayout @2 4: [0,1) [2,4) | [1,2)\n"
-        "forward:\n"
-        "  %0 = param() {index=0, kind=0, dtype=f32} : f32[4,4] replicate\n"
-        "  %1 = input() {index=0} : f32[1,8,4] shard(1,@0)\n"
-        "  %2 = part(%1) {dim=1, intervals=[0,2,3,5]} : f32[1,4,4] shard(1,@1)\n"
-        "  %3 = part(%1) {dim=1, intervals=[2,3,5,8]} : f32[1,4,4] shard(1,@2)\n"
-        "  %4 = dot(%2, %0) {nbatch=0} : f32[1,4,4] shard(1,@1)\n"
-        "  %5 = tanh(%4) : f32[1,4,4] shard(1,@1)\n"
-        "  %6 = dot(%3, %0) {nbatch=0} : f32[1,4,4] shard(1,@2)\n"
-        "  %7 = assemble(%5, %6) {dim=1, intervals=[2,0,2,3,5,2,2,3,5,8]} : f32[1,8,4] shard(1,@0)\n"
-        "  %8 = dot(%7, %7) {ncontract=3, trans_a=1} : f32[] partial(sum)\n"
-        "  %9 = reshard(%8) : f32[] replicate\n"
-        "return loss -1 0 %9 \"loss\"\n";
+    static const char text[] = "autosp.graph 1 \"t\" batch 1 seq 8 ranks 2\nparam 0 \"w\" f32[4,4]\ninput 0 \"x\" f32[1,8,4] "
+                               "role other batch_dim 0 seq_dim 1\n"
+                               "layout @0 8: [0,3) [6,8) | [3,6)\nlayout @1 4: [0,2) | [2,4)\nlayout @2 4: [0,1) [2,4) | [1,2)\n"
+                               "forward:\n"
+                               "  %0 = param() {index=0, kind=0, dtype=f32} : f32[4,4] replicate\n"
+                               "  %1 = input() {index=0} : f32[1,8,4] shard(1,@0)\n"
+                               "  %2 = part(%1) {dim=1, intervals=[0,2,3,5]} : f32[1,4,4] shard(1,@1)\n"
+                               "  %3 = part(%1) {dim=1, intervals=[2,3,5,8]} : f32[1,4,4] shard(1,@2)\n"
+                               "  %4 = dot(%2, %0) {nbatch=0} : f32[1,4,4] shard(1,@1)\n"
+                               "  %5 = tanh(%4) : f32[1,4,4] shard(1,@1)\n"
+                               "  %6 = dot(%3, %0) {nbatch=0} : f32[1,4,4] shard(1,@2)\n"
+                               "  %7 = assemble(%5, %6) {dim=1, intervals=[2,0,2,3,5,2,2,3,5,8]} : f32[1,8,4] shard(1,@0)\n"
+                               "  %8 = dot(%7, %7) {ncontract=3, trans_a=1} : f32[] partial(sum)\n"
+                               "  %9 = reshard(%8) : f32[] replicate\n"
+                               "return loss -1 0 %9 \"loss\"\n";
     Arena *a = arena_new();
     Diag d = {0};
     Plan *p = NULL;
@@ -96,7 +99,7 @@ static void test_refused(void **state) {
     }
 }
 
-// ---- a feed-forward ---------------------------------------------------------------------------------------------------------------
+// ---- a feed-forward -----------------------------------------------------------------------------------------------------
 static const char feed_forward[] =
     "autosp.graph 1 \"ff\" batch 2 seq 300 ranks 1\nparam 0 \"up\" f32[256,16]\nparam 1 \"down\" f32[16,256]\n"
     "input 0 \"x\" f32[2,300,16] role other batch_dim 0 seq_dim 1\n"
@@ -124,7 +127,8 @@ static void compile_ff(int nranks, int64_t rows, Compiled *out) {
     o.tile.rows = rows;
     o.verify_each = true;
     *out = (Compiled){0};
-    if (graph_parse(a, feed_forward, "feed_forward", &g, &d) != ST_OK || compile_graph(a, g, &o, out, &d) != ST_OK) fail_msg("%s", d.text);
+    if (graph_parse(a, feed_forward, "feed_forward", &g, &d) != ST_OK || compile_graph(a, g, &o, out, &d) != ST_OK)
+        fail_msg("%s", d.text);
 }
 
 static void run_ff(const Compiled *c, double *y) {
@@ -157,7 +161,8 @@ static void test_forward(void **state) {
             compile_ff(nranks, rows, &c);
             run_ff(&c, got);
             for (int i = 0; i < FF_NUMEL; i++)
-                if (!(fabs(got[i] - want[i]) <= (16 + 256) * 0x1p-24)) fail_msg("%d ranks, %lld rows: element %d is %.9g, whole %.9g", nranks, (long long)rows, i, got[i], want[i]);
+                if (!(fabs(got[i] - want[i]) <= (16 + 256) * 0x1p-24))
+                    fail_msg("%d ranks, %lld rows: element %d is %.9g, whole %.9g", nranks, (long long)rows, i, got[i], want[i]);
             compiled_free(&c);
         }
     compiled_free(&whole);
@@ -170,7 +175,8 @@ static void test_peak(void **state) {
         Compiled whole, cut;
         compile_ff(nranks, 0, &whole);
         compile_ff(nranks, 32, &cut);
-        int64_t wide = 600 / nranks * 256 * 4, chunk = 32 * 256 * 4, before = whole.plan->rank[0].arena_nbytes, after = cut.plan->rank[0].arena_nbytes;
+        int64_t wide = 600 / nranks * 256 * 4, chunk = 32 * 256 * 4, before = whole.plan->rank[0].arena_nbytes,
+                after = cut.plan->rank[0].arena_nbytes;
         assert_true(before > 2 * wide);
         if (after > before - 2 * wide + 6 * chunk)  // three such values to a chunk, and each weight's gradient twice
             fail_msg("%d ranks: the peak is %lld bytes, whole %lld", nranks, (long long)after, (long long)before);
@@ -180,7 +186,7 @@ static void test_peak(void **state) {
     }
 }
 
-// ---- tile_pieces ------------------------------------------------------------------------------------------------------------------
+// ---- tile_pieces --------------------------------------------------------------------------------------------------------
 static int64_t count_shape(const Graph *g, const Value *like, const int32_t *pieces) {
     int64_t n = 0;
     for (int64_t v = 0; v < g->values.len; v++) {
@@ -220,8 +226,9 @@ static int check_pieces(const char *path, int64_t batch, int nranks, unsigned fe
         cut++;
         least += x->index == 0 ? pieces[v] - 1 : 0;
         if (count_shape(out, x, NULL) != count_shape(c.graph, x, pieces))
-            fail_msg("%s, batch %lld, %d ranks, %lld rows: %lld values like %%%lld are whole, %lld should be", path, (long long)batch, nranks,
-                     (long long)rows, (long long)count_shape(out, x, NULL), (long long)v, (long long)count_shape(c.graph, x, pieces));
+            fail_msg("%s, batch %lld, %d ranks, %lld rows: %lld values like %%%lld are whole, %lld should be", path,
+                     (long long)batch, nranks, (long long)rows, (long long)count_shape(out, x, NULL), (long long)v,
+                     (long long)count_shape(c.graph, x, pieces));
     }
     assert_true(more >= least);
     graph_free_vecs(out);
@@ -253,7 +260,8 @@ static void test_pieces(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_offsets),      cmocka_unit_test(test_refused), cmocka_unit_test(test_forward),
-                                       cmocka_unit_test(test_peak), cmocka_unit_test(test_pieces)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_offsets), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_forward), cmocka_unit_test(test_peak),
+                                       cmocka_unit_test(test_pieces)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,7 +21,8 @@ static Status parse_tile(const char *text, TileOptions *out, Diag *d) {
     if (!text || !strcmp(text, "off")) return ST_OK;
     char *end;
     long long rows = strtoll(text, &end, 10);
-    if (*end || end == text || rows < 1) return diag_error(d, ST_INPUT, "--tile %s: a number of rows of at least 1, or off", text);
+    if (*end || end == text || rows < 1)
+        return diag_error(d, ST_INPUT, "--tile %s: a number of rows of at least 1, or off", text);
     out->rows = rows;
     return ST_OK;
 }

@@ -21,7 +21,8 @@ typedef struct CommonArgs {
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},      \
     {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
      "fp32, bf16 (mixed precision; parameters stay fp32); default: the archive's, fp32 on the CPU"},                           \
-    {"--tile", OPT_TEXT, &(c).tile, "ROWS", "token-wise kernels in chunks of at most so many rows of a rank, or off (default)"},  \
+    {"--tile", OPT_TEXT, &(c).tile, "ROWS",                                                                                    \
+     "token-wise kernels in chunks of at most so many rows of a rank (4096 chunks at most), or off (default)"},                \
     {"--weights", OPT_TEXT, &(c).weights, "PATH", "safetensors file or checkpoint folder instead of the archive's weights"},   \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \

@@ -228,7 +228,7 @@ void graph_print(const Graph *g, Str *s) {
     print_outputs(s, g);
 }
 
-// ---- the hash: what the text says, without writing out every node ------------------------------------------------------------------
+// ---- the hash: what the text says, without writing out every node -------------------------------------------------------
 static uint64_t hash_text(uint64_t h, const char *text) { return text ? hash_bytes(h ^ 1, text, strlen(text)) : h; }
 
 static uint64_t hash_double(uint64_t h, double v) {
@@ -241,7 +241,8 @@ static uint64_t hash_program(uint64_t h, const Program *p) {
         const Instr *in = &p->instr[i];
         bool op = in->code >= PROG_OP, plain = !op && in->code != PROG_CONST;
         int32_t x[] = {in->code, (int32_t)in->dtype, op || plain ? in->a : -1, op ? in->b : -1, op ? in->c : -1};
-        if (in->code == PROG_INDEX_B || in->code == PROG_INDEX_H || in->code == PROG_INDEX_Q || in->code == PROG_INDEX_K) x[2] = -1;
+        if (in->code == PROG_INDEX_B || in->code == PROG_INDEX_H || in->code == PROG_INDEX_Q || in->code == PROG_INDEX_K)
+            x[2] = -1;
         h = hash_bytes(h, x, sizeof x);
         if (in->code == PROG_CONST) h = hash_double(h, in->imm);
     }

@@ -26,7 +26,8 @@ static Status infer_expert_matmul(const Graph *g, const Node *n, int *nout, Type
 }
 
 static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    if (n->nin != 3 && n->nin != 4) return infer_error(d, "takes 3 operands (x, expert, g) and perhaps one to add, not %d", n->nin);
+    if (n->nin != 3 && n->nin != 4)
+        return infer_error(d, "takes 3 operands (x, expert, g) and perhaps one to add, not %d", n->nin);
     const Value *x = graph_value(g, n->in[0]), *expert = graph_value(g, n->in[1]), *gy = graph_value(g, n->in[2]);
     TRY(check_rows(x, expert, "x", d));
     TRY(check_rows(gy, expert, "the cotangent", d));
@@ -43,8 +44,8 @@ static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout,
     if (n->nin == 3) return ST_OK;
     const Value *c = graph_value(g, n->in[3]);
     if (c->dtype == t && shape_equal(&c->shape, &out[0].shape)) return ST_OK;
-    return infer_error(d, "what is added is %s %s, the result %s %s", dtype_name(c->dtype), shape_text(&c->shape).s, dtype_name(t),
-                       shape_text(&out[0].shape).s);
+    return infer_error(d, "what is added is %s %s, the result %s %s", dtype_name(c->dtype), shape_text(&c->shape).s,
+                       dtype_name(t), shape_text(&out[0].shape).s);
 }
 
 static Status grad_expert_matmul(GradCtx *c, Diag *d) {

@@ -84,7 +84,8 @@ static inline const OpInfo *op_info(OpKind k) { return op_table[k]; }
 const char *op_name(OpKind k);
 uint32_t op_flags(OpKind k);
 bool op_from_name(const char *s, OpKind *out);
-// The operand that an op may have beyond those that it needs, which is added to its result (of a dot with bias=1: broadcast); -1: none.
+// The operand that an op may have beyond those that it needs, which is added to its result (of a dot with bias=1: broadcast); -1:
+// none.
 static inline int op_addend(OpKind k) { return k == OP_DOT ? 2 : k == OP_EXPERT_MATMUL_GRAD ? 3 : -1; }
 static inline bool op_is_pointwise(OpKind k) { return (op_flags(k) & OPF_POINTWISE) != 0; }
 

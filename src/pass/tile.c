@@ -5,19 +5,20 @@
 //   %5 = dot(%4, %v)  [1,S,D]            %5 = fused(%4)             %9 = fused(%8)
 //                                        %6 = dot(%5, %v)           %10 = dot(%9, %v)        %11 = assemble(%6, %10)
 //
-// so that of what lies between (%3 and %4, the widest values there are) only a chunk exists at a time. What sums over tokens, gradients of
-// weights above all, is added up over the chunks.
+// so that of what lies between (%3 and %4, the widest values there are) only a chunk exists at a time. What sums over tokens,
+// gradients of weights above all, is added up over the chunks.
 //
-// A region is found by going through the nodes in their order. A node joins if the rule by which its op is sharded has a row in which its
-// rows are divided as those of the region are (tile_rules.c), and if it depends on nothing outside of the region that depends on the region.
-// A token-wise node that does so ends the region: the next one begins. Nodes in between that do not join run before the region if
-// it needs them, else after it. A sum that comes later but needs nothing later is fetched into the region: the gradient of a weight frees
-// what it reads. Members that neither read nor make anything that would be cut are left out again.
+// A region is found by going through the nodes in their order. A node joins if the rule by which its op is sharded has a row in
+// which its rows are divided as those of the region are (tile_rules.c), and if it depends on nothing outside of the region that
+// depends on the region. A token-wise node that does so ends the region: the next one begins. Nodes in between that do not join
+// run before the region if it needs them, else after it. A sum that comes later but needs nothing later is fetched into the
+// region: the gradient of a weight frees what it reads. Members that neither read nor make anything that would be cut are left
+// out again.
 //
 // With several rows in the batch regions are cut into rows of the batch first, then each of these along the sequence.
 //
-// Requires: the order of execution (schedule ran). Establishes: the same values (sums over tokens up to rounding); parts that are contiguous
-// on every rank and begin at multiples of TileOptions.align bytes.
+// Requires: the order of execution (schedule ran). Establishes: the same values (sums over tokens up to rounding); parts that are
+// contiguous on every rank and begin at multiples of TileOptions.align bytes.
 #include "backend/backend.h"
 #include "pass/pass.h"
 #include "pass/tile_inside.h"
@@ -56,7 +57,7 @@ void tile_end(Tile *t) {
     vec_free(&t->fits);
 }
 
-// ---- finding a region -------------------------------------------------------------------------------------------------------
+// ---- finding a region ---------------------------------------------------------------------------------------------------
 typedef enum Verdict { VERDICT_JOINS, VERDICT_OTHER, VERDICT_ENDS } Verdict;
 
 static TileValue *value_of(Tile *t, ValueId v) {
@@ -105,12 +106,13 @@ static void pass_by(Tile *t, Region *r, NodeId i) {
         sum |= v->sum;
     }
     for (int j = 0; j < n->nout; j++) value_of(t, n->out[j])->after = after, value_of(t, n->out[j])->sum = sum;
-    r->past |= n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
+    r->past |=
+        n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
 }
 
-// ---- sums that come later -----------------------------------------------------------------------------------------------------
-// Whether node i, at `end` or behind it, can run with the region: it reads what is there by then, and gives sums alone, or is a view
-// for such a node.
+// ---- sums that come later -----------------------------------------------------------------------------------------------
+// Whether node i, at `end` or behind it, can run with the region: it reads what is there by then, and gives sums alone, or is a
+// view for such a node.
 static bool can_fetch(Tile *t, Region *r, NodeId i, NodeId end, Member *m) {
     const Node *n = graph_node(t->g, i);
     for (int k = 0; k < n->nin; k++) {
@@ -137,7 +139,7 @@ static void fetch_sums(Tile *t, Region *r, NodeId end) {
     }
 }
 
-// ---- what of it is worth cutting ----------------------------------------------------------------------------------------------
+// ---- what of it is worth cutting ----------------------------------------------------------------------------------------
 static bool is_member(const Tile *t, NodeId i) { return t->member[i] == t->region; }
 static bool is_view(const Tile *t, NodeId i) { return (op_flags(graph_node(t->g, i)->op) & OPF_VIEW) != 0; }
 static bool made_inside(const Tile *t, ValueId v) { return is_member(t, graph_value(t->g, v)->def); }
@@ -178,7 +180,8 @@ static bool touches_inner(const Tile *t, const Node *n, bool *reads, bool *feeds
     return inner;
 }
 
-// Members that need not be cut and can run before the rest, or after it. A view that only reads what is there is made whole before.
+// Members that need not be cut and can run before the rest, or after it. A view that only reads what is there is made whole
+// before.
 static void leave_out(Tile *t, Region *r) {
     bool reads, feeds;
     for (int64_t i = 0; i < r->member.len; i++) {
@@ -250,7 +253,7 @@ Status tile_walk(Tile *t) {
     return st;
 }
 
-// ---- the pass -----------------------------------------------------------------------------------------------------------------
+// ---- the pass -----------------------------------------------------------------------------------------------------------
 Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d) {
     *out = in;
     if (c->tile.rows < 1) return ST_OK;

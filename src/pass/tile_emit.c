@@ -1,5 +1,5 @@
-// Writing regions out: what they need, then all members for the first chunk, for the second, ..., then the wholes that others read, then
-// the nodes that come after.
+// Writing regions out: what they need, then all members for the first chunk, for the second, ..., then the wholes that others
+// read, then the nodes that come after.
 #include "ir/build.h"
 #include "ir/views.h"
 #include "pass/tile_inside.h"
@@ -15,8 +15,9 @@ typedef struct Emit {
     TileEmit *e;
     Builder b;
     ValueId *now;          // [values of g] of a result of a member: its chunk, or the sum so far
-    int32_t *made;         // [values of g] the number of the chunk, counted through, for which `now` holds, of values cut from outside
+    int32_t *made;  // [values of g] the number of the chunk, counted through, for which `now` holds, of values cut from outside
     Cut *as;               // [values of g] ... and how they were cut
+    int64_t total;         // members times chunks
     NodeId done;           // nodes of g before this one are written
     int32_t chunk;         // counted through all regions
     VEC(Selected) selected;
@@ -64,7 +65,7 @@ static ValueId placed(Emit *m, ValueId v, Placement p) {
     return v;
 }
 
-// ---- one member, one chunk ----------------------------------------------------------------------------------------------------
+// ---- one member, one chunk ----------------------------------------------------------------------------------------------
 static ValueId make_part(Emit *m, const Region *r, ValueId v, const Cut *cut, int c) {
     const Cut *as = &m->as[v];
     if (m->made[v] == m->chunk && as->dim == cut->dim && as->layout == cut->layout) return m->now[v];
@@ -149,7 +150,7 @@ static void emit_member(Emit *m, const Region *r, const Member *x, int c) {
     }
 }
 
-// ---- a region -----------------------------------------------------------------------------------------------------------------
+// ---- a region -----------------------------------------------------------------------------------------------------------
 static ValueId assemble(Emit *m, const Region *r, ValueId v, const Cut *cut) {
     const Layout *l = layouts_get(r->chunks, cut->layout);
     int64_t *ints = ARENA_ARRAY(m->t.a, int64_t, r->n + 2 * l->first[r->n]), at = 0;
@@ -251,6 +252,10 @@ static Status emit_region(Tile *t, Region *r, NodeId end, void *ctx) {
     for (; m->done < (r ? r->first : end); m->done++)
         if (!m->t.taken[m->done]) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
     if (!r) return ST_OK;
+    m->total += r->member.len * r->n;
+    if (m->total > TILE_MAX_NODES && !m->e->sketch)
+        return diag_error(m->b.d, ST_UNSUPPORTED, "tile: chunks of %lld rows make a step of more than %d kernels: take more rows",
+                          (long long)m->t.o.rows, TILE_MAX_NODES);
     bool *needed = needed_before(m, r, end);
     keep_parts(m, r);
     copy_rest(m, needed, r->first, end, true);

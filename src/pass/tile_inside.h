@@ -82,9 +82,9 @@ bool tile_member(Tile *t, Region *r, NodeId i, Member *m);
 bool tile_has_batch(const Graph *g);
 double tile_nbytes(const Graph *g, ValueId v);  // on the fullest rank
 
-// Writes the regions out (tile_emit.c). `close`: set for the nodes of *out at which a chunk begins, in arena a. `sketch`: only the first
-// chunk of each region is written, what is made whole is a placeholder: enough to look for regions in; map[values] then says what became
-// of each value of g (of a value that is cut: its first chunk).
+// Writes the regions out (tile_emit.c). `close`: set for the nodes of *out at which a chunk begins, in arena a. `sketch`: only
+// the first chunk of each region is written, what is made whole is a placeholder: enough to look for regions in; map[values] then
+// says what became of each value of g (of a value that is cut: its first chunk).
 typedef struct TileEmit {
     bool epilogue, sketch;
     bool count;              // only the pieces, no graph

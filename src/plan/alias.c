@@ -36,7 +36,8 @@ static Status join_parts(Lower *l, NodeId i, const Node *n) {
         ValueId group = lower_group(l, n->in[k]);
         bool inside = value_nbytes(l, group) > value_nbytes(l, n->in[k]);  // it is a part of something else
         if (!part && (inside || l->info[group].persistent || group == lower_group(l, n->out[0])))
-            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k, n->in[k]);
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k,
+                              n->in[k]);
         join_at(l, part ? n->out[0] : n->in[k], part ? n->in[k] : n->out[0], i, k);
     }
     l->info[lower_group(l, n->out[0])].parts = true;

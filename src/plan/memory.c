@@ -34,9 +34,9 @@ static int by_size(const void *a, const void *b) { return compare_items(a, b, OR
 static int by_area(const void *a, const void *b) { return compare_items(a, b, ORDER_AREA); }
 static int by_length(const void *a, const void *b) { return compare_items(a, b, ORDER_LENGTH); }
 
-// ---- the lowest free offset ------------------------------------------------------------------------------------------------------
-// What is placed, by offset. A step of a long program has few buffers alive but tens of thousands in all, so those of short lives are kept
-// by blocks of steps: a search looks at the blocks that it overlaps.
+// ---- the lowest free offset ---------------------------------------------------------------------------------------------
+// What is placed, by offset. A step of a long program has few buffers alive but tens of thousands in all, so those of short lives
+// are kept by blocks of steps: a search looks at the blocks that it overlaps.
 enum { BLOCK = 128, SHORT_BLOCKS = 3 };
 typedef struct Shelf {
     VEC(Item) item;      // ascending offsets

@@ -92,7 +92,8 @@ static bool same_work(const CostMemo *m, const Node *n, const Operand *in) {
 
 static bool same_operands(const Operand *a, const Operand *b, int n) {
     for (int k = 0; k < n; k++) {
-        if (a[k].dtype != b[k].dtype || a[k].ndim != b[k].ndim || a[k].sdim != b[k].sdim || a[k].nspan != b[k].nspan) return false;
+        if (a[k].dtype != b[k].dtype || a[k].ndim != b[k].ndim || a[k].sdim != b[k].sdim || a[k].nspan != b[k].nspan)
+            return false;
         size_t dims = sizeof *a[k].dim * (size_t)a[k].ndim;
         if (memcmp(a[k].dim, b[k].dim, dims) || memcmp(a[k].global, b[k].global, dims)) return false;
         if (a[k].span != b[k].span && memcmp(a[k].span, b[k].span, sizeof *a[k].span * (size_t)a[k].nspan)) return false;
