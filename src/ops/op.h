@@ -98,6 +98,8 @@ Status infer_error(Diag *d, const char *fmt, ...) __attribute__((format(printf, 
 bool broadcast_shapes(const Shape *a, const Shape *b, Shape *out);  // false: not broadcastable
 void row_replicate(const Node *n, Row *row);                         // everything REPLICATE
 bool placement_is_partition(const Graph *g, const Placement *p);     // SHARD, no overlap, no reduce
+// The output has the operand's bytes in the same order: by its op, or because a permute moves dims of one element alone.
+bool op_is_view(const Graph *g, const Node *n);
 double operand_nbytes(const Operand *o);
 double operand_numel(const Operand *o);
 void cost_memory_bound(const Node *n, const Operand *in, const Operand *out, Cost *c);  // reads + writes, flops = outputs

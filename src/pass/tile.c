@@ -66,19 +66,13 @@ static TileValue *value_of(Tile *t, ValueId v) {
     return x;
 }
 
-// State that the node overwrites has another value afterwards: it stays where it is.
-static bool overwrites(const Tile *t, const Region *r, ValueId v) {
-    NodeId def = graph_value(t->g, v)->def;
-    return def >= r->first && (op_flags(graph_node(t->g, def)->op) & OPF_INPLACE);
-}
-
 static Verdict judge(Tile *t, Region *r, NodeId i, Member *m) {
     const Node *n = graph_node(t->g, i);
     if (!tile_member(t, r, i, m)) return VERDICT_OTHER;
     bool after = false, sum = false, rows = false;
     for (int k = 0; k < n->nin; k++) {
         const TileValue *v = value_of(t, n->in[k]);
-        after |= v->after || overwrites(t, r, n->in[k]);
+        after |= v->after;
         sum |= v->sum;
         rows |= m->in[k].kind == CUT_ROWS && !v->sum;
     }
@@ -105,6 +99,7 @@ static void pass_by(Tile *t, Region *r, NodeId i) {
         after |= v->after || (v->member && !v->sum);
         sum |= v->sum;
     }
+    after |= (op_flags(n->op) & OPF_INPLACE) != 0;  // it follows all who read what it overwrites
     for (int j = 0; j < n->nout; j++) value_of(t, n->out[j])->after = after, value_of(t, n->out[j])->sum = sum;
     r->past |=
         n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
@@ -118,12 +113,12 @@ static bool can_fetch(Tile *t, Region *r, NodeId i, NodeId end, Member *m) {
     for (int k = 0; k < n->nin; k++) {
         NodeId def = graph_value(t->g, n->in[k])->def;
         const TileValue *v = value_of(t, n->in[k]);
-        if (v->after || v->sum || overwrites(t, r, n->in[k]) || (def >= end && t->member[def] != t->region)) return false;
+        if (v->after || v->sum || (def >= end && t->member[def] != t->region)) return false;
     }
     if (!tile_member(t, r, i, m)) return false;
     bool sums = true;
     for (int j = 0; j < n->nout; j++) sums &= m->out[j].kind == CUT_SUM;
-    return sums || (op_flags(n->op) & OPF_VIEW);
+    return sums || op_is_view(t->g, n);
 }
 
 static void fetch_sums(Tile *t, Region *r, NodeId end) {
@@ -141,7 +136,7 @@ static void fetch_sums(Tile *t, Region *r, NodeId end) {
 
 // ---- what of it is worth cutting ----------------------------------------------------------------------------------------
 static bool is_member(const Tile *t, NodeId i) { return t->member[i] == t->region; }
-static bool is_view(const Tile *t, NodeId i) { return (op_flags(graph_node(t->g, i)->op) & OPF_VIEW) != 0; }
+static bool is_view(const Tile *t, NodeId i) { return op_is_view(t->g, graph_node(t->g, i)); }
 static bool made_inside(const Tile *t, ValueId v) { return is_member(t, graph_value(t->g, v)->def); }
 
 // Results that someone outside reads; a view is made again there, of the whole.

@@ -145,7 +145,7 @@ static void emit_member(Emit *m, const Region *r, const Member *x, int c) {
         placed(m, out[j], chunk_place(m, r, graph_value(m->t.g, n->out[j]), &x->out[j], c));
         bool sum = x->out[j].kind == CUT_SUM && c > 0 && !added;
         m->now[n->out[j]] = sum ? add_up(m, x, j, out[j]) : out[j];
-        if (m->t.value[n->out[j]].whole && x->out[j].kind == CUT_ROWS && !(op_flags(n->op) & OPF_VIEW))
+        if (m->t.value[n->out[j]].whole && x->out[j].kind == CUT_ROWS && !op_is_view(m->t.g, n))
             m->parts.data[m->part[n->out[j]] + c] = out[j];
     }
 }
@@ -181,7 +181,7 @@ static void make_wholes(Emit *m, const Region *r) {
         for (int j = 0; j < n->nout; j++) {
             ValueId v = n->out[j];
             if (x->out[j].kind == CUT_SUM) m->e->map[v] = m->now[v];
-            else if (op_flags(n->op) & OPF_VIEW) {
+            else if (op_is_view(m->t.g, n)) {
                 if (m->t.value[v].whole) graph_copy_node(m->t.g, x->node, m->b.g, m->e->map);
             } else if (m->t.value[v].whole) {
                 ValueId whole = m->e->sketch ? stand_in(m, v) : assemble(m, r, v, &x->out[j]);

@@ -62,27 +62,13 @@ static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y)
     return p;
 }
 
-// Dims of more than one element stay in order: no byte moves.
-static bool permute_is_view(const Graph *g, const Node *n) {
-    const int64_t *dims;
-    int ndim = node_ints(n, ATTR_DIMS, &dims);
-    int64_t last = -1;
-    for (int i = 0; i < ndim; i++) {
-        if (graph_shape(g, n->in[0])->dim[dims[i]] == 1) continue;
-        if (dims[i] < last) return false;
-        last = dims[i];
-    }
-    return true;
-}
-
 static Action choose_action(Lower *l, NodeId i, const Node *n) {
     if (n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT) return ACT_NONE;
     if (n->op == OP_RESHARD) {
         l->reshard[i] = find_reshard(l, graph_value(l->g, n->in[0]), graph_value(l->g, n->out[0]));
         return l->reshard[i]->identity ? ACT_ALIAS : ACT_EXCHANGE;
     }
-    if (op_flags(n->op) & (OPF_VIEW | OPF_PLACED) || n->op == OP_STOP_GRAD) return ACT_ALIAS;
-    if (n->op == OP_PERMUTE && permute_is_view(l->g, n)) return ACT_ALIAS;
+    if (op_flags(n->op) & OPF_PLACED || op_is_view(l->g, n)) return ACT_ALIAS;
     return ACT_KERNEL;
 }
 
