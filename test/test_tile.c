@@ -116,7 +116,7 @@ static const char feed_forward[] =
     "return loss -1 0 %8 \"loss\"\nreturn aux -1 0 %6 \"y\"\n";
 enum { FF_NUMEL = 2 * 300 * 16 };
 
-static void compile_ff(int nranks, int64_t rows, Compiled *out) {
+static void compile_text(const char *text, int nranks, int64_t rows, Compiled *out) {
     Arena *a = arena_new();
     Diag d = {0};
     Graph *g = NULL;
@@ -127,9 +127,11 @@ static void compile_ff(int nranks, int64_t rows, Compiled *out) {
     o.tile.rows = rows;
     o.verify_each = true;
     *out = (Compiled){0};
-    if (graph_parse(a, feed_forward, "feed_forward", &g, &d) != ST_OK || compile_graph(a, g, &o, out, &d) != ST_OK)
+    if (graph_parse(a, text, "test", &g, &d) != ST_OK || compile_graph(a, g, &o, out, &d) != ST_OK)
         fail_msg("%s", d.text);
 }
+
+static void compile_ff(int nranks, int64_t rows, Compiled *out) { compile_text(feed_forward, nranks, rows, out); }
 
 static void run_ff(const Compiled *c, double *y) {
     Diag d = {0};
@@ -166,6 +168,39 @@ static void test_forward(void **state) {
             compiled_free(&c);
         }
     compiled_free(&whole);
+}
+
+// A permute that moves nothing shares its operand's bytes; both are wanted whole, and parts can lie in one whole only.
+static void test_views(void **state) {
+    (void)state;
+    static const char text[] =
+        "autosp.graph 1 \"views\" batch 1 seq 600 ranks 1\nparam 0 \"up\" f32[256,16]\nparam 1 \"down\" f32[16,256]\n"
+        "input 0 \"x\" f32[1,600,16] role other batch_dim 0 seq_dim 1\n"
+        "forward:\n"
+        "  %0 = param() {index=0, kind=0, dtype=f32} : f32[256,16]\n"
+        "  %1 = param() {index=1, kind=0, dtype=f32} : f32[16,256]\n"
+        "  %2 = input() {index=0} : f32[1,600,16]\n"
+        "  %3 = dot(%2, %0) {trans_b=1} : f32[1,600,256]\n"
+        "  %4 = silu(%3) : f32[1,600,256]\n"
+        "  %5 = dot(%4, %1) {trans_b=1} : f32[1,600,16]\n"
+        "  %6 = permute(%5) {dims=[1,0,2]} : f32[600,1,16]\n"
+        "  %7 = cumsum(%6) {dim=0} : f32[600,1,16]\n"
+        "  %8 = cumsum(%5) {dim=1} : f32[1,600,16]\n"
+        "  %9 = reshape(%7) {shape=[1,600,16]} : f32[1,600,16]\n"
+        "  %10 = sub(%9, %8) : f32[1,600,16]\n"
+        "  %11 = dot(%8, %9) {ncontract=3, trans_a=1} : f32[]\n"
+        "return loss -1 0 %11 \"loss\"\nreturn aux -1 0 %10 \"y\"\n";
+    static double y[FF_NUMEL];
+    for (int64_t rows = 0; rows < 64; rows += 32) {
+        Compiled c;
+        compile_text(text, 1, rows, &c);
+        int parts = 0;
+        for (int64_t i = 0; i < c.graph->nodes.len; i++) parts += c.graph->nodes.data[i].op == OP_PART;
+        assert_true((parts > 0) == (rows > 0));
+        run_ff(&c, y);
+        for (int i = 0; i < FF_NUMEL; i++) assert_true(y[i] == 0);
+        compiled_free(&c);
+    }
 }
 
 // Of the values of 256 columns only a chunk exists: without chunks two of them whole at least.
@@ -261,7 +296,7 @@ static void test_pieces(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_offsets), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_forward), cmocka_unit_test(test_peak),
+                                       cmocka_unit_test(test_forward), cmocka_unit_test(test_views), cmocka_unit_test(test_peak),
                                        cmocka_unit_test(test_pieces)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
