@@ -36,9 +36,10 @@ static void report_end(Report *r) {
 // ---- shapes --------------------------------------------------------------------------------------------------------------
 
 static bool takes_arity(OpKind op, int nin) {
-    if (op == OP_DOT) return nin == 2 || nin == 3;
     if (op == OP_OFFLOAD) return nin == 1 || nin == 2;
-    return op == OP_CONCAT || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA;
+    if (op_addend(op) >= 0 && (nin == op_addend(op) || nin == op_addend(op) + 1)) return true;
+    return op == OP_CONCAT || op == OP_ASSEMBLE || op == OP_FUSED || op == OP_ATTENTION || op == OP_ATTENTION_GRAD ||
+           op == OP_SDPA;
 }
 
 // The plan refuses bf16 on the CPU; kernels are not asked for it.
@@ -137,7 +138,8 @@ static void try_attributes(Report *r, OpKind op, const Sample *s, Pool *pool) {
         AttrKind kind = attr_kind(s->attr[i].key);
         static const int64_t values[] = {-1, 0, 1, 2, 7, INT64_C(1) << 62, INT64_MAX, INT64_MIN};
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
-            int64_t ints[MAX_DIMS + 1];
+            int64_t ints[32];
+            CHECK(kind != ATTRK_INTS || s->attr[i].n <= 32, "a sample of longer lists");
             m = *s;
             if (kind == ATTRK_INT) m.attr[i].u.i = values[v];
             if (kind == ATTRK_INTS) {

@@ -148,7 +148,7 @@ static void begin_run(Run *r) {
                          .square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit(),
                          .report = &r->out->shard,
                          .plan = &r->plan,
-                         .tile.align = backend_of(o)->device ? 16 : 1,  // the CPU's kernels read from any address
+                         .tile.align = backend_of(o)->device && o->memory.tile_align < 16 ? 16 : max_i64(o->memory.tile_align, 1),
                          .memory = o->memory,
                          .choice = &r->out->memory};
     CHECK(r->c.scratch != NULL, "out of memory");

@@ -169,4 +169,4 @@ Status graph_parse(Arena *a, const char *text, const char *file, Graph **out, Di
 Status graph_parse_file(Arena *a, const char *path, Graph **out, Diag *d);
 // Everything docs/ir.md demands; `stage` names the pass that just ran (for the message). A failure is a bug in that pass.
 Status graph_verify(const Graph *g, const char *stage, Diag *d);
-uint64_t graph_hash(const Graph *g);  // over the text; equal graphs, equal hash
+uint64_t graph_hash(const Graph *g);  // over what the text says; equal texts, equal hash

@@ -1,12 +1,12 @@
-// part and assemble: a run of rows of a value as a value of its own, and the whole made of such parts. Views in both directions: the
-// planner lays the parts where they lie in the whole.
+// part and assemble: a run of rows of a value as a value of its own, and the whole made of such parts. Views in both directions:
+// the planner lays the parts where they lie in the whole.
 #include "ops/chunk.h"
 
 #include <stdlib.h>
 
 #include "ops/rules.h"
 
-// ---- intervals -----------------------------------------------------------------------------------------------------------
+// ---- intervals ----------------------------------------------------------------------------------------------------------
 Intervals part_intervals(const Node *n) {
     Intervals v = {0};
     v.n = node_ints(n, ATTR_INTERVALS, &v.at) / 2;
@@ -31,6 +31,7 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
     for (int i = 0; i < dim; i++) before *= whole->dim[i];
     for (int i = dim + 1; i < whole->ndim; i++) row *= whole->dim[i];
     Span all = {0, whole->global[dim]};
+    bool together = true;
     bool cut = whole->sdim == dim;
     int nspan = cut ? whole->nspan : 1;
     for (int i = 0; i < nspan; i++) {  // of what this rank holds, in storage order
@@ -38,15 +39,15 @@ bool intervals_place(const Operand *whole, int dim, Intervals v, int64_t *offset
         for (int k = 0; k < v.n && v.at[2 * k] < s.end; k++) {
             int64_t b = max_i64(s.begin, v.at[2 * k]), e = min_i64(s.end, v.at[2 * k + 1]);
             if (b >= e) continue;
-            if (end > begin && at + b - s.begin != end) return false;
+            together = together && (end == begin || at + b - s.begin == end);
             if (end == begin) begin = at + b - s.begin;
             end = at + e - s.begin;
         }
         at += s.end - s.begin;
     }
-    *offset = begin * row;
     *nbytes = before * (end - begin) * row;
-    return *nbytes == 0 || before == 1 || end - begin == at;
+    *offset = *nbytes ? begin * row : 0;
+    return *nbytes == 0 || (together && (before == 1 || end - begin == at));
 }
 
 // Ascending, not empty, within the dim (extent < 0: whatever that is).
@@ -116,7 +117,9 @@ static Status infer_assemble(const Graph *g, const Node *n, int *nout, TypeOut *
         Shape part = *in_shape(g, n, i);
         bool fits = part.ndim == s.ndim && part.dim[dim] == length(v);
         for (int k = 0; k < s.ndim && fits; k++) fits = k == dim || part.dim[k] == s.dim[k];
-        if (!fits) return infer_error(d, "assemble: part %d is %s, its intervals have %lld elements", i, shape_text(&part).s, (long long)length(v));
+        if (!fits)
+            return infer_error(d, "assemble: part %d is %s, its intervals have %lld elements", i, shape_text(&part).s,
+                               (long long)length(v));
         TRY(rule_same_type(g, n, 0, i, d));
         for (int k = 0; k < v.n; k++) span[nspan++] = (Span){v.at[2 * k], v.at[2 * k + 1]};
         if (!add_i64(extent, part.dim[dim], &extent)) return infer_error(d, "assemble: too many elements");
@@ -127,7 +130,7 @@ static Status infer_assemble(const Graph *g, const Node *n, int *nout, TypeOut *
     return rule_result(nout, out, in_dtype(g, n, 0), s);
 }
 
-// ---- sharding: each rank's part of a part is what it has of the whole ------------------------------------------------------
+// ---- sharding: each rank's part of a part is what it has of the whole ---------------------------------------------------
 static int other_axis(const Graph *g, const Node *n, int slot, int dim) {
     (void)g, (void)slot;
     return dim == node_int(n, ATTR_DIM) ? NO_AXIS : dim;
@@ -166,9 +169,14 @@ static void cost_none(const Node *n, const Operand *in, const Operand *out, Cost
     *c = (Cost){0};
 }
 
-// ---- records -------------------------------------------------------------------------------------------------------------
+// ---- records ------------------------------------------------------------------------------------------------------------
 static const Sample part_samples[] = {
-    {.label = "rows", .nin = 1, .shape = {DIMS(7, 3)}, .dtype = {DT_F32}, .nattr = 2, .attr = {SAMPLE_I(DIM, 0), SAMPLE_INTS(INTERVALS, 2, 5)}},
+    {.label = "rows",
+     .nin = 1,
+     .shape = {DIMS(7, 3)},
+     .dtype = {DT_F32},
+     .nattr = 2,
+     .attr = {SAMPLE_I(DIM, 0), SAMPLE_INTS(INTERVALS, 2, 5)}},
     {.label = "two intervals",
      .nin = 1,
      .shape = {DIMS(1, 9, 2)},
@@ -176,10 +184,18 @@ static const Sample part_samples[] = {
      .hi = {5},
      .nattr = 2,
      .attr = {SAMPLE_I(DIM, 1), SAMPLE_INTS(INTERVALS, 0, 2, 5, 8)}},
-    {.label = "inner", .nin = 1, .shape = {DIMS(5, 6, 2)}, .dtype = {DT_F32}, .nattr = 2, .attr = {SAMPLE_I(DIM, 1), SAMPLE_INTS(INTERVALS, 3, 6)}},
+    {.label = "inner",
+     .nin = 1,
+     .shape = {DIMS(5, 6, 2)},
+     .dtype = {DT_F32},
+     .nattr = 2,
+     .attr = {SAMPLE_I(DIM, 1), SAMPLE_INTS(INTERVALS, 3, 6)}},
 };
-const OpInfo op_info_PART = {
-    .infer = infer_part, .grad_error = "made after gradients are taken", .shard = shard_part, .cost = cost_none, SAMPLES(part_samples)};
+const OpInfo op_info_PART = {.infer = infer_part,
+                             .grad_error = "made after gradients are taken",
+                             .shard = shard_part,
+                             .cost = cost_none,
+                             SAMPLES(part_samples)};
 
 static const Sample assemble_samples[] = {
     {.label = "rows",
@@ -202,5 +218,8 @@ static const Sample assemble_samples[] = {
      .nattr = 2,
      .attr = {SAMPLE_I(DIM, 1), SAMPLE_INTS(INTERVALS, 1, 0, 2, 1, 6, 7, 1, 2, 6)}},
 };
-const OpInfo op_info_ASSEMBLE = {
-    .infer = infer_assemble, .grad_error = "made after gradients are taken", .shard = shard_assemble, .cost = cost_none, SAMPLES(assemble_samples)};
+const OpInfo op_info_ASSEMBLE = {.infer = infer_assemble,
+                                 .grad_error = "made after gradients are taken",
+                                 .shard = shard_assemble,
+                                 .cost = cost_none,
+                                 SAMPLES(assemble_samples)};

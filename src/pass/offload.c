@@ -34,8 +34,6 @@ typedef struct Insert {
     Rewrite w;
 } Insert;
 
-static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD; }
-
 static void add_event(Insert *x, NodeId node, EventKind kind, int32_t eviction) {
     vec_push(&x->event, ((Event){kind, eviction, x->first[node]}));
     x->first[node] = (int32_t)x->event.len - 1;
@@ -47,7 +45,7 @@ static void collect_events(Insert *x, const Graph *g, const RankPlan *p, Arena *
     for (int64_t i = 0; i < g->nodes.len; i++) x->first[i] = -1;
     for (int64_t v = 0; v < g->values.len; v++) {
         const Node *n = graph_def(g, (ValueId)v);
-        x->root[v] = is_view(n) ? x->root[n->in[0]] : (ValueId)v;
+        x->root[v] = op_is_view(g, n) ? x->root[n->in[0]] : (ValueId)v;
     }
     for (int32_t k = x->choice->n; k-- > 0;) {  // events are put in front of their lists
         const Eviction *e = &x->choice->eviction[k];

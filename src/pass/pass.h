@@ -40,6 +40,7 @@ typedef struct MemoryOptions {   // what the passes remat, offload and tile may 
     int64_t budget_nbytes;       // device bytes of the arena per rank; 0: no limit
     int64_t host_nbytes;         // pinned host bytes per rank that offloading may take
     int64_t tile_rows;           // of one chunk at most; 0: no tiling; TILE_AUTO: chosen with the rest
+    int tile_align;              // chunks begin at multiples of so many bytes at least; 0: as the backend needs
 } MemoryOptions;
 #define TILE_AUTO (-1)
 

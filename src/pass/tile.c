@@ -5,19 +5,20 @@
 //   %5 = dot(%4, %v)  [1,S,D]            %5 = fused(%4)             %9 = fused(%8)
 //                                        %6 = dot(%5, %v)           %10 = dot(%9, %v)        %11 = assemble(%6, %10)
 //
-// so that of what lies between (%3 and %4, the widest values there are) only a chunk exists at a time. What sums over tokens, gradients of
-// weights above all, is added up over the chunks.
+// so that of what lies between (%3 and %4, the widest values there are) only a chunk exists at a time. What sums over tokens,
+// gradients of weights above all, is added up over the chunks.
 //
-// A region is found by going through the nodes in their order. A node joins if the rule by which its op is sharded has a row in which its
-// rows are divided as those of the region are (tile_rules.c), and if it depends on nothing outside of the region that depends on the region.
-// A token-wise node that does so ends the region: the next one begins. Nodes in between that do not join run before the region if
-// it needs them, else after it. After attention, which leads to the next region anyway, only sums may still join: the gradient of a
-// weight frees what it reads. Members that neither read nor make anything that would be cut are left out again.
+// A region is found by going through the nodes in their order. A node joins if the rule by which its op is sharded has a row in
+// which its rows are divided as those of the region are (tile_rules.c), and if it depends on nothing outside of the region that
+// depends on the region. A token-wise node that does so ends the region: the next one begins. Nodes in between that do not join
+// run before the region if it needs them, else after it. A sum that comes later but needs nothing later is fetched into the
+// region: the gradient of a weight frees what it reads. Members that neither read nor make anything that would be cut are left
+// out again.
 //
 // With several rows in the batch regions are cut into rows of the batch first, then each of these along the sequence.
 //
-// Requires: the order of execution (schedule ran). Establishes: the same values (sums over tokens up to rounding); parts that are contiguous
-// on every rank and begin at multiples of TileOptions.align bytes.
+// Requires: the order of execution (schedule ran). Establishes: the same values (sums over tokens up to rounding); parts that are
+// contiguous on every rank and begin at multiples of TileOptions.align bytes.
 #include "backend/backend.h"
 #include "pass/pass.h"
 #include "pass/tile_inside.h"
@@ -39,6 +40,7 @@ void tile_begin(Tile *t, const Graph *g, const TileOptions *o, TileLevel level, 
     if (t->o.align < 1) t->o.align = 16;
     t->value = ARENA_ARRAY(a, TileValue, g->values.len);
     t->member = ARENA_ARRAY(a, int32_t, g->nodes.len);
+    t->taken = ARENA_ARRAY(a, bool, g->nodes.len);
     t->seen = ARENA_ARRAY(a, int32_t, g->values.len);
     t->data = ARENA_ARRAY(a, bool, g->values.len);
     t->uses = uses_collect(g, a);
@@ -55,7 +57,7 @@ void tile_end(Tile *t) {
     vec_free(&t->fits);
 }
 
-// ---- finding a region -------------------------------------------------------------------------------------------------------
+// ---- finding a region ---------------------------------------------------------------------------------------------------
 typedef enum Verdict { VERDICT_JOINS, VERDICT_OTHER, VERDICT_ENDS } Verdict;
 
 static TileValue *value_of(Tile *t, ValueId v) {
@@ -64,28 +66,18 @@ static TileValue *value_of(Tile *t, ValueId v) {
     return x;
 }
 
-// State that the node overwrites has another value afterwards: it stays where it is.
-static bool overwrites(const Tile *t, const Region *r, ValueId v) {
-    NodeId def = graph_value(t->g, v)->def;
-    return def >= r->first && (op_flags(graph_node(t->g, def)->op) & OPF_INPLACE);
-}
-
 static Verdict judge(Tile *t, Region *r, NodeId i, Member *m) {
     const Node *n = graph_node(t->g, i);
     if (!tile_member(t, r, i, m)) return VERDICT_OTHER;
-    bool after = false, sum = false, rows = false, made = false, only_sums = true;
+    bool after = false, sum = false, rows = false;
     for (int k = 0; k < n->nin; k++) {
         const TileValue *v = value_of(t, n->in[k]);
-        after |= v->after || overwrites(t, r, n->in[k]);
+        after |= v->after;
         sum |= v->sum;
         rows |= m->in[k].kind == CUT_ROWS && !v->sum;
-        made |= v->member && m->in[k].kind == CUT_ROWS;
     }
-    for (int j = 0; j < n->nout; j++) only_sums &= m->out[j].kind == CUT_SUM;
     if (sum) return rows ? VERDICT_ENDS : VERDICT_OTHER;
-    if (after) return VERDICT_ENDS;
-    if (r->past && !(only_sums && made)) return VERDICT_ENDS;
-    return VERDICT_JOINS;
+    return after || r->past ? VERDICT_ENDS : VERDICT_JOINS;
 }
 
 static void join(Tile *t, Region *r, const Member *m) {
@@ -107,13 +99,44 @@ static void pass_by(Tile *t, Region *r, NodeId i) {
         after |= v->after || (v->member && !v->sum);
         sum |= v->sum;
     }
+    after |= (op_flags(n->op) & OPF_INPLACE) != 0;  // it follows all who read what it overwrites
     for (int j = 0; j < n->nout; j++) value_of(t, n->out[j])->after = after, value_of(t, n->out[j])->sum = sum;
-    r->past |= n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
+    r->past |=
+        n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD || n->op == OP_HEAD || n->op == OP_HEAD_FWD || n->op == OP_HEAD_GRAD;
 }
 
-// ---- what of it is worth cutting ----------------------------------------------------------------------------------------------
+// ---- sums that come later -----------------------------------------------------------------------------------------------
+// Whether node i, at `end` or behind it, can run with the region: it reads what is there by then, and gives sums alone, or is a
+// view for such a node.
+static bool can_fetch(Tile *t, Region *r, NodeId i, NodeId end, Member *m) {
+    const Node *n = graph_node(t->g, i);
+    for (int k = 0; k < n->nin; k++) {
+        NodeId def = graph_value(t->g, n->in[k])->def;
+        const TileValue *v = value_of(t, n->in[k]);
+        if (v->after || v->sum || (def >= end && t->member[def] != t->region)) return false;
+    }
+    if (!tile_member(t, r, i, m)) return false;
+    bool sums = true;
+    for (int j = 0; j < n->nout; j++) sums &= m->out[j].kind == CUT_SUM;
+    return sums || op_is_view(t->g, n);
+}
+
+static void fetch_sums(Tile *t, Region *r, NodeId end) {
+    for (int64_t i = 0; i < r->member.len; i++) {
+        const Node *n = graph_node(t->g, r->member.data[i].node);
+        for (int j = 0; j < n->nout; j++)
+            for (int32_t u = t->uses.first[n->out[j]]; u < t->uses.first[n->out[j] + 1]; u++) {
+                NodeId by = t->uses.use[u].node;
+                Member m;
+                if (by == NO_NODE || by < end || t->taken[by] || t->member[by] == t->region) continue;
+                if (can_fetch(t, r, by, end, &m)) join(t, r, &m);
+            }
+    }
+}
+
+// ---- what of it is worth cutting ----------------------------------------------------------------------------------------
 static bool is_member(const Tile *t, NodeId i) { return t->member[i] == t->region; }
-static bool is_view(const Tile *t, NodeId i) { return (op_flags(graph_node(t->g, i)->op) & OPF_VIEW) != 0; }
+static bool is_view(const Tile *t, NodeId i) { return op_is_view(t->g, graph_node(t->g, i)); }
 static bool made_inside(const Tile *t, ValueId v) { return is_member(t, graph_value(t->g, v)->def); }
 
 // Results that someone outside reads; a view is made again there, of the whole.
@@ -152,7 +175,8 @@ static bool touches_inner(const Tile *t, const Node *n, bool *reads, bool *feeds
     return inner;
 }
 
-// Members that need not be cut and can run before the rest, or after it. A view that only reads what is there is made whole before.
+// Members that need not be cut and can run before the rest, or after it. A view that only reads what is there is made whole
+// before.
 static void leave_out(Tile *t, Region *r) {
     bool reads, feeds;
     for (int64_t i = 0; i < r->member.len; i++) {
@@ -190,10 +214,12 @@ static bool is_worth_it(const Tile *t, const Region *r) {
 }
 
 static Status end_region(Tile *t, Region *r, NodeId end) {
+    fetch_sums(t, r, end);
     find_wanted(t, r);
     leave_out(t, r);
     find_wanted(t, r);
     bool cut = is_worth_it(t, r);
+    for (int64_t i = 0; i < r->member.len && cut; i++) t->taken[r->member.data[i].node] = true;
     Status st = t->found(t, cut ? r : NULL, end, t->ctx);
     r->member.len = 0;
     r->n = 0, r->chunks = NULL, r->past = false, r->first = end;
@@ -206,10 +232,12 @@ Status tile_walk(Tile *t) {
     Status st = ST_OK;
     for (NodeId i = 0; i < t->g->nodes.len && st == ST_OK; i++) {
         if (t->close && t->close[i]) st = end_region(t, &r, i);
+        if (t->taken[i]) continue;
         Member m;
         Verdict v = judge(t, &r, i, &m);
         if (v == VERDICT_ENDS && st == ST_OK) {
             st = end_region(t, &r, i);
+            if (t->taken[i]) continue;
             v = judge(t, &r, i, &m);
         }
         if (v == VERDICT_JOINS) join(t, &r, &m);
@@ -220,7 +248,7 @@ Status tile_walk(Tile *t) {
     return st;
 }
 
-// ---- the pass -----------------------------------------------------------------------------------------------------------------
+// ---- the pass -----------------------------------------------------------------------------------------------------------
 Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d) {
     *out = in;
     if (c->tile.rows < 1) return ST_OK;
@@ -240,6 +268,7 @@ void tile_pieces(const Graph *g, const TileOptions *o, Arena *a, int32_t *pieces
     TileEmit rows = {.sketch = true}, runs = {.count = true};
     if (tile_has_batch(g)) CHECK(tile_emit(g, o, TILE_BATCH, NULL, a, &rows, &d) == ST_OK, "tile: %s", d.text);
     const Graph *inner = rows.out ? rows.out : g;
+    runs.known = rows.data;
     CHECK(tile_emit(inner, o, TILE_SEQUENCE, rows.close, a, &runs, &d) == ST_OK, "tile: %s", d.text);
     for (int64_t v = 0; v < g->values.len; v++) {
         ValueId at = rows.out ? rows.map[v] : (ValueId)v;

@@ -2,8 +2,9 @@
 #pragma once
 #include "ir/graph.h"
 
+enum { TILE_MAX_CHUNKS = 4096, TILE_MAX_NODES = 1 << 22 };  // of one run of rows; of all regions: more are refused
 typedef struct TileOptions {
-    int64_t rows;   // of one chunk on the fullest rank, at most; 0: no tiling
+    int64_t rows;   // of one chunk on the fullest rank, at most (more where that would be over TILE_MAX_CHUNKS); 0: no tiling
     int64_t align;  // bytes; parts begin at multiples of it. 0: 16, which is what kernels of devices want
 } TileOptions;
 

@@ -1,5 +1,5 @@
-// Writing regions out: what they need, then all members for the first chunk, for the second, ..., then the wholes that others read, then
-// the nodes that come after.
+// Writing regions out: what they need, then all members for the first chunk, for the second, ..., then the wholes that others
+// read, then the nodes that come after.
 #include "ir/build.h"
 #include "ir/views.h"
 #include "pass/tile_inside.h"
@@ -15,8 +15,9 @@ typedef struct Emit {
     TileEmit *e;
     Builder b;
     ValueId *now;          // [values of g] of a result of a member: its chunk, or the sum so far
-    int32_t *made;         // [values of g] the number of the chunk, counted through, for which `now` holds, of values cut from outside
+    int32_t *made;  // [values of g] the number of the chunk, counted through, for which `now` holds, of values cut from outside
     Cut *as;               // [values of g] ... and how they were cut
+    int64_t total;         // members times chunks
     NodeId done;           // nodes of g before this one are written
     int32_t chunk;         // counted through all regions
     VEC(Selected) selected;
@@ -64,7 +65,7 @@ static ValueId placed(Emit *m, ValueId v, Placement p) {
     return v;
 }
 
-// ---- one member, one chunk ----------------------------------------------------------------------------------------------------
+// ---- one member, one chunk ----------------------------------------------------------------------------------------------
 static ValueId make_part(Emit *m, const Region *r, ValueId v, const Cut *cut, int c) {
     const Cut *as = &m->as[v];
     if (m->made[v] == m->chunk && as->dim == cut->dim && as->layout == cut->layout) return m->now[v];
@@ -135,20 +136,21 @@ static void emit_member(Emit *m, const Region *r, const Member *x, int c) {
     Attr *attr = arena_copy(m->t.a, n->attr, sizeof(Attr) * (size_t)n->nattr);
     cut_shape(m, r, x, c, attr);
     int nin = n->nin;
-    bool onto = n->op == OP_DOT && x->out[0].kind == CUT_SUM && nin == 2 && c > 0 && m->e->epilogue;
+    bool adds = op_addend(n->op) >= 0 && (n->op != OP_DOT || m->e->epilogue);
+    bool onto = adds && x->out[0].kind == CUT_SUM && nin == op_addend(n->op) && c > 0;
     if (onto) in[nin++] = m->now[n->out[0]];
     build_multi(&m->b, n->op, nin, in, n->nattr, attr, n->nout, out);
-    bool added = onto || (nin == 3 && x->in[2].kind == CUT_ADDEND && n->op == OP_DOT);
+    bool added = onto || (n->nin > 0 && x->in[n->nin - 1].kind == CUT_ADDEND);
     for (int j = 0; j < n->nout && m->b.status == ST_OK; j++) {
         placed(m, out[j], chunk_place(m, r, graph_value(m->t.g, n->out[j]), &x->out[j], c));
         bool sum = x->out[j].kind == CUT_SUM && c > 0 && !added;
         m->now[n->out[j]] = sum ? add_up(m, x, j, out[j]) : out[j];
-        if (m->t.value[n->out[j]].whole && x->out[j].kind == CUT_ROWS && !(op_flags(n->op) & OPF_VIEW))
+        if (m->t.value[n->out[j]].whole && x->out[j].kind == CUT_ROWS && !op_is_view(m->t.g, n))
             m->parts.data[m->part[n->out[j]] + c] = out[j];
     }
 }
 
-// ---- a region -----------------------------------------------------------------------------------------------------------------
+// ---- a region -----------------------------------------------------------------------------------------------------------
 static ValueId assemble(Emit *m, const Region *r, ValueId v, const Cut *cut) {
     const Layout *l = layouts_get(r->chunks, cut->layout);
     int64_t *ints = ARENA_ARRAY(m->t.a, int64_t, r->n + 2 * l->first[r->n]), at = 0;
@@ -167,7 +169,8 @@ static ValueId assemble(Emit *m, const Region *r, ValueId v, const Cut *cut) {
 static ValueId stand_in(Emit *m, ValueId v) {
     const Value *x = graph_value(m->t.g, v);
     graph_add_output(m->b.g, OUT_AUX, -1, 0, "chunk", m->parts.data[m->part[v]]);
-    return build_full(&m->b, x->shape, x->dtype, 0);
+    if (x->dtype != DT_BF16) return build_full(&m->b, x->shape, x->dtype, 0);
+    return build_cast(&m->b, placed(m, build_full(&m->b, x->shape, DT_F32, 0), x->place), DT_BF16);
 }
 
 static void make_wholes(Emit *m, const Region *r) {
@@ -178,7 +181,7 @@ static void make_wholes(Emit *m, const Region *r) {
         for (int j = 0; j < n->nout; j++) {
             ValueId v = n->out[j];
             if (x->out[j].kind == CUT_SUM) m->e->map[v] = m->now[v];
-            else if (op_flags(n->op) & OPF_VIEW) {
+            else if (op_is_view(m->t.g, n)) {
                 if (m->t.value[v].whole) graph_copy_node(m->t.g, x->node, m->b.g, m->e->map);
             } else if (m->t.value[v].whole) {
                 ValueId whole = m->e->sketch ? stand_in(m, v) : assemble(m, r, v, &x->out[j]);
@@ -205,6 +208,13 @@ static void keep_parts(Emit *m, const Region *r) {
 // Which of the nodes that are no members the region needs.
 static bool *needed_before(Emit *m, const Region *r, NodeId end) {
     bool *needed = ARENA_ARRAY(m->t.a, bool, end - r->first);
+    for (int64_t i = 0; i < r->member.len; i++) {  // those fetched from behind the end
+        const Node *n = graph_node(m->t.g, r->member.data[i].node);
+        for (int k = 0; k < n->nin && r->member.data[i].node >= end; k++) {
+            NodeId def = graph_value(m->t.g, n->in[k])->def;
+            if (def >= r->first && m->t.member[def] != m->t.region) needed[def - r->first] = true;
+        }
+    }
     for (NodeId i = end - 1; i >= r->first; i--) {
         bool member = m->t.member[i] == m->t.region;
         const Node *n = graph_node(m->t.g, i);
@@ -212,6 +222,7 @@ static bool *needed_before(Emit *m, const Region *r, NodeId end) {
         for (int k = 0; k < n->nin; k++) {
             NodeId def = graph_value(m->t.g, n->in[k])->def;
             if (def < r->first || (m->t.member[def] == m->t.region && member)) continue;
+            if (m->t.taken[def] && m->t.member[def] != m->t.region) continue;  // fetched into an earlier region
             CHECK(m->t.member[def] != m->t.region, "tile: node %d must run before and after the region", i);
             needed[def - r->first] = true;
         }
@@ -221,7 +232,7 @@ static bool *needed_before(Emit *m, const Region *r, NodeId end) {
 
 static void copy_rest(Emit *m, const bool *needed, NodeId first, NodeId end, bool before) {
     for (NodeId i = first; i < end; i++)
-        if (m->t.member[i] != m->t.region && needed[i - first] == before) graph_copy_node(m->t.g, i, m->b.g, m->e->map);
+        if (!m->t.taken[i] && needed[i - first] == before) graph_copy_node(m->t.g, i, m->b.g, m->e->map);
 }
 
 static void count_pieces(Emit *m, const Region *r) {
@@ -238,8 +249,13 @@ static Status emit_region(Tile *t, Region *r, NodeId end, void *ctx) {
     (void)t;
     if (r) count_pieces(m, r);
     if (m->e->count) return ST_OK;
-    for (; m->done < (r ? r->first : end); m->done++) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
+    for (; m->done < (r ? r->first : end); m->done++)
+        if (!m->t.taken[m->done]) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
     if (!r) return ST_OK;
+    m->total += r->member.len * r->n;
+    if (m->total > TILE_MAX_NODES && !m->e->sketch)
+        return diag_error(m->b.d, ST_UNSUPPORTED, "tile: chunks of %lld rows make a step of more than %d kernels: take more rows",
+                          (long long)m->t.o.rows, TILE_MAX_NODES);
     bool *needed = needed_before(m, r, end);
     keep_parts(m, r);
     copy_rest(m, needed, r->first, end, true);
@@ -262,6 +278,9 @@ static void finish(Emit *m, Arena *a) {
         const Output *o = &m->t.g->outputs.data[i];
         graph_add_output(m->b.g, o->kind, o->param, o->slot, o->name, e->map[o->value]);
     }
+    e->data = ARENA_ARRAY(a, bool, m->b.g->values.len + 1);
+    for (int64_t v = 0; v < m->t.g->values.len; v++)
+        if (e->map[v] != NO_VALUE) e->data[e->map[v]] |= m->t.data[v];
     e->close = ARENA_ARRAY(a, bool, m->b.g->nodes.len + 1);
     for (int64_t i = 0; i < m->starts.len; i++) e->close[m->starts.data[i]] = true;
 }
@@ -269,6 +288,7 @@ static void finish(Emit *m, Arena *a) {
 Status tile_emit(const Graph *g, const TileOptions *o, TileLevel level, const bool *close, Arena *a, TileEmit *e, Diag *d) {
     Emit m = {.e = e};
     tile_begin(&m.t, g, o, level, a);
+    for (int64_t v = 0; v < g->values.len && e->known; v++) m.t.data[v] |= e->known[v];
     m.t.close = close, m.t.found = emit_region, m.t.ctx = &m;
     e->map = ARENA_ARRAY(a, ValueId, g->values.len);
     e->pieces = ARENA_ARRAY(a, int32_t, g->values.len);

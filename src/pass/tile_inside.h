@@ -28,7 +28,7 @@ typedef struct Region {
     int n;               // chunks
     NodeId first;        // members and others are nodes from here on
     VEC(Member) member;
-    bool past;           // attention or the like came by: only sums may still join
+    bool past;           // attention or the like came by: the next token-wise node begins another
 } Region;
 
 // What a chunk of rows is: one or several rows of the batch, or a run of rows of the sequence.
@@ -55,6 +55,7 @@ typedef struct Tile {
     int32_t region;          // number of the one at hand
     TileValue *value;        // [values]
     int32_t *member;         // [nodes] number of the region that it is in
+    bool *taken;             // [nodes] a member of a region that is cut, perhaps an earlier one
     int32_t *seen;           // [values] number of a region that was found to read it
     bool *data;              // [values] depends on an input of the program
     Uses uses;
@@ -81,14 +82,15 @@ bool tile_member(Tile *t, Region *r, NodeId i, Member *m);
 bool tile_has_batch(const Graph *g);
 double tile_nbytes(const Graph *g, ValueId v);  // on the fullest rank
 
-// Writes the regions out (tile_emit.c). `close`: set for the nodes of *out at which a chunk begins, in arena a. `sketch`: only the first
-// chunk of each region is written, what is made whole is a placeholder: enough to look for regions in; map[values] then says what became
-// of each value of g (of a value that is cut: its first chunk).
+// Writes the regions out (tile_emit.c). `close`: set for the nodes of *out at which a chunk begins, in arena a. `sketch`: only
+// the first chunk of each region is written, what is made whole is a placeholder: enough to look for regions in; map[values] then
+// says what became of each value of g (of a value that is cut: its first chunk).
 typedef struct TileEmit {
     bool epilogue, sketch;
     bool count;              // only the pieces, no graph
+    const bool *known;       // [values of g] depends on an input of the program, though a placeholder hides it; may be NULL
     Graph *out;
-    bool *close;
+    bool *close, *data;      // data[values of *out]: for `known` of the next level
     ValueId *map;
     int32_t *pieces;         // [values of g] 1, or the chunks in which it is held
 } TileEmit;

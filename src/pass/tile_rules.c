@@ -3,7 +3,7 @@
 
 #include "pass/tile_inside.h"
 
-// ---- chunks of an axis ------------------------------------------------------------------------------------------------------
+// ---- chunks of an axis --------------------------------------------------------------------------------------------------
 enum { GRAIN = 16 };  // chunks begin at multiples of so many rows: that is enough for any alignment
 
 static int64_t grain(const Tile *t) { return t->o.rows >= GRAIN ? GRAIN : 1; }
@@ -30,8 +30,8 @@ static int by_begin(const void *pa, const void *pb) {
     return a->span.begin < b->span.begin ? -1 : a->span.begin > b->span.begin;
 }
 
-// Every rank cuts the rows that it holds, in the order in which it stores them, into n runs as even as whole grains go; chunk c is what
-// the ranks' c-th runs are together.
+// Every rank cuts the rows that it holds, in the order in which it stores them, into n runs as even as whole grains go; chunk c
+// is what the ranks' c-th runs are together.
 static LayoutId cut_rows(const Tile *t, LayoutTable *chunks, LayoutId rank, int64_t extent, int64_t unit) {
     int n = layouts_nranks(chunks), nranks = rank == NO_LAYOUT ? 1 : graph_nranks(t->g);
     const Layout *l = rank == NO_LAYOUT ? NULL : layouts_get(t->g->layouts, rank);
@@ -59,7 +59,7 @@ static LayoutId cut_rows(const Tile *t, LayoutTable *chunks, LayoutId rank, int6
     return layouts_intern(chunks, extent, count, span);
 }
 
-// ---- which rows are tokens --------------------------------------------------------------------------------------------------
+// ---- which rows are tokens ----------------------------------------------------------------------------------------------
 static int64_t local_extent(const Graph *g, const Value *x, int dim) {
     bool cut = x->place.kind == PLACE_SHARD && x->place.dim == dim;
     return cut ? layout_max_local(layouts_get(g->layouts, x->place.layout)) : x->shape.dim[dim];
@@ -79,7 +79,7 @@ static LayoutId rank_layout(const Value *x, int dim) {
 // How many chunks, or 0: as many rows as there are fit into one.
 static int chunk_count(const Tile *t, int64_t rows) {
     int64_t unit = grain(t), n = ceil_div(ceil_div(rows, unit), max_i64(1, t->o.rows / unit));
-    return n < 2 ? 0 : (int)min_i64(n, 1 << 14);
+    return n < 2 ? 0 : (int)min_i64(n, TILE_MAX_CHUNKS);
 }
 
 static bool cut_sequence(Tile *t, Region *r, const Value *x, int dim, LayoutId *out) {
@@ -122,18 +122,19 @@ static bool cut_tokens(Tile *t, Region *r, ValueId v, Placement *p) {
     const Value *x = graph_value(t->g, v);
     if (!t->data[v] || (graph_nranks(t->g) > 1 && x->place.kind != PLACE_SHARD)) return false;
     int dim = outermost(t->g, x);
-    LayoutId layout;
+    LayoutId layout = 0;
     if (dim < 0) return false;
     if (!(t->level == TILE_BATCH ? cut_batch(t, r, x, dim, &layout) : cut_sequence(t, r, x, dim, &layout))) return false;
     *p = shard_on(dim, layout);
     return true;
 }
 
-// ---- whether a value may be cut so ------------------------------------------------------------------------------------------
-// Every rank's rows of every chunk lie side by side, at an aligned address; and the ranks work on each chunk together rather than one
-// after the other.
+// ---- whether a value may be cut so --------------------------------------------------------------------------------------
+// Every rank's rows of every chunk lie side by side, at an aligned address; and the ranks work on each chunk together rather than
+// one after the other.
 static bool rows_fit(const Tile *t, const Fit *f) {
-    const Layout *chunk = layouts_get(f->chunks, f->chunk), *l = f->rank == NO_LAYOUT ? NULL : layouts_get(t->g->layouts, f->rank);
+    const Layout *chunk = layouts_get(f->chunks, f->chunk),
+                 *l = f->rank == NO_LAYOUT ? NULL : layouts_get(t->g->layouts, f->rank);
     int n = chunk->nranks, nspan = chunk->first[n], nranks = l ? l->nranks : 1;
     Piece *piece = malloc(sizeof *piece * (size_t)(nspan + 1));
     int64_t *end = calloc((size_t)n, 2 * sizeof *end), *most = end + n, fullest = 0, steps = 0;
@@ -181,27 +182,30 @@ static bool rows_fit(const Tile *t, const Fit *f) {
 
 static bool cut_fits(Tile *t, const Region *r, ValueId v, const Placement *p) {
     const Value *x = graph_value(t->g, v);
-    if (!layouts_get(r->chunks, p->layout)->nranks || layouts_get(r->chunks, p->layout)->overlap || p->reduce) return false;
-    if (x->place.kind == PLACE_SHARD && x->place.reduce) return false;
+    if (layouts_get(r->chunks, p->layout)->overlap || p->reduce) return false;
+    bool shard = x->place.kind == PLACE_SHARD;
+    if (shard && (x->place.reduce || layouts_get(t->g->layouts, x->place.layout)->overlap)) return false;
+    if (shard && x->shape.dim[x->place.dim] <= 1) return false;  // no row of part's rule
     int64_t row = dtype_nbytes(x->dtype);
     for (int k = 0; k < p->dim; k++)
         if (local_extent(t->g, x, k) > 1) return false;
     for (int k = p->dim + 1; k < x->shape.ndim; k++) {
-        bool cut = x->place.kind == PLACE_SHARD && x->place.dim == k;  // each rank has other rows: alignment is that of one element
+        bool cut = x->place.kind == PLACE_SHARD && x->place.dim == k;  // each rank has other rows: alignment is that of one
+                                                                       // element
         row *= cut ? 1 : x->shape.dim[k];
     }
     Fit f = {r->chunks, p->layout, rank_layout(x, p->dim), x->shape.dim[p->dim], row, false};
-    if (f.rank != NO_LAYOUT && layouts_get(t->g->layouts, f.rank)->overlap) return false;
     for (int64_t i = 0; i < t->fits.len; i++) {
         const Fit *o = &t->fits.data[i];
-        if (o->chunks == f.chunks && o->chunk == f.chunk && o->rank == f.rank && o->extent == f.extent && o->row_nbytes == row) return o->ok;
+        if (o->chunks == f.chunks && o->chunk == f.chunk && o->rank == f.rank && o->extent == f.extent && o->row_nbytes == row)
+            return o->ok;
     }
     f.ok = rows_fit(t, &f);
     vec_push(&t->fits, f);
     return f.ok;
 }
 
-// ---- members ----------------------------------------------------------------------------------------------------------------
+// ---- members ------------------------------------------------------------------------------------------------------------
 // Attention and the output layer are done in blocks of their own; the others move data between ranks or values, or hold state.
 static bool never_joins(const Node *n) {
     switch (n->op) {
@@ -212,6 +216,10 @@ static bool never_joins(const Node *n) {
     case OP_HEAD_GRAD:
     case OP_HEAD:
     case OP_RESHARD:
+    case OP_OFFLOAD:
+    case OP_OFFLOAD_DONE:
+    case OP_FETCH:
+    case OP_FETCH_DONE:
     case OP_PART:
     case OP_ASSEMBLE: return true;
     default: return n->nin == 0 || (op_flags(n->op) & OPF_INPLACE) || !op_info(n->op)->shard;
@@ -220,9 +228,11 @@ static bool never_joins(const Node *n) {
 
 // The op's attributes count along the dim that is cut.
 static bool counts_rows(const Node *n, const Member *m) {
-    if (n->op != OP_SLICE && n->op != OP_PAD && n->op != OP_CONCAT && n->op != OP_CUMSUM) return false;
+    bool conv = n->op == OP_CONV1D || n->op == OP_CONV1D_GRAD_X || n->op == OP_CONV1D_GRAD_W;
+    if (!conv && n->op != OP_SLICE && n->op != OP_PAD && n->op != OP_CONCAT && n->op != OP_CUMSUM) return false;
+    int dim = conv ? 2 : (int)node_int(n, ATTR_DIM);  // the length, which is padded at its ends
     for (int k = 0; k < n->nin; k++)
-        if (m->in[k].kind == CUT_ROWS && m->in[k].dim == node_int(n, ATTR_DIM)) return true;
+        if (m->in[k].kind == CUT_ROWS && m->in[k].dim == dim) return true;
     return false;
 }
 
@@ -234,7 +244,7 @@ static bool accept_in(Tile *t, Region *r, const Node *n, int k, const Placement 
     case PLACE_REPLICATE: return !made;
     case PLACE_PARTIAL:
         *out = (Cut){.kind = CUT_ADDEND};
-        return !made && n->op == OP_DOT && k == 2 && p->reduce == RED_SUM && !node_int_or(n, ATTR_BIAS, 0);
+        return !made && k == op_addend(n->op) && p->reduce == RED_SUM && !node_int_or(n, ATTR_BIAS, 0);
     case PLACE_SHARD:
         *out = (Cut){CUT_ROWS, p->dim, p->layout};
         if (made) return v->cut.dim == p->dim && v->cut.layout == p->layout && !p->reduce;
@@ -253,10 +263,11 @@ static bool accept_out(Tile *t, Region *r, const Node *n, int j, const Placement
     return p->kind == PLACE_SHARD && cut_fits(t, r, n->out[j], p);
 }
 
-// A sum that its kernel cannot add to takes a place of its own beside each chunk's, so it may not be larger than what need not be whole.
+// A sum that its kernel cannot add to takes a place of its own beside each chunk's, so it may not be larger than what need not be
+// whole.
 static bool sums_pay(const Tile *t, const Node *n, const Member *m) {
     double sums = 0, rows = 0;
-    for (int j = 0; j < n->nout && n->op != OP_DOT; j++)
+    for (int j = 0; j < n->nout && op_addend(n->op) < 0; j++)
         if (m->out[j].kind == CUT_SUM) sums += tile_nbytes(t->g, n->out[j]);
     for (int k = 0; k < n->nin; k++)
         if (m->in[k].kind == CUT_ROWS) rows += tile_nbytes(t->g, n->in[k]);

@@ -37,7 +37,8 @@ static Status join_parts(Lower *l, NodeId i, const Node *n) {
         ValueId group = lower_group(l, n->in[k]);
         bool inside = value_nbytes(l, group) > value_nbytes(l, n->in[k]);  // it is a part of something else
         if (!part && (inside || l->info[group].persistent || group == lower_group(l, n->out[0])))
-            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k, n->in[k]);
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k,
+                              n->in[k]);
         join_at(l, part ? n->out[0] : n->in[k], part ? n->in[k] : n->out[0], i, k);
     }
     l->info[lower_group(l, n->out[0])].parts = true;
@@ -156,10 +157,12 @@ static void take_over(Lower *l, NodeId i, const Node *n) {
 
 // A product may be written over what is added to it: each element is read before it is written, by the same kernel.
 static void take_over_addend(Lower *l, NodeId i, const Node *n) {
-    if (n->nin != 3 || node_int_or(n, ATTR_BIAS, 0)) return;
-    ValueId c = lower_group(l, n->in[2]);
-    if (lower_group(l, n->in[0]) == c || lower_group(l, n->in[1]) == c) return;
-    if (can_take_over(l, i, n, n->out[0], n->in[2])) join(l, n->out[0], n->in[2]);
+    int at = op_addend(n->op);
+    if (n->nin != at + 1 || node_int_or(n, ATTR_BIAS, 0)) return;
+    ValueId c = lower_group(l, n->in[at]);
+    for (int k = 0; k < at; k++)
+        if (lower_group(l, n->in[k]) == c) return;
+    if (can_take_over(l, i, n, n->out[0], n->in[at])) join(l, n->out[0], n->in[at]);
 }
 
 static void name_kinds(Lower *l) {
@@ -209,7 +212,7 @@ Status lower_groups(Lower *l) {
         if (l->action[i] != ACT_KERNEL) continue;
         if (op_flags(n->op) & OPF_INPLACE) TRY(join_in_place(l, (NodeId)i, n));
         else if (op_is_pointwise(n->op) || n->op == OP_FUSED) take_over(l, (NodeId)i, n);
-        else if (n->op == OP_DOT) take_over_addend(l, (NodeId)i, n);
+        else if (op_addend(n->op) >= 0) take_over_addend(l, (NodeId)i, n);
     }
     for (int64_t v = 0; v < g->values.len; v++) l->info[v].kind = BUF_KIND_COUNT;
     name_kinds(l);

@@ -31,8 +31,8 @@ typedef struct Group {
     BufferKind kind;
 } Group;
 
-// Two values that share bytes: `v` begins where `into` does, or, where node is a part or an assemble, where operand or result `part`
-// lies in the whole `into`. The offset is every rank's own.
+// Two values that share bytes: `v` begins where `into` does, or, where node is a part or an assemble, where operand or result
+// `part` lies in the whole `into`. The offset is every rank's own.
 typedef struct Join {
     ValueId v, into;
     NodeId node;         // NO_NODE: side by side

@@ -1,4 +1,5 @@
-// Where values lie within the buffers that they share: at the start, but for parts of a value, which lie where the rank has those rows.
+// Where values lie within the buffers that they share: at the start, but for parts of a value, which lie where the rank has those
+// rows.
 #include <stdlib.h>
 
 #include "ops/chunk.h"
@@ -30,8 +31,8 @@ static Status part_offset(const Lower *l, int rank, const Join *j, Intervals v, 
     Operand whole = plan_operand(l->a, l->g, j->into, rank);
     int64_t nbytes;
     if (intervals_place(&whole, (int)node_int(n, ATTR_DIM), v, offset, &nbytes)) return ST_OK;
-    return diag_error(l->d, ST_UNSUPPORTED, "%s: on rank %d part %d is not in one piece of memory", node_describe(l->g, j->node, l->a), rank,
-                      j->part);
+    return diag_error(l->d, ST_UNSUPPORTED, "%s: on rank %d part %d is not in one piece of memory",
+                      node_describe(l->g, j->node, l->a), rank, j->part);
 }
 
 // v begins `offset` bytes behind the start of `into`.

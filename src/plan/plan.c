@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "plan/lower.h"
+#include "plan/memo.h"
 
 const char *buffer_kind_name(BufferKind k) {
     static const char *const name[BUF_KIND_COUNT] = {
@@ -63,19 +64,6 @@ static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y)
     return p;
 }
 
-// Dims of more than one element stay in order: no byte moves.
-static bool permute_is_view(const Graph *g, const Node *n) {
-    const int64_t *dims;
-    int ndim = node_ints(n, ATTR_DIMS, &dims);
-    int64_t last = -1;
-    for (int i = 0; i < ndim; i++) {
-        if (graph_shape(g, n->in[0])->dim[dims[i]] == 1) continue;
-        if (dims[i] < last) return false;
-        last = dims[i];
-    }
-    return true;
-}
-
 static Action choose_action(Lower *l, NodeId i, const Node *n) {
     if (n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT) return ACT_NONE;
     if (n->op == OP_RESHARD) {
@@ -83,8 +71,7 @@ static Action choose_action(Lower *l, NodeId i, const Node *n) {
         return l->reshard[i]->identity ? ACT_ALIAS : ACT_EXCHANGE;
     }
     if (n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH || n->op == OP_FETCH_DONE) return ACT_COPY;
-    if (op_flags(n->op) & (OPF_VIEW | OPF_PLACED) || n->op == OP_STOP_GRAD) return ACT_ALIAS;
-    if (n->op == OP_PERMUTE && permute_is_view(l->g, n)) return ACT_ALIAS;
+    if (op_flags(n->op) & OPF_PLACED || op_is_view(l->g, n)) return ACT_ALIAS;
     return ACT_KERNEL;
 }
 
@@ -178,7 +165,9 @@ static uint64_t plan_hash(const Lower *l, const RankPlan *rank, int nranks) {
 
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d) {
     CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
-    Lower l = {.a = a, .g = g, .o = o, .d = d};
+    PlanOptions own = *o;  // with a memory of kernels, for its chunks and layers repeat
+    if (!o->memo) own.memo = kernel_memo_new();
+    Lower l = {.a = a, .g = g, .o = &own, .d = d};
     int nranks = graph_nranks(g);
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
@@ -197,5 +186,6 @@ Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Dia
     }
     vec_free(&l.reshards);
     vec_free(&l.joins);
+    if (!o->memo) kernel_memo_free(own.memo);
     return st;
 }

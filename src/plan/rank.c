@@ -1,4 +1,6 @@
 // One rank's steps and buffers, in node order.
+#include <string.h>
+
 #include "plan/lower.h"
 #include "plan/memo.h"
 
