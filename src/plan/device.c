@@ -42,5 +42,5 @@ double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, cons
     if (op == OP_ATTENTION || op == OP_ATTENTION_GRAD || op == OP_SDPA) rate = m->attention_flops;
     double compute = rate > 0 ? c->flops / rate : 0;
     double memory = m->mem_bandwidth > 0 ? c->nbytes / m->mem_bandwidth : 0;
-    return (compute > memory ? compute : memory) + m->kernel_latency_s;
+    return (compute > memory ? compute : memory) + m->kernel_latency_s * (double)(1 + c->launches);
 }

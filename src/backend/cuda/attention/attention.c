@@ -65,6 +65,7 @@ static bool dnn_call(const Node *n, const Operand *in, const Operand *out, DnnCa
                    .dim = q->dim[3],
                    .scale = node_float_or(n, ATTR_SCALE, 1 / sqrt((double)q->dim[3])),
                    .backward = grad,
+                   .groups = grad ? attention_groups(n, k->dim[1]) : 1,  // the forward has no scratch that heads have a part in
                    .cut = -1};
     if (n->nin > (grad ? ATTENTION_GRAD_NIN : ATTENTION_NIN) || !bf16_operands(n, in, out)) return false;
     if (node_float_or(n, ATTR_SOFTCAP, 0) != 0 || node_float_or(n, ATTR_DROPOUT, 0) != 0) return false;
