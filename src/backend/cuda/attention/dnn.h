@@ -24,8 +24,8 @@ const char *dnn_refuses(const DnnCall *c);
 // Backward where queries or keys do not fill whole tiles of 128: see dnn.c.
 bool dnn_needs_cut(const DnnCall *c);
 
-// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small and no tensor that cuDNN sees
-// has 2^31 elements or more (docs/cuda.md, "A million tokens").
+// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small and no tensor that cuDNN
+// sees has 2^31 elements or more (docs/cuda.md, "A million tokens").
 typedef struct DnnGroups {
     int64_t batch, kv_heads;  // of one group
     int64_t n;                // groups

@@ -67,8 +67,15 @@ static void *into(void *base, int64_t nbytes) { return base ? (char *)base + nby
 DnnData dnn_group_data(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv) {
     int64_t group = c->heads / c->kv_heads, row = (b * c->heads + kv * group) * c->nq;
     int64_t q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
-    return (DnnData){.q = after(x->q, q), .k = after(x->k, k), .v = after(x->v, k), .o = into(x->o, q), .lse = into(x->lse, row * 4),
-                     .dout = after(x->dout, q), .dq = into(x->dq, q), .dk = into(x->dk, k), .dv = into(x->dv, k)};
+    return (DnnData){.q = after(x->q, q),
+                     .k = after(x->k, k),
+                     .v = after(x->v, k),
+                     .o = into(x->o, q),
+                     .lse = into(x->lse, row * 4),
+                     .dout = after(x->dout, q),
+                     .dq = into(x->dq, q),
+                     .dk = into(x->dk, k),
+                     .dv = into(x->dv, k)};
 }
 
 size_t dnn_scratch(const DnnCall *c) {

@@ -46,7 +46,7 @@ static double dot(const void *a, int64_t i, const void *b, int64_t j, int64_t n)
     return sum;
 }
 
-// Elements before row `q` of head `h` of entry `b` of the batch, before row `k` of its KV head: of a group, in the whole operands.
+// Rows before row `q` of head `h` of entry `b` of the batch, and before row `k` of its KV head: of a group, in whole operands.
 static int64_t query_row(const DnnCall *c, int64_t b, int64_t h, int64_t q) { return (b * c->heads + h) * c->nq + q; }
 static int64_t key_row(const DnnCall *c, int64_t b, int64_t h, int64_t k) {
     return (b * c->kv_heads + h / (c->heads / c->kv_heads)) * c->nk + k;
@@ -68,7 +68,8 @@ static void forward_row(const DnnCall *c, const DnnData *x, int64_t b, int64_t h
 }
 
 // Adds to dk and dv [nk, dim] of its KV head.
-static void backward_row(const DnnCall *c, const DnnData *x, int64_t b, int64_t h, int64_t q, double *dq, double *dk, double *dv) {
+static void backward_row(const DnnCall *c, const DnnData *x, int64_t b, int64_t h, int64_t q, double *dq, double *dk,
+                         double *dv) {
     int64_t row = query_row(c, b, h, q), qi = row * c->dim, head = key_row(c, b, h, 0) * c->dim;
     double lse = ((const float *)x->lse)[row], dsum = dot(x->dout, qi, x->o, qi, c->dim);
     for (int64_t e = 0; e < c->dim; e++) dq[e] = 0;
