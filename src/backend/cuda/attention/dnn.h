@@ -14,9 +14,9 @@ typedef struct DnnCall {
     int64_t shift, window;  // see DnnMaskKind
     double scale;
     bool backward;
-    int64_t groups;        // of KV heads, at least; 0 and 1: as scratch asks for
-    int64_t group_nbytes;  // scratch that a group may have; 0: the usual. Others are for tests
     int cut;  // DnnAttention.cut: -1 by dnn_needs_cut; 0 and 1 are for tests
+    int64_t groups;        // of KV heads, at least; 0 and 1: as scratch asks for
+    int64_t group_nbytes;  // scratch that a group may have; 0: the usual. For tests: INT64_MAX: nothing but `groups` counts
 } DnnCall;
 
 // NULL: cuDNN takes it; else why not, in words.

@@ -50,6 +50,7 @@ DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
 
 static bool fits(const DnnCall *c, int64_t batch, int64_t kv_heads) {
     int64_t most = c->group_nbytes > 0 ? c->group_nbytes : GROUP_NBYTES;
+    if (most == INT64_MAX) return true;
     return indexable(c, batch, kv_heads) && dnn_parts(c, batch, kv_heads).total <= most;
 }
 
