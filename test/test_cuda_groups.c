@@ -126,8 +126,28 @@ static void test_set(void **state) {
     fail_msg("the sample is gone");
 }
 
+static void test_refused(void **state) {
+    (void)state;
+    for (int op = 0; op < 2; op++) {
+        const OpInfo *info = op_info(op ? OP_ATTENTION_GRAD : OP_ATTENTION);
+        for (int i = 0; i < info->nsample; i++) {
+            Sample s = info->samples[i];
+            int64_t bad = i % 2 ? 0 : s.shape[1].dim[1] + 1;
+            int at = 0;
+            while (at < s.nattr && s.attr[at].key != ATTR_GROUPS) at++;
+            s.attr[at] = attr_i(ATTR_GROUPS, bad);
+            if (at == s.nattr) s.nattr++;
+            OpCase c;
+            Diag d = {0};
+            assert_int_not_equal(op_case_new(&c, op ? OP_ATTENTION_GRAD : OP_ATTENTION, &s, DT_F32, 1, 1, &d), ST_OK);
+            assert_non_null(strstr(d.text, "KV heads cannot be done in"));
+            op_case_free(&c);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_dnn), cmocka_unit_test(test_million), cmocka_unit_test(test_flash),
-                                       cmocka_unit_test(test_set)};
+                                       cmocka_unit_test(test_set), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
