@@ -2,7 +2,7 @@
 # Everything that a GPU has to show, with the table last. Two steps, because the GPU's machine may have no compiler libraries:
 #   bench/h100.sh build            here: an executable with static libraries, and the GPU tests, in build-gpu/
 #   bench/h100.sh run [PART...]    on the GPU's machine: checks and times. Each part is done in ten minutes. Parts:
-#     units rates calibrate right bf16 speed peer memory start quality sanitize
+#     units long rates calibrate right bf16 speed peer memory start quality sanitize
 # Files go to $OUT (default out/h100), rows of the table to $OUT/rows.txt too.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -28,7 +28,7 @@ fi
 [ "${1:-}" = run ] || { sed -n 2,7p "$0"; exit 3; }
 shift
 parts=("$@")
-[ $# = 0 ] && parts=(units rates calibrate right bf16 speed peer memory start quality sanitize)
+[ $# = 0 ] && parts=(units long rates calibrate right bf16 speed peer memory start quality sanitize)
 OUT=${OUT:-out/h100}
 mkdir -p "$OUT" $B/bin
 [ -f $B/carry.tar.xz ] && tar -C $B/bin -xJf $B/carry.tar.xz
@@ -109,6 +109,11 @@ part_units() {
     probe gpu_ops 120 samples
     probe gpu_ops 90 large
     probe gpu_offload 120 programs
+}
+
+part_long() {
+    probe gpu_attention 150 groups
+    probe gpu_attention 240 million
 }
 
 part_rates() {

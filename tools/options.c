@@ -76,6 +76,9 @@ static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     if (c->tile && !strcmp(c->tile, "auto")) m->tile_rows = TILE_AUTO;
     else if (c->tile && !strcmp(c->tile, "off")) m->tile_rows = 0;
     else if (c->tile) TRY(parse_rows(c->tile, &m->tile_rows, d));
+    if (c->attention_groups < 1 || c->attention_groups > 65536)
+        return diag_error(d, ST_INPUT, "--attention-groups %lld: must be between 1 and 65536", (long long)c->attention_groups);
+    m->attention_groups = c->attention_groups;
     if (device && model->mem_nbytes > 0) m->budget_nbytes = (int64_t)(model->mem_nbytes - model->context_nbytes);
     if (device && model->host_mem_nbytes > 0) m->host_nbytes = (int64_t)(model->host_mem_nbytes * 0.95);
     if (c->budget) TRY(parse_bytes("--budget", c->budget, &m->budget_nbytes, d));

@@ -5,15 +5,15 @@
 #include "exec/exec.h"
 
 typedef struct CommonArgs {
-    int64_t ranks, threads, seq, batch, seed;
+    int64_t ranks, threads, seq, batch, seed, attention_groups;
     const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *device_model, *remat, *offload, *budget,
         *host_budget, *tile;
     bool no_fuse, verify_each, whole_logits, offload_state;
     bool runs;  // the command runs the plan, so its device must be one
 } CommonArgs;
 
-#define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
-#define RUN_DEFAULTS {.ranks = 1, .seed = 1, .runs = true}  // of a command that runs the plan
+#define COMMON_DEFAULTS {.ranks = 1, .seed = 1, .attention_groups = 1}
+#define RUN_DEFAULTS {.ranks = 1, .seed = 1, .attention_groups = 1, .runs = true}  // of a command that runs the plan
 // Rows for the option table.
 // clang-format off
 #define COMMON_OPTIONS(c)                                                                                                      \
@@ -32,6 +32,8 @@ typedef struct CommonArgs {
      "auto (default): the fastest that fits the budget; none: keep all; layer: keep each layer's input, recompute the rest"}, \
     {"--offload", OPT_TEXT, &(c).offload, "on|off", "kept values may wait in pinned host memory (default: on with a GPU)"},    \
     {"--tile", OPT_TEXT, &(c).tile, "T", "auto (default), off, or ROWS: token-wise kernels run over so many tokens at a time"},\
+    {"--attention-groups", OPT_INT, &(c).attention_groups, "N",                                                                \
+     "attention does its heads in N groups, one after the other, with scratch for one (default 1)"},                           \
     {"--budget", OPT_TEXT, &(c).budget, "BYTES",                                                                               \
      "memory of each rank, such as 40GB or 40GiB (default: the device's; none on the CPU)"},                                   \
     {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \

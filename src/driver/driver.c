@@ -57,6 +57,7 @@ static const PassEntry passes[] = {
     {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
+    {"groups",       pass_groups,       NULL},        // attention's heads in groups
     {"remat",        pass_remat,        NULL},        // what the backward needs: kept, or computed again
     {"schedule",     run_schedule,      NULL},        // an order
     {"offload",      pass_offload,      NULL},        // what is kept: on the device, or on the host for a while

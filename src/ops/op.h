@@ -37,6 +37,7 @@ typedef struct Row {
 typedef struct Cost {
     double flops;          // of one rank, given local shapes
     double nbytes;         // memory traffic
+    int64_t launches;      // of further kernels that an attribute asks for
 } Cost;
 
 // One operand as a kernel (or the cost rule) sees it on one rank.

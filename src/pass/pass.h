@@ -41,6 +41,7 @@ typedef struct MemoryOptions {   // what the passes remat, offload and tile may 
     int64_t host_nbytes;         // pinned host bytes per rank that offloading may take
     int64_t tile_rows;           // of one chunk at most; 0: no tiling; TILE_AUTO: chosen with the rest
     int tile_align;              // chunks begin at multiples of so many bytes at least; 0: as the backend needs
+    int64_t attention_groups;    // of heads, at most, that attention does one after the other; 0 or 1: all at once
 } MemoryOptions;
 #define TILE_AUTO (-1)
 
@@ -90,6 +91,7 @@ Status pass_recompute(PassContext *c, Graph *in, Graph **out, Diag *d);     // c
 Status pass_fuse(PassContext *c, Graph *in, Graph **out, Diag *d);          // pointwise groups -> fused
 Status pass_fuse_rows(PassContext *c, Graph *in, Graph **out, Diag *d);     // fuse, where the backend has BACKEND_FUSE_ROWS
 Status pass_narrow(PassContext *c, Graph *in, Graph **out, Diag *d);        // bf16: activations in memory
+Status pass_groups(PassContext *c, Graph *in, Graph **out, Diag *d);        // attention's heads in groups
 Status pass_remat(PassContext *c, Graph *in, Graph **out, Diag *d);         // keep or compute again, under a budget
 Status pass_offload(PassContext *c, Graph *in, Graph **out, Diag *d);       // kept values to the host and back
 Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d);          // token-wise kernels chunk by chunk

@@ -149,7 +149,7 @@ static int launches(const Node *n, const Operand *in, const Operand *out) {
 // Roofline: a kernel is bound by its arithmetic or by its traffic, whichever takes longer.
 double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c) {
     double compute = compute_seconds(m, n, in, out, c), memory = memory_seconds(m, n->op, c->nbytes);
-    return (compute > memory ? compute : memory) + m->kernel_latency_s * launches(n, in, out);
+    return (compute > memory ? compute : memory) + m->kernel_latency_s * (launches(n, in, out) + (double)c->launches);
 }
 
 double exchange_seconds(const DeviceModel *m, double sent, double received, double copied, int ncopy, bool collective) {

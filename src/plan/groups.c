@@ -35,7 +35,6 @@ int plan_groups(const Plan *p, int rank, const double *seconds, StepGroup out[ST
 }
 
 const char *step_group_name(const StepGroup *g, char text[STEP_GROUP_NAME]) {
-    static const char *const phase[] = {"forward", "backward", "update"};
-    snprintf(text, STEP_GROUP_NAME, "%s %s", g->exchange ? "exchange" : op_name(g->op), phase[g->phase]);
+    snprintf(text, STEP_GROUP_NAME, "%s %s", g->exchange ? "exchange" : op_name(g->op), phase_name(g->phase));
     return text;
 }

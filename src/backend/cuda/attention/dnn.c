@@ -74,12 +74,13 @@ void dnn_close(Device *dev) {
 
 static bool plan_cut(const DnnCall *c) { return c->cut < 0 ? dnn_needs_cut(c) : c->cut > 0; }
 
-// One group's tensors lie in the whole operands: their batch stride is the operands'.
+// One group's tensors lie in the whole operands: their batch stride is the operands'. Where a group is of one entry the stride is
+// never used, and says nothing of heads that are not in it.
 static DnnAttention group_of(const DnnPlan *p) {
     const DnnCall *c = &p->call;
-    int64_t group = c->heads / c->kv_heads;
-    struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
-                     k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
+    int64_t group = c->heads / c->kv_heads, kv_heads = p->groups.batch > 1 ? c->kv_heads : p->groups.kv_heads;
+    struct DnnStride q = {kv_heads * group * c->nq * c->dim, c->nq * c->dim, c->dim},
+                     k = {kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
     return (DnnAttention){.batch = p->groups.batch,
                           .heads = p->groups.kv_heads * group,
                           .kv_heads = p->groups.kv_heads,
@@ -93,7 +94,7 @@ static DnnAttention group_of(const DnnPlan *p) {
                           .k = k,
                           .v = k,
                           .o = q,
-                          .lse_batch = c->heads * c->nq,
+                          .lse_batch = kv_heads * group * c->nq,
                           .lse_head = c->nq};
 }
 
@@ -187,9 +188,10 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
                    .left = (float)(c->window - c->shift),
                    .cut = plan_cut(c)};
     p->parts = dnn_parts(c, p->groups.batch, p->groups.kv_heads);
-    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d", (int)c->backward,
+    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d g%lld/%lld", (int)c->backward,
              (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk,
-             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut);
+             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->cut,
+             (long long)p->groups.batch, (long long)p->groups.kv_heads);
     for (DnnPlan *q = x->plans; q; q = q->next)
         if (!strcmp(q->key, p->key)) {
             free(p);
@@ -224,22 +226,20 @@ static void give(Pack *p, DnnUid uid, const void *data) {
 
 static const void *after(const void *base, int64_t nbytes) { return (const char *)base + nbytes; }
 
-static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, int64_t b, int64_t kv, void *scratch, Diag *d) {
+static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, void *scratch, Diag *d) {
     static const float minus_inf = -INFINITY, one = 1;
     const DnnCall *c = &p->call;
-    int64_t group = c->heads / c->kv_heads;
-    int64_t row = (b * c->heads + kv * group) * c->nq, q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
     Pack pack = {0};
-    give(&pack, DNN_Q, after(x->q, q)), give(&pack, DNN_K, after(x->k, k)), give(&pack, DNN_V, after(x->v, k));
-    give(&pack, DNN_O, after(x->o, q)), give(&pack, DNN_LSE, after(x->lse, row * 4));
+    give(&pack, DNN_Q, x->q), give(&pack, DNN_K, x->k), give(&pack, DNN_V, x->v);
+    give(&pack, DNN_O, x->o), give(&pack, DNN_LSE, x->lse);
     give(&pack, DNN_SCALE, &p->scale);
     if (c->mask != DNN_FULL || p->cut) give(&pack, DNN_MINUS_INF, &minus_inf);
     if (c->mask != DNN_FULL && c->shift != 0) give(&pack, DNN_SHIFT, &p->shift);
     if (c->mask == DNN_WINDOW) give(&pack, DNN_LEFT, &p->left);
     if (p->cut) give(&pack, DNN_NQ, p->lengths), give(&pack, DNN_NK, p->lengths + p->groups.batch);
     if (c->backward) {
-        give(&pack, DNN_DO, after(x->dout, q)), give(&pack, DNN_DQ, after(x->dq, q));
-        give(&pack, DNN_DK, after(x->dk, k)), give(&pack, DNN_DV, after(x->dv, k));
+        give(&pack, DNN_DO, x->dout), give(&pack, DNN_DQ, x->dq);
+        give(&pack, DNN_DK, x->dk), give(&pack, DNN_DV, x->dv);
         give(&pack, DNN_DQ_ACC, after(scratch, p->parts.acc)), give(&pack, DNN_SUM, after(scratch, p->parts.sum));
         give(&pack, DNN_ONE, &one);
     }
@@ -249,7 +249,10 @@ static Status run_group(const Dnn *dnn, const DnnPlan *p, const DnnData *x, int6
 Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d) {
     DnnDevice *x = dev->dnn;
     for (int64_t b = 0; b < p->call.batch; b += p->groups.batch)
-        for (int64_t kv = 0; kv < p->call.kv_heads; kv += p->groups.kv_heads) TRY(run_group(&x->dnn, p, data, b, kv, scratch, d));
+        for (int64_t kv = 0; kv < p->call.kv_heads; kv += p->groups.kv_heads) {
+            DnnData group = dnn_group_data(&p->call, data, b, kv);
+            TRY(run_group(&x->dnn, p, &group, scratch, d));
+        }
     return ST_OK;
 }
 

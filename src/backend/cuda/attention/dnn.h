@@ -15,6 +15,8 @@ typedef struct DnnCall {
     double scale;
     bool backward;
     int cut;  // DnnAttention.cut: -1 by dnn_needs_cut; 0 and 1 are for tests
+    int64_t groups;        // of KV heads, at least; 0 and 1: as scratch asks for
+    int64_t group_nbytes;  // scratch that a group may have; 0: the usual. For tests: INT64_MAX: nothing but `groups` counts
 } DnnCall;
 
 // NULL: cuDNN takes it; else why not, in words.
@@ -22,7 +24,8 @@ const char *dnn_refuses(const DnnCall *c);
 // Backward where queries or keys do not fill whole tiles of 128: see dnn.c.
 bool dnn_needs_cut(const DnnCall *c);
 
-// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small.
+// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small and no tensor that cuDNN
+// sees has 2^31 elements or more (docs/cuda.md, "A million tokens").
 typedef struct DnnGroups {
     int64_t batch, kv_heads;  // of one group
     int64_t n;                // groups
@@ -43,6 +46,8 @@ typedef struct DnnData {
     const void *dout;
     void *dq, *dk, *dv;
 } DnnData;
+// Those of the group that begins with entry b of the batch and KV head kv.
+DnnData dnn_group_data(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv);
 typedef struct DnnPlan DnnPlan;  // owned by the device, shared by equal calls
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d);
 Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d);  // launches; can be captured

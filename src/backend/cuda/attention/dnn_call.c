@@ -6,10 +6,17 @@
 enum { TILE = 128, SLACK = 4096, FORWARD_WORKSPACE = 1 << 20 };
 static const int64_t GROUP_NBYTES = (int64_t)512 << 20;  // scratch that a group may have, if one KV head's needs no more
 
+// The largest tensor that a group of `batch` entries is described by: from its first to its last element.
+static bool indexable(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    int64_t group = c->heads / c->kv_heads, most = max_i64(group * c->nq, c->nk);
+    return ((batch - 1) * c->kv_heads + kv_heads) * most * c->dim <= INT32_MAX;
+}
+
 const char *dnn_refuses(const DnnCall *c) {
     if (c->dim % 8 || c->dim > 256) return "head dim is not a multiple of 8, at most 256";
     if (c->batch < 1 || c->heads < 1 || c->nq < 1 || c->nk < 1) return "nothing to attend to";
     if (c->nq >= 1 << 30 || c->nk >= 1 << 30) return "positions do not fit 32 bits";
+    if (!indexable(c, 1, 1)) return "the queries that share a KV head are 2^31 elements or more";
     if (c->mask == DNN_FULL) return NULL;
     // Every query must see a key: what a row without any gets is ours to define, not cuDNN's.
     if (c->shift < 0) return "the first queries see no key";
@@ -41,12 +48,35 @@ DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
     return p;
 }
 
+static bool fits(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    int64_t most = c->group_nbytes > 0 ? c->group_nbytes : GROUP_NBYTES;
+    if (most == INT64_MAX) return true;
+    return indexable(c, batch, kv_heads) && dnn_parts(c, batch, kv_heads).total <= most;
+}
+
 DnnGroups dnn_groups(const DnnCall *c) {
-    if (dnn_parts(c, c->batch, c->kv_heads).total <= GROUP_NBYTES) return (DnnGroups){c->batch, c->kv_heads, 1};
-    for (int64_t g = c->kv_heads; g > 1; g--)
-        if (c->kv_heads % g == 0 && dnn_parts(c, 1, g).total <= GROUP_NBYTES)
-            return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
+    int64_t most = max_i64(1, c->kv_heads / max_i64(1, c->groups));  // KV heads of a group
+    if (c->kv_heads % most == 0 && fits(c, c->batch, most)) return (DnnGroups){c->batch, most, c->kv_heads / most};
+    for (int64_t g = most; g > 1; g--)
+        if (c->kv_heads % g == 0 && fits(c, 1, g)) return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
     return (DnnGroups){1, 1, c->batch * c->kv_heads};
+}
+
+static const void *after(const void *base, int64_t nbytes) { return base ? (const char *)base + nbytes : NULL; }
+static void *into(void *base, int64_t nbytes) { return base ? (char *)base + nbytes : NULL; }
+
+DnnData dnn_group_data(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv) {
+    int64_t group = c->heads / c->kv_heads, row = (b * c->heads + kv * group) * c->nq;
+    int64_t q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
+    return (DnnData){.q = after(x->q, q),
+                     .k = after(x->k, k),
+                     .v = after(x->v, k),
+                     .o = into(x->o, q),
+                     .lse = into(x->lse, row * 4),
+                     .dout = after(x->dout, q),
+                     .dq = into(x->dq, q),
+                     .dk = into(x->dk, k),
+                     .dv = into(x->dv, k)};
 }
 
 size_t dnn_scratch(const DnnCall *c) {

@@ -46,61 +46,74 @@ static double dot(const void *a, int64_t i, const void *b, int64_t j, int64_t n)
     return sum;
 }
 
-// First elements of row `q` of head `h` (of all batches' heads) and of row `k` of its KV head.
-static int64_t query_at(const DnnCall *c, int64_t h, int64_t q) { return (h * c->nq + q) * c->dim; }
-static int64_t key_at(const DnnCall *c, int64_t h, int64_t k) {
-    int64_t group = c->heads / c->kv_heads, batch = h / c->heads;
-    return ((batch * c->kv_heads + h % c->heads / group) * c->nk + k) * c->dim;
+// Rows before row `q` of head `h` of entry `b` of the batch, and before row `k` of its KV head: of a group, in whole operands.
+static int64_t query_row(const DnnCall *c, int64_t b, int64_t h, int64_t q) { return (b * c->heads + h) * c->nq + q; }
+static int64_t key_row(const DnnCall *c, int64_t b, int64_t h, int64_t k) {
+    return (b * c->kv_heads + h / (c->heads / c->kv_heads)) * c->nk + k;
 }
 
-static void forward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *p, double *o) {
+static void forward_row(const DnnCall *c, const DnnData *x, int64_t b, int64_t h, int64_t q, double *p, double *o) {
+    int64_t row = query_row(c, b, h, q), qi = row * c->dim, ki = key_row(c, b, h, 0) * c->dim;
     double max = -INFINITY, sum = 0;
     for (int64_t k = 0; k < c->nk; k++) {
-        p[k] = sees(c, q, k) ? c->scale * dot(x->q, query_at(c, h, q), x->k, key_at(c, h, k), c->dim) : -INFINITY;
+        p[k] = sees(c, q, k) ? c->scale * dot(x->q, qi, x->k, ki + k * c->dim, c->dim) : -INFINITY;
         max = fmax(max, p[k]);
     }
     for (int64_t k = 0; k < c->nk; k++) sum += p[k] = exp(p[k] - max);
     for (int64_t e = 0; e < c->dim; e++) o[e] = 0;
     for (int64_t k = 0; k < c->nk; k++)
-        for (int64_t e = 0; e < c->dim && p[k] != 0; e++) o[e] += p[k] / sum * load(x->v, key_at(c, h, k) + e);
-    for (int64_t e = 0; e < c->dim; e++) store(x->o, query_at(c, h, q) + e, o[e]);
-    ((float *)x->lse)[h * c->nq + q] = (float)(max + log(sum));
+        for (int64_t e = 0; e < c->dim && p[k] != 0; e++) o[e] += p[k] / sum * load(x->v, ki + k * c->dim + e);
+    for (int64_t e = 0; e < c->dim; e++) store(x->o, qi + e, o[e]);
+    ((float *)x->lse)[row] = (float)(max + log(sum));
 }
 
-// Adds to dk and dv [batch, kv_heads, nk, dim].
-static void backward_row(const DnnCall *c, const DnnData *x, int64_t h, int64_t q, double *dq, double *dk, double *dv) {
-    int64_t qi = query_at(c, h, q);
-    double lse = ((const float *)x->lse)[h * c->nq + q], dsum = dot(x->dout, qi, x->o, qi, c->dim);
+// Adds to dk and dv [nk, dim] of its KV head.
+static void backward_row(const DnnCall *c, const DnnData *x, int64_t b, int64_t h, int64_t q, double *dq, double *dk,
+                         double *dv) {
+    int64_t row = query_row(c, b, h, q), qi = row * c->dim, head = key_row(c, b, h, 0) * c->dim;
+    double lse = ((const float *)x->lse)[row], dsum = dot(x->dout, qi, x->o, qi, c->dim);
     for (int64_t e = 0; e < c->dim; e++) dq[e] = 0;
     for (int64_t k = 0; k < c->nk; k++) {
-        int64_t ki = key_at(c, h, k);
+        int64_t at = k * c->dim, ki = head + at;
         if (!sees(c, q, k)) continue;
         double p = exp(c->scale * dot(x->q, qi, x->k, ki, c->dim) - lse),
                ds = p * (dot(x->dout, qi, x->v, ki, c->dim) - dsum) * c->scale;
         for (int64_t e = 0; e < c->dim; e++) {
             dq[e] += ds * load(x->k, ki + e);
-            dk[ki + e] += ds * load(x->q, qi + e);
-            dv[ki + e] += p * load(x->dout, qi + e);
+            dk[at + e] += ds * load(x->q, qi + e);
+            dv[at + e] += p * load(x->dout, qi + e);
         }
     }
     for (int64_t e = 0; e < c->dim; e++) store(x->dq, qi + e, dq[e]);
 }
 
-Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch, Diag *d) {
-    (void)dev, (void)d, (void)scratch;
-    const DnnCall *c = &plan->call;
-    int64_t n = c->batch * c->kv_heads * c->nk * c->dim;
+// One KV head of one entry of the batch, with its query heads.
+static void run_head(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv) {
+    int64_t n = c->nk * c->dim, group = c->heads / c->kv_heads;
     Arena *a = arena_new();
     double *row = ARENA_ARRAY(a, double, c->nk), *part = ARENA_ARRAY(a, double, c->dim);
     double *dk = ARENA_ARRAY(a, double, n), *dv = ARENA_ARRAY(a, double, n);
-    for (int64_t h = 0; h < c->batch * c->heads; h++)
+    for (int64_t h = kv * group; h < (kv + 1) * group; h++)
         for (int64_t q = 0; q < c->nq; q++) {
             if (c->backward)
-                backward_row(c, x, h, q, part, dk, dv);
+                backward_row(c, x, b, h, q, part, dk, dv);
             else
-                forward_row(c, x, h, q, row, part);
+                forward_row(c, x, b, h, q, row, part);
         }
-    for (int64_t i = 0; i < n && c->backward; i++) store(x->dk, i, dk[i]), store(x->dv, i, dv[i]);
+    int64_t at = key_row(c, b, kv * group, 0) * c->dim;
+    for (int64_t i = 0; i < n && c->backward; i++) store(x->dk, at + i, dk[i]), store(x->dv, at + i, dv[i]);
     arena_free(a);
+}
+
+Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch, Diag *d) {
+    (void)dev, (void)d;
+    const DnnCall *c = &plan->call;
+    DnnGroups g = dnn_groups(c);
+    for (int64_t b = 0; b < c->batch; b += g.batch)
+        for (int64_t kv = 0; kv < c->kv_heads; kv += g.kv_heads) {
+            DnnData group = dnn_group_data(c, x, b, kv);
+            memset(scratch, 0xff, (size_t)dnn_parts(c, g.batch, g.kv_heads).total);  // all of it is a group's to write to
+            for (int64_t i = 0; i < g.batch * g.kv_heads; i++) run_head(c, &group, i / g.kv_heads, i % g.kv_heads);
+        }
     return ST_OK;
 }
