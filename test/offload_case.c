@@ -202,7 +202,7 @@ static OffloadResult run(const OffloadSetup *s, const RandomGraph *values, Graph
     Runtime *rt = NULL;
     OffloadResult r = {0};
     double loss;
-    PlanOptions po = {s->backend, s->backend->device ? device_model_h100() : device_model_cpu(), s->nthreads};
+    PlanOptions po = {.backend = s->backend, .device = s->backend->device ? device_model_h100() : device_model_cpu(), .nthreads = s->nthreads};
     if (graph_verify(g, what, &d) != ST_OK || plan_make(g->arena, g, &po, &p, &d) != ST_OK) CHECK(false, "%s: %s", what, d.text);
     offload_check_plan(p);
     RuntimeOptions ro = {.run_seed = 7, .poison = true, .capture = true, .processes = s->processes};

@@ -66,8 +66,9 @@ Status pass_remat(PassContext *c, Graph *in, Graph **out, Diag *d) {
     RematGraph r;
     RematTrial best = {.rows = c->memory.tile_rows == TILE_AUTO ? 0 : c->memory.tile_rows};
     *out = in;
-    bool fixed = c->memory.remat != REMAT_AUTO && c->memory.tile_rows != TILE_AUTO && !c->memory.offload;
-    if (c->memory.remat == REMAT_NONE && fixed) {  // nothing to decide
+    bool fixed = c->memory.remat == REMAT_NONE && c->memory.tile_rows != TILE_AUTO && !c->memory.offload;
+    bool limited = c->memory.budget_nbytes > 0;  // without a limit the fastest is to keep all
+    if (fixed || (!limited && c->memory.remat != REMAT_LAYER)) {
         *c->choice = (MemoryChoice){.tile_rows = c->tile.rows = best.rows};
         return ST_OK;
     }

@@ -49,7 +49,8 @@ static void find_gaps(Offload *f) {
     for (int32_t s = 0; s < p->nstep; s++)
         for (int k = 0; k < p->step[s].nin + p->step[s].nout; k++) {
             int32_t b = k < p->step[s].nin ? p->step[s].in_buf[k] : p->step[s].out_buf[k - p->step[s].nin];
-            if (b < 0 || !may_leave(&p->buffer[b])) continue;
+            const Operand *o = k < p->step[s].nin ? &p->step[s].in[k] : &p->step[s].out[k - p->step[s].nin];
+            if (b < 0 || !may_leave(&p->buffer[b]) || operand_nbytes(o) > p->buffer[b].nbytes) continue;  // in pieces: never whole
             if (last[b] >= 0 && s > last[b] + 1) {
                 Gap *known = best[b] >= 0 ? &f->gap.data[best[b]] : NULL;
                 double length = f->start[s] - f->start[last[b] + 1];
