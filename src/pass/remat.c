@@ -18,6 +18,31 @@ const char *remat_mode_name(RematMode m) {
 static bool is_state(OpKind op) { return op == OP_PARAM || op == OP_INPUT || op == OP_CONSTANT; }
 static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD; }
 
+// What the step is for, loss or gradient, is made once, and nothing else of its node is worth a second run: for instance the output layer
+// with its loss makes gradients of both operands in the forward.
+static void leave_results(RematGraph *r) {
+    const Graph *g = r->g;
+    bool *result = ARENA_ARRAY(r->a, bool, g->values.len);
+    for (int64_t i = 0; i < g->outputs.len; i++) result[r->root[g->outputs.data[i].value]] = true;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin && n->phase == PHASE_UPDATE; k++) result[r->root[n->in[k]]] = true;
+    }
+    for (int64_t i = g->nodes.len - 1; i >= 0; i--) {  // a sum's result is made of its terms
+        const Node *n = graph_node(g, (NodeId)i);
+        int addend = op_addend(n->op);
+        if (n->phase == PHASE_FORWARD || n->nout == 0 || !result[r->root[n->out[0]]]) continue;
+        for (int k = 0; k < n->nin; k++)
+            if (k == addend || n->op == OP_ADD) result[r->root[n->in[k]]] = true;
+    }
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        bool any = false;
+        for (int k = 0; k < n->nout; k++) any |= result[n->out[k]];
+        for (int k = 0; k < n->nout && any; k++) r->forward[n->out[k]] = false;
+    }
+}
+
 static void find_choices(RematGraph *r) {
     const Graph *g = r->g;
     for (int64_t i = 0; i < g->nodes.len; i++) {
@@ -26,6 +51,10 @@ static void find_choices(RematGraph *r) {
             r->root[n->out[k]] = is_view(n) ? r->root[n->in[0]] : n->out[k];
             r->forward[n->out[k]] = n->phase == PHASE_FORWARD && !is_state(n->op) && !is_view(n);
         }
+    }
+    leave_results(r);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
         for (int k = 0; k < n->nin && n->phase != PHASE_FORWARD; k++)
             if (r->forward[r->root[n->in[k]]]) r->needed[r->root[n->in[k]]] = true;
     }

@@ -98,7 +98,27 @@ static void forward_live(const RematGraph *r, int64_t *last, double *live) {
     for (int64_t i = 0; i < g->nodes.len; i++) live[i + 1] += live[i];
 }
 
-// The narrowest place between two attentions is where only the residual stream is alive; the last such place is a layer's start.
+// Where the residual stream alone is alive: the narrowest place from node `from` on and before node `end`, the last of equals; -1 none.
+static int64_t narrowest(const RematGraph *r, const double *live, int64_t from, int64_t end, bool first) {
+    int64_t best = -1;
+    for (int64_t k = from; k <= end && k < r->g->nodes.len; k++) {
+        if (graph_node(r->g, (NodeId)k)->phase != PHASE_FORWARD || (first && live[k] == 0)) continue;
+        if (best < 0 || live[k] <= live[best]) best = k;
+    }
+    return best;
+}
+
+// The first node from `from` on whose results are the step's own (output layer with loss): no part of a layer.
+static int64_t find_result(const RematGraph *r, int64_t from) {
+    const Graph *g = r->g;
+    for (int64_t i = from; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->phase == PHASE_FORWARD && n->nout > 0 && r->root[n->out[0]] == n->out[0] && !r->forward[n->out[0]] && n->nin > 0) return i;
+    }
+    return g->nodes.len;
+}
+
+// The narrowest place between two attentions is a layer's start. After the last attention the layer ends before the loss.
 void remat_layers(const RematGraph *r, uint8_t *choice) {
     const Graph *g = r->g;
     int64_t *last = ARENA_ARRAY(r->a, int64_t, g->values.len), from = 0;
@@ -106,24 +126,19 @@ void remat_layers(const RematGraph *r, uint8_t *choice) {
     bool *keep = ARENA_ARRAY(r->a, bool, g->values.len);
     forward_live(r, last, live);
     bool first = true;
-    for (int64_t i = 0; i <= g->nodes.len; i++) {
-        bool end = i == g->nodes.len;
-        const Node *n = end ? NULL : graph_node(g, (NodeId)i);
-        if (!end && (n->op != OP_ATTENTION || n->phase != PHASE_FORWARD)) continue;
-        int64_t best = -1;
-        for (int64_t k = from; k <= i && k < g->nodes.len; k++) {
-            if (graph_node(g, (NodeId)k)->phase != PHASE_FORWARD || (first && live[k] == 0)) continue;
-            if (best < 0 || live[k] <= live[best]) best = k;
-        }
-        for (int64_t v = 0; v < g->values.len && best >= 0 && !end; v++)
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op != OP_ATTENTION || n->phase != PHASE_FORWARD) continue;
+        int64_t best = narrowest(r, live, from, i, first);
+        for (int64_t v = 0; v < g->values.len && best >= 0; v++)
             keep[v] |= r->forward[v] && graph_value(g, (ValueId)v)->def < best && last[v] >= best;
         from = i + 1;
         first = false;
     }
-    for (int64_t v = 0; v < g->values.len; v++) choice[v] = CHOICE_AGAIN;
-    for (int64_t v = 0; v < g->values.len; v++)
-        if (keep[r->root[v]] || !r->forward[r->root[v]]) choice[v] = CHOICE_KEEP;
-    // After the last attention nothing is gained: it would be computed right before it is used.
-    for (int64_t v = 0; v < g->values.len; v++)
-        if (r->forward[r->root[v]] && graph_value(g, r->root[v])->def >= from && from > 0) choice[v] = CHOICE_KEEP;
+    int64_t end = narrowest(r, live, from, find_result(r, from), first);
+    for (int64_t v = 0; v < g->values.len; v++) {
+        ValueId root = r->root[v];
+        bool after = end >= 0 && graph_value(g, root)->def >= end;
+        choice[v] = keep[root] || !r->forward[root] || after ? CHOICE_KEEP : CHOICE_AGAIN;
+    }
 }

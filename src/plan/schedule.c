@@ -171,12 +171,22 @@ static void make_available(Sched *s, NodeId i) {
     }
 }
 
+// What could have run before, but would not have freed v then.
+static void offer_last_reader(Sched *s, ValueId v) {
+    for (int32_t u = s->use_first[v]; u < s->use_first[v + 1]; u++) {
+        NodeId c = s->use[u];
+        if (s->state[c] == NEW && s->missing[c] == 0 && !s->late[c]) vec_push(&s->eager, c);
+    }
+}
+
 static void run(Sched *s, NodeId i) {
     const Node *n = graph_node(s->g, i);
     s->state[i] = DONE;
     vec_push(&s->order, i);
     for (int k = 0; k < n->nin && !is_view(n); k++) s->left[s->root[n->in[k]]]--;
     if (!s->late[i]) make_available(s, i);
+    for (int k = 0; k < n->nin; k++)
+        if (s->nbytes[s->root[n->in[k]]] > 0 && s->left[s->root[n->in[k]]] == 1) offer_last_reader(s, n->in[k]);
     for (int k = 0; k < n->nin; k++) {
         NodeId w = s->writer[s->root[n->in[k]]];
         if (w != NO_NODE && s->state[w] == NEW && s->missing[w] == 0) vec_push(&s->eager, w);

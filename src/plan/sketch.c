@@ -3,6 +3,18 @@
 
 #include <stdlib.h>
 
+// A buffer is held in pieces if all that lies in it is.
+static void cut_buffers(Arena *a, const Graph *g, RankPlan *p, const int32_t *pieces) {
+    Buffer *buf = (Buffer *)p->buffer;
+    int32_t *least = ARENA_ARRAY(a, int32_t, p->nbuffer);
+    for (int64_t v = 0; v < g->values.len; v++) {
+        int32_t b = p->value_buf[v];
+        if (b >= 0 && (least[b] == 0 || pieces[v] < least[b])) least[b] = pieces[v];
+    }
+    for (int i = 0; i < p->nbuffer; i++)
+        if (least[i] > 1) buf[i].nbytes = (buf[i].nbytes + least[i] - 1) / least[i];
+}
+
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d) {
     Lower l = {.a = a, .g = g, .o = o, .d = d};
     *out = (RankPlan){0};
@@ -13,11 +25,7 @@ Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, con
         st = lower_rank(&l, rank, out);
     }
     if (st == ST_OK) {
-        Buffer *buf = (Buffer *)out->buffer;
-        for (int i = 0; i < out->nbuffer; i++) {
-            if (pieces && buf[i].value != NO_VALUE && pieces[buf[i].value] > 1)
-                buf[i].nbytes = (buf[i].nbytes + pieces[buf[i].value] - 1) / pieces[buf[i].value];
-        }
+        if (pieces) cut_buffers(a, g, out, pieces);
         out->lower_bound_nbytes = rank_statistics(&l, out);
         out->arena_nbytes = out->lower_bound_nbytes;
     }
