@@ -5,6 +5,7 @@
 
 #include "backend/registry.h"
 #include "decisions.h"
+#include "exec/available.h"
 
 static Status parse_attention(const char *text, AttentionChoice *out, Diag *d) {
     *out = ATTN_AUTO;
@@ -59,6 +60,20 @@ static Status parse_rows(const char *text, int64_t *out, Diag *d) {
     return ST_OK;
 }
 
+// A command that runs has what is free now. Ranks that share a device share its memory, and all share the host's, of which some is left
+// to the system and to files that are read.
+static void limit_to_here(const CommonArgs *c, const DeviceApi *device, const DeviceModel *model, MemoryOptions *m) {
+    size_t have, total;
+    Diag d = {0};
+    int64_t count = device->count(), each = count > 0 ? (c->ranks + count - 1) / count : 1, host = available_host_nbytes();
+    if (count > 0 && device->available(0, &have, &total, &d) == ST_OK) {
+        double used = (double)(total - have);  // by others, or by our own context and no more than that
+        int64_t most = (int64_t)(((double)total - (used > model->context_nbytes ? used : model->context_nbytes)) / (double)each);
+        if (most > 0 && (m->budget_nbytes <= 0 || most < m->budget_nbytes)) m->budget_nbytes = most;
+    }
+    if (host >= 0) m->host_nbytes = min_i64(m->host_nbytes, (int64_t)((double)host * 0.85 / (double)c->ranks));
+}
+
 static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     MemoryOptions *m = &o->memory;
     bool device = o->backend->device != NULL;
@@ -81,6 +96,7 @@ static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     m->attention_groups = c->attention_groups;
     if (device && model->mem_nbytes > 0) m->budget_nbytes = (int64_t)(model->mem_nbytes - model->context_nbytes);
     if (device && model->host_mem_nbytes > 0) m->host_nbytes = (int64_t)(model->host_mem_nbytes * 0.95);
+    if (device && c->runs) limit_to_here(c, o->backend->device, model, m);
     if (c->budget) TRY(parse_bytes("--budget", c->budget, &m->budget_nbytes, d));
     if (c->host_budget) TRY(parse_bytes("--host-budget", c->host_budget, &m->host_nbytes, d));
     return ST_OK;

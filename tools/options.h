@@ -35,7 +35,7 @@ typedef struct CommonArgs {
     {"--attention-groups", OPT_INT, &(c).attention_groups, "N",                                                                \
      "attention does its heads in N groups, one after the other, with scratch for one (default 1)"},                           \
     {"--budget", OPT_TEXT, &(c).budget, "BYTES",                                                                               \
-     "memory of each rank, such as 40GB or 40GiB (default: the device's; none on the CPU)"},                                   \
+     "memory of each rank, such as 40GB or 40GiB (default: the device's, or what is free of it; none on the CPU)"},                                   \
     {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \
     {"--whole-logits", OPT_FLAG, &(c).whole_logits, NULL, "keep the logits whole, as the program has them (for comparison)"},  \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \

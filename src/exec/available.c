@@ -32,13 +32,17 @@ static int64_t group_nbytes(void) {
     return used < 0 ? -1 : max_i64(0, most - used + files);
 }
 
+int64_t available_host_nbytes(void) {
+    int64_t have = available_nbytes(), group = group_nbytes();
+    return group >= 0 && (have < 0 || group < have) ? group : have;
+}
+
 Status available_check(const Plan *p, Diag *d) {
-    int64_t arenas = 0, host = 0, have = available_nbytes(), group = group_nbytes();
+    int64_t arenas = 0, host = 0, have = available_host_nbytes();
     for (int r = 0; r < p->nranks; r++) {
         if (!p->backend->device) arenas += p->rank[r].arena_nbytes;
         host += p->rank[r].host_nbytes;
     }
-    if (group >= 0 && (have < 0 || group < have)) have = group;
     if (have < 0 || arenas + host <= have) return ST_OK;
     const char *ranks = p->nranks == 1 ? "" : "s";
     if (p->backend->device)
