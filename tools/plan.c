@@ -35,6 +35,7 @@ int command_plan(int argc, char **argv) {
     Arena *a = arena_new();
     Status st = options_compile(a, &c, path[0], &o, &d);
     o.update = !no_update;
+    o.sketch = true;
     if (st == ST_OK) st = compile_file(&o, &out, &d);
     if (st == ST_OK && o.stop_after) {
         fprintf(stderr, "autosp plan: stopped after %s, there is no plan\n", o.stop_after);

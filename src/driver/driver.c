@@ -144,6 +144,7 @@ static void begin_run(Run *r) {
                          .memory = o->memory,
                          .choice = &r->out->memory};
     CHECK(r->c.scratch != NULL, "out of memory");
+    r->plan.memo = plan_memo_new(r->c.scratch);
 }
 
 static Status run_pass(Run *r, const PassEntry *p) {
@@ -174,7 +175,7 @@ static int pass_index(const char *name) {
 
 static int64_t largest_arena(const Plan *p) {
     int64_t most = 0;
-    for (int k = 0; k < p->nranks; k++) most = max_i64(most, p->rank[k].arena_nbytes);
+    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].arena_nbytes);
     return most;
 }
 
@@ -196,6 +197,10 @@ static Status plan_once(Run *r, Graph *kernels) {
     TRY(run_passes(r, pass_index("remat"), NPASS));
     if (r->stopped) return ST_OK;
     r->out->ntry++;
+    if (r->o->sketch && r->o->nranks > SKETCH_RANKS) {
+        int *rank = ARENA_ARRAY(r->out->arena, int, 3), n = plan_telling_ranks(r->out->graph, rank);
+        return plan_make_some(r->out->arena, r->out->graph, &r->plan, n, rank, &r->out->plan, r->d);
+    }
     return plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
 }
 

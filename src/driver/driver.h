@@ -24,7 +24,9 @@ typedef struct CompileOptions {
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;
     double square_limit_nbytes;  // 0: default
+    bool sketch;               // a plan to look at: of more than SKETCH_RANKS ranks only those that tell (plan_telling_ranks)
 } CompileOptions;
+enum { SKETCH_RANKS = 64 };
 
 typedef struct Compiled {
     Arena *arena;              // owns the graph, the plan and the reports

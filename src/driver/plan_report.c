@@ -83,7 +83,7 @@ static void print_bytes(FILE *f, double v, int width) { fprintf(f, "%*s", width 
 
 static double largest_arena(const Plan *p) {
     int64_t most = 0;
-    for (int r = 0; r < p->nranks; r++) most = max_i64(most, p->rank[r].arena_nbytes);
+    for (int r = 0; r < p->nmade; r++) most = max_i64(most, p->rank[r].arena_nbytes);
     return (double)most;
 }
 
@@ -138,9 +138,9 @@ static void print_ranks(FILE *f, const Compiled *c) {
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
     for (int k = 0; k < BUF_KIND_COUNT; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
     fprintf(f, " %13s %13s\n", "peak", "bytes");
-    for (int r = 0; r < p->nranks; r++) {
+    for (int r = 0; r < p->nmade; r++) {
         const RankPlan *x = &p->rank[r];
-        fprintf(f, "  %4d ", r);
+        fprintf(f, "  %4d ", x->rank);
         for (int k = 0; k < BUF_KIND_COUNT; k++) {
             fprintf(f, " ");
             print_bytes(f, (double)x->nbytes_by_kind[k], 10);
@@ -149,14 +149,16 @@ static void print_ranks(FILE *f, const Compiled *c) {
         print_bytes(f, (double)x->arena_nbytes, 10);
         fprintf(f, " %13" PRId64 "\n", x->arena_nbytes);
     }
+    if (p->nmade < p->nranks)
+        fprintf(f, "  (of %d ranks, those that tell: the first, the fullest, the last; the others lie between)\n", p->nranks);
     fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
     fprintf(f, " on rank 0)\n");
     print_device_memory(f, c);
     print_choice(f, c);
     fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
-    for (int r = 0; r < p->nranks; r++) {
-        fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);
+    for (int r = 0; r < p->nmade; r++) {
+        fprintf(f, "  %4d %8.2f %13.4f     ", p->rank[r].rank, p->rank[r].flops / 1e9, p->rank[r].seconds);
         print_bytes(f, p->rank[r].comm_nbytes, 10);
         fprintf(f, "\n");
     }
@@ -252,7 +254,7 @@ static json_t *rank_json(const RankPlan *x) {
     json_t *kinds = json_object();
     for (int k = 0; k < BUF_KIND_COUNT; k++)
         json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
-    return json_pack("{s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
+    return json_pack("{s:i, s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "rank", x->rank, "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
                      (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
                      x->seconds, "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
 }
@@ -270,7 +272,7 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     const Plan *p = c->plan;
     json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(),
            *square = json_array(), *logits = json_array();
-    for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
+    for (int r = 0; r < p->nmade; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
     for (int64_t i = 0; i < c->shard.attention.len; i++)
         json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
     Collectives list = {0};

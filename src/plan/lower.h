@@ -12,7 +12,7 @@ typedef enum Action {
 typedef struct ReshardPlan {
     int nhop;
     Hop hop[RESHARD_MAX_HOPS];
-    const Exchange *exchange[RESHARD_MAX_HOPS];  // [nranks] each
+    const Exchange *exchange[RESHARD_MAX_HOPS];  // [nmade] each
     uint64_t key;
     DType dtype;
     Shape shape;
@@ -28,11 +28,21 @@ typedef struct Group {
     BufferKind kind;
 } Group;
 
+typedef struct KernelWork {      // what a kernel takes
+    int64_t scratch_nbytes;
+    Cost cost;
+    double seconds;
+} KernelWork;
+KernelWork plan_work(PlanMemo *m, const PlanOptions *o, const Node *n, const Operand *in, const Operand *out);
+
 typedef struct Lower {
     Arena *a;
     const Graph *g;
     const PlanOptions *o;
+    PlanMemo *memo;
     Diag *d;
+    int nmade;                   // ranks that are lowered
+    const int *made;             // [nmade] which, rising; NULL: all
     DType real;
     Action *action;              // [nodes]
     const ReshardPlan **reshard; // [nodes]
@@ -44,6 +54,7 @@ typedef struct Lower {
 Status lower_actions(Lower *l);  // action, reshard
 Status lower_groups(Lower *l);   // group, info
 ValueId lower_group(const Lower *l, ValueId v);
-void lower_rank(Lower *l, int rank, RankPlan *out);
+void lower_rank(Lower *l, int k, RankPlan *out);  // the k-th of those that are made
+static inline int lower_made(const Lower *l, int k) { return l->made ? l->made[k] : k; }
 int64_t rank_statistics(const Lower *l, RankPlan *p);  // returns the largest sum of live bytes
 Status plan_find_real(const Graph *g, const Backend *b, DType *real, Diag *d);  // the type of its floats

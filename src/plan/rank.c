@@ -5,20 +5,12 @@ enum { ALIGN = BUFFER_ALIGN };
 
 typedef struct RankLower {
     const Lower *l;
-    int rank;
+    int made, rank;          // the how manieth that is made, and which rank that is
     RankPlan *out;
     VEC(Step) step;
     VEC(Buffer) buffer;
     int32_t *value_buf;      // [values]; a group's buffer is noted at its name, then copied to the members
-    VEC(struct CostMemo) memo;
 } RankLower;
-
-// Layers repeat: the cost of attention (which samples the mask) is estimated once per distinct shape.
-typedef struct CostMemo {
-    const Node *node;
-    const Operand *in;
-    Cost cost;
-} CostMemo;
 
 static int64_t operand_bytes(const Operand *o) {
     int64_t n = dtype_nbytes(o->dtype);
@@ -62,35 +54,14 @@ static void step_operands(RankLower *r, Step *s, const Node *n) {
     }
 }
 
-static bool same_work(const CostMemo *m, const Node *n, const Operand *in) {
-    if (m->node->op != n->op || m->node->nin != n->nin || m->node->nout != n->nout) return false;
-    for (int k = 0; k < n->nin; k++) {
-        if (m->in[k].ndim != in[k].ndim || m->in[k].sdim != in[k].sdim || m->in[k].span != in[k].span) return false;
-        for (int i = 0; i < in[k].ndim; i++)
-            if (m->in[k].dim[i] != in[k].dim[i]) return false;
-    }
-    return attrs_equal(m->node, n);
-}
-
-static Cost node_cost(RankLower *r, const Node *n, const Step *s) {
-    Cost c = {0};
-    bool memo = n->op == OP_ATTENTION || n->op == OP_ATTENTION_GRAD;
-    for (int64_t i = 0; memo && i < r->memo.len && i < 64; i++)
-        if (same_work(&r->memo.data[i], n, s->in)) return r->memo.data[i].cost;
-    if (op_info(n->op)->cost) op_info(n->op)->cost(n, s->in, s->out, &c);
-    if (memo) vec_push(&r->memo, ((CostMemo){n, s->in, c}));
-    return c;
-}
-
 static void lower_kernel(RankLower *r, NodeId i, const Node *n) {
     const PlanOptions *o = r->l->o;
     Step s = {.kind = STEP_KERNEL, .node = i, .scratch_buf = -1, .kernel = o->backend->kernel(n->op, r->l->real)};
     step_operands(r, &s, n);
-    size_t scratch = o->backend->scratch ? o->backend->scratch(n, s.in, s.out, o->nthreads) : 0;
-    if (scratch > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, (int64_t)scratch, NO_VALUE);
-    Cost c = node_cost(r, n, &s);
-    r->out->flops += c.flops;
-    s.seconds = cost_seconds(o->device, n, s.in, s.out, &c);
+    KernelWork w = plan_work(r->l->memo, o, n, s.in, s.out);
+    if (w.scratch_nbytes > 0) s.scratch_buf = new_buffer(r, BUF_SCRATCH, w.scratch_nbytes, NO_VALUE);
+    r->out->flops += w.cost.flops;
+    s.seconds = w.seconds;
     r->out->seconds += s.seconds;
     vec_push(&r->step, s);
 }
@@ -123,7 +94,7 @@ static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
     const ReshardPlan *p = r->l->reshard[i];
     int32_t from = -1;
     for (int h = 0; h < p->nhop; h++) {
-        const Exchange *e = &p->exchange[h][r->rank];
+        const Exchange *e = &p->exchange[h][r->made];
         Step s = {.kind = STEP_EXCHANGE, .node = i, .nin = 1, .nout = 1, .scratch_buf = -1, .exchange = e};
         Operand *op = ARENA_ARRAY(r->l->a, Operand, 2);
         int32_t *buf = ARENA_ARRAY(r->l->a, int32_t, 2);
@@ -169,9 +140,11 @@ static void extend_lifetimes(RankLower *r) {
     }
 }
 
-void lower_rank(Lower *l, int rank, RankPlan *out) {
+void lower_rank(Lower *l, int k, RankPlan *out) {
     const Graph *g = l->g;
-    RankLower r = {.l = l, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len)};
+    int rank = lower_made(l, k);
+    out->rank = rank;
+    RankLower r = {.l = l, .made = k, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len)};
     for (int64_t v = 0; v < g->values.len; v++) r.value_buf[v] = -1;
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
@@ -191,7 +164,6 @@ void lower_rank(Lower *l, int rank, RankPlan *out) {
     out->value_buf = r.value_buf;
     vec_free(&r.step);
     vec_free(&r.buffer);
-    vec_free(&r.memo);
 }
 
 // The peak step and what is alive there.

@@ -4,13 +4,13 @@
 #include <stdlib.h>
 
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d) {
-    Lower l = {.a = a, .g = g, .o = o, .d = d};
+    Lower l = {.a = a, .g = g, .o = o, .memo = o->memo ? o->memo : plan_memo_new(a), .d = d, .nmade = 1, .made = &rank};
     *out = (RankPlan){0};
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
-        lower_rank(&l, rank, out);
+        lower_rank(&l, 0, out);
         Buffer *buf = (Buffer *)out->buffer;
         for (int i = 0; i < out->nbuffer; i++) {
             if (pieces && buf[i].value != NO_VALUE && pieces[buf[i].value] > 1)
@@ -45,4 +45,12 @@ int plan_fullest_rank(const Graph *g) {
     }
     free(weight);
     return best;
+}
+
+int plan_telling_ranks(const Graph *g, int rank[3]) {
+    int full = plan_fullest_rank(g), last = graph_nranks(g) - 1, n = 0;
+    rank[n++] = 0;
+    if (full != 0) rank[n++] = full;
+    if (last != 0 && last != full) rank[n++] = last;
+    return n;
 }
