@@ -16,6 +16,8 @@ typedef struct CommonArgs {
 // clang-format off
 #define COMMON_OPTIONS(c)                                                                                                      \
     {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                      \
+    OPTIONS_BUT_RANKS(c)
+#define OPTIONS_BUT_RANKS(c)                                                                                                   \
     {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                           \
     {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                           \
     {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                      \

@@ -1,5 +1,7 @@
 #include "driver/plan_report.h"
 
+#include "driver/explain.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
@@ -236,6 +238,12 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
             p->nranks, p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name,
             g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    explain_text(f, c, &e, every);
+    arena_free(a);
     print_attention(f, c);
     print_collectives(f, c, every);
     if (c->shard.gathered.len) fprintf(f, "\ncomputed whole on every rank\n");
@@ -283,6 +291,12 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
             coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
     }
     vec_free(&list.item);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    json_t *explained = explain_json(c, &e);
+    arena_free(a);
     for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
     for (int64_t i = 0; i < c->shard.square.len; i++) json_array_append_new(square, json_string(c->shard.square.data[i]));
     for (int64_t i = 0; i < c->shard.logits.len; i++) json_array_append_new(logits, json_string(c->shard.logits.data[i]));
@@ -293,11 +307,11 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes,
                                      "memory_nbytes", c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
                          : json_null();
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
                             c->graph->name, "batch", (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks",
                             p->nranks, "threads", p->nthreads, "dtype", compute_name(c), "backend", p->backend->name, "device",
                             device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
-                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits);
+                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits, "explanation", explained);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     fputc('\n', f);
