@@ -18,6 +18,8 @@ typedef struct CommonArgs {
 // clang-format off
 #define COMMON_OPTIONS(c)                                                                                                      \
     {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                      \
+    OPTIONS_BUT_RANKS(c)
+#define OPTIONS_BUT_RANKS(c)                                                                                                   \
     {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                           \
     {"--device", OPT_TEXT, &(c).device, "D",                                                                                   \
      "cpu (default) or cuda; plan and dump need no GPU for it and take h100, h200, a100-80g, mi300x too"},                     \

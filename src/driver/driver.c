@@ -183,7 +183,7 @@ static int pass_index(const char *name) {
 
 static int64_t largest_arena(const Plan *p) {
     int64_t most = 0;
-    for (int k = 0; k < p->nranks; k++) most = max_i64(most, p->rank[k].arena_nbytes);
+    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].arena_nbytes);
     return most;
 }
 
@@ -205,6 +205,10 @@ static Status plan_once(Run *r, Graph *kernels) {
     TRY(run_passes(r, pass_index("remat"), NPASS));
     if (r->stopped) return ST_OK;
     r->out->ntry++;
+    if (r->o->sketch > 0 && r->o->nranks > r->o->sketch) {
+        int *rank = ARENA_ARRAY(r->out->arena, int, 3), n = plan_telling_ranks(r->out->graph, rank);
+        return plan_make_some(r->out->arena, r->out->graph, &r->plan, n, rank, &r->out->plan, r->d);
+    }
     return plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
 }
 
@@ -215,8 +219,9 @@ static Status plan_under_budget(Run *r) {
     int64_t budget = r->o->memory.budget_nbytes, *aim = &r->c.memory.budget_nbytes;
     Graph *kernels = r->out->graph;
     r->kept = kernels;
+    if (r->o->least) *aim = 1;
     Status st = plan_once(r, kernels);
-    for (int k = 1; st == ST_OK && !r->stopped && budget > 0; k++) {
+    for (int k = 1; st == ST_OK && !r->stopped && !r->o->least && budget > 0; k++) {
         int64_t peak = largest_arena(r->out->plan), over = peak - budget;
         if (over <= 0) break;
         if (*aim == 1) {
@@ -262,7 +267,7 @@ static DType compute_of_archive(const CompileOptions *o, const Graph *g) {
     return 2 * half > all && (backend_of(o)->features & BACKEND_BF16) ? DT_BF16 : DT_F32;
 }
 
-Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
+static Status compile_from(const Archive *ar, const CompileOptions *options, Compiled *out, Diag *d) {
     CompileOptions copy = *options, *o = &copy;
     double start = now();
     *out = (Compiled){0};
@@ -270,7 +275,8 @@ Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
     if (!a) return diag_error(d, ST_MEMORY, "out of memory");
     out->arena = a;
     Graph *g = NULL;
-    TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
+    if (ar) TRY(import_bind(a, ar, &o->import, &g, &out->import, d));
+    else TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
     out->graph = g;
     if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = compute_of_archive(o, g);
     if (o->compute != DT_BF16 && out->import.narrowed)
@@ -280,6 +286,9 @@ Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
     out->seconds += imported;
     return st;
 }
+
+Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(NULL, o, out, d); }
+Status compile_archive(const Archive *ar, const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(ar, o, out, d); }
 
 void compiled_free(Compiled *c) {
     if (c->graph) graph_free_vecs(c->graph);

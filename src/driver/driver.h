@@ -26,7 +26,10 @@ typedef struct CompileOptions {
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;
     double square_limit_nbytes;  // 0: default
+    int sketch;                // > 0: a plan to look at: of more ranks than so many only those that tell (plan_telling_ranks)
+    bool least;                // the plan that takes the least memory that was found, whatever the budget
 } CompileOptions;
+enum { SKETCH_RANKS = 64 };    // up to here a plan to look at has all ranks
 
 typedef struct Compiled {
     Arena *arena;              // owns the graph, the plan and the reports
@@ -48,6 +51,8 @@ const DeviceModel *compile_device_model(const CompileOptions *o);  // what the p
 Status compute_from_name(const char *name, DType *out, Diag *d);
 void compile_defaults(CompileOptions *o);
 Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
+// As compile_file, from an archive that import_open opened, for one program at several lengths. The archive outlives the result.
+Status compile_archive(const Archive *ar, const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.
 Status compile_graph(Arena *a, Graph *forward, const CompileOptions *o, Compiled *out, Diag *d);
 void compiled_free(Compiled *c);

@@ -1,5 +1,7 @@
 #include "driver/plan_report.h"
 
+#include "driver/explain.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
@@ -83,7 +85,7 @@ static void print_bytes(FILE *f, double v, int width) { fprintf(f, "%*s", width 
 
 static double largest_arena(const Plan *p) {
     int64_t most = 0;
-    for (int r = 0; r < p->nranks; r++) most = max_i64(most, p->rank[r].arena_nbytes);
+    for (int r = 0; r < p->nmade; r++) most = max_i64(most, p->rank[r].arena_nbytes);
     return (double)most;
 }
 
@@ -149,12 +151,12 @@ static void print_ranks(FILE *f, const Compiled *c) {
     const Plan *p = c->plan;
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
     bool host = false;
-    for (int r = 0; r < p->nranks; r++) host |= p->rank[r].host_nbytes > 0;
+    for (int r = 0; r < p->nmade; r++) host |= p->rank[r].host_nbytes > 0;
     for (int k = 0; k < BUF_HOST; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
     fprintf(f, " %13s %13s%s\n", "peak", "bytes", host ? "  host bytes" : "");
-    for (int r = 0; r < p->nranks; r++) {
+    for (int r = 0; r < p->nmade; r++) {
         const RankPlan *x = &p->rank[r];
-        fprintf(f, "  %4d ", r);
+        fprintf(f, "  %4d ", x->rank);
         for (int k = 0; k < BUF_HOST; k++) {
             fprintf(f, " ");
             print_bytes(f, (double)x->nbytes_by_kind[k], 10);
@@ -165,6 +167,8 @@ static void print_ranks(FILE *f, const Compiled *c) {
         if (host) fprintf(f, " %11" PRId64, x->host_nbytes);
         fprintf(f, "\n");
     }
+    if (p->nmade < p->nranks)
+        fprintf(f, "  (of %d ranks, those that tell: the first, the fullest, the last; the others lie between)\n", p->nranks);
     fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
     fprintf(f, " on rank 0)\n");
@@ -172,8 +176,8 @@ static void print_ranks(FILE *f, const Compiled *c) {
     print_device_memory(f, c);
     print_choice(f, c);
     fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
-    for (int r = 0; r < p->nranks; r++) {
-        fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);
+    for (int r = 0; r < p->nmade; r++) {
+        fprintf(f, "  %4d %8.2f %13.4f     ", p->rank[r].rank, p->rank[r].flops / 1e9, p->rank[r].seconds);
         print_bytes(f, p->rank[r].comm_nbytes, 10);
         fprintf(f, "\n");
     }
@@ -269,6 +273,12 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
             p->nranks, p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name,
             g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    explain_text(f, c, &e, every);
+    arena_free(a);
     print_groups(f, c, every);
     print_attention(f, c);
     print_collectives(f, c, every);
@@ -288,8 +298,8 @@ static json_t *rank_json(const RankPlan *x) {
     json_t *kinds = json_object();
     for (int k = 0; k < BUF_HOST; k++)
         json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
-    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
-                     (json_int_t)x->lower_bound_nbytes, "host_nbytes", (json_int_t)x->host_nbytes, "host_lower_bound_nbytes",
+    return json_pack("{s:i, s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "rank", x->rank, "peak_nbytes", (json_int_t)x->arena_nbytes,
+                     "lower_bound_nbytes", (json_int_t)x->lower_bound_nbytes, "host_nbytes", (json_int_t)x->host_nbytes, "host_lower_bound_nbytes",
                      (json_int_t)x->host_lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
                      x->seconds, "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
 }
@@ -307,7 +317,7 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     const Plan *p = c->plan;
     json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(),
            *square = json_array(), *logits = json_array();
-    for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
+    for (int r = 0; r < p->nmade; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
     for (int64_t i = 0; i < c->shard.attention.len; i++)
         json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
     Collectives list = {0};
@@ -318,6 +328,12 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
             coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
     }
     vec_free(&list.item);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    json_t *explained = explain_json(c, &e);
+    arena_free(a);
     for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
     for (int64_t i = 0; i < c->shard.square.len; i++) json_array_append_new(square, json_string(c->shard.square.data[i]));
     for (int64_t i = 0; i < c->shard.logits.len; i++) json_array_append_new(logits, json_string(c->shard.logits.data[i]));
@@ -330,12 +346,11 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
                          : json_null();
     json_t *model = json_pack("{s:s, s:s, s:s, s:b, s:s?}", "name", c->device->name, "about", c->device->about, "source",
                               c->device->source, "measured", (int)c->device->measured, "runs", c->device->runs);
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
                             c->graph->name, "batch", (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks",
                             p->nranks, "threads", p->nthreads, "dtype", compute_name(c), "backend", p->backend->name, "device",
-                            device, "device_model", model, "hash", hash, "compile_seconds", c->seconds, "per_rank",
-                            ranks, "attention", attention,
-                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits);
+                            device, "device_model", model, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
+                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits, "explanation", explained);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     fputc('\n', f);

@@ -190,6 +190,7 @@ static Runtime *runtime_alloc(const Plan *p, const RuntimeOptions *o) {
 }
 
 Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d) {
+    CHECK(p->nmade == p->nranks, "a plan of %d of %d ranks is to look at, not to run", p->nmade, p->nranks);
     TRY(available_check(p, d));
     if (p->backend->device && !p->backend->device->count && !o->processes) return diag_error(d, ST_UNSUPPORTED, "the %s backend cannot run", p->backend->name);
     Runtime *rt = runtime_alloc(p, o);

@@ -13,7 +13,7 @@ typedef enum Action {
 typedef struct ReshardPlan {
     int nhop;
     Hop hop[RESHARD_MAX_HOPS];
-    const Exchange *exchange[RESHARD_MAX_HOPS];  // [nranks] each
+    const Exchange *exchange[RESHARD_MAX_HOPS];  // [nmade] each
     uint64_t key;
     DType dtype;
     Shape shape;
@@ -44,6 +44,8 @@ typedef struct Lower {
     const Graph *g;
     const PlanOptions *o;
     Diag *d;
+    int nmade;                   // ranks that are lowered
+    const int *made;             // [nmade] which, rising; NULL: all
     DType real;
     Action *action;              // [nodes]
     const ReshardPlan **reshard; // [nodes]
@@ -57,8 +59,9 @@ typedef struct Lower {
 Status lower_actions(Lower *l);  // action, reshard
 Status lower_groups(Lower *l);   // group, info
 ValueId lower_group(const Lower *l, ValueId v);
-Status lower_rank(Lower *l, int rank, RankPlan *out);
+Status lower_rank(Lower *l, int k, RankPlan *out);  // the k-th of those that are made
 // Where every value lies in its group's buffer on this rank, bytes: out[values] (place.c).
 Status lower_offsets(const Lower *l, int rank, int64_t *out);
+static inline int lower_made(const Lower *l, int k) { return l->made ? l->made[k] : k; }
 int64_t rank_statistics(const Lower *l, RankPlan *p);  // returns the largest sum of live bytes
 Status plan_find_real(const Graph *g, const Backend *b, DType *real, Diag *d);  // the type of its floats

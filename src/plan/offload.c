@@ -67,7 +67,8 @@ static void find_gaps(Offload *f) {
     for (int64_t i = 0; i < f->gap.len; i++) {
         Eviction *e = &f->gap.data[i].e;
         e->value = value_read(p, f->g, e->buffer, e->after);
-        f->gap.data[i].useless = e->value == NO_VALUE;
+        const Placement *at = e->value == NO_VALUE ? NULL : &graph_value(f->g, e->value)->place;
+        f->gap.data[i].useless = !at || at->kind == PLACE_PARTIAL || at->reduce != RED_NONE;  // terms are summed before they are kept
     }
 }
 

@@ -43,6 +43,15 @@ static uint64_t reshard_key(const Value *x, const Value *y) {
     return hash_bytes(h, place, sizeof place);
 }
 
+// Of all ranks at once, or of some one by one.
+static const Exchange *make_exchanges(const Lower *l, const Hop *hop, DType dtype) {
+    if (!l->made) return exchange_make(l->a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to);
+    Exchange *e = ARENA_ARRAY(l->a, Exchange, l->nmade);
+    for (int k = 0; k < l->nmade; k++)
+        e[k] = *exchange_make_one(l->a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to, l->made[k]);
+    return e;
+}
+
 static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y) {
     uint64_t key = reshard_key(x, y);
     for (int64_t i = 0; i < l->reshards.len; i++) {
@@ -57,8 +66,8 @@ static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y)
     p->identity = true;
     for (int h = 0; h < p->nhop; h++) {
         const Hop *hop = &p->hop[h];
-        p->exchange[h] = exchange_make(l->a, l->g->layouts, &hop->shape, x->dtype, &hop->from, &hop->to);
-        p->identity = p->identity && exchange_is_identity(p->exchange[h], l->g->layouts, &hop->shape, &hop->from, &hop->to);
+        p->exchange[h] = make_exchanges(l, hop, x->dtype);
+        p->identity = p->identity && exchange_is_identity(l->g->layouts, &hop->shape, &hop->from, &hop->to);
     }
     vec_push(&l->reshards, p);
     return p;
@@ -164,24 +173,28 @@ static uint64_t plan_hash(const Lower *l, const RankPlan *rank, int nranks) {
 }
 
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d) {
+    return plan_make_some(a, g, o, graph_nranks(g), NULL, out, d);
+}
+
+Status plan_make_some(Arena *a, const Graph *g, const PlanOptions *o, int nmade, const int *made, Plan **out, Diag *d) {
     CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
     PlanOptions own = *o;  // with a memory of kernels, for its chunks and layers repeat
     if (!o->memo) own.memo = kernel_memo_new();
-    Lower l = {.a = a, .g = g, .o = &own, .d = d};
+    Lower l = {.a = a, .g = g, .o = &own, .d = d, .nmade = nmade, .made = made};
     int nranks = graph_nranks(g);
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
-        RankPlan *rank = ARENA_ARRAY(a, RankPlan, nranks);
-        for (int r = 0; r < nranks && st == ST_OK; r++) {
-            st = lower_rank(&l, r, &rank[r]);
+        RankPlan *rank = ARENA_ARRAY(a, RankPlan, nmade);
+        for (int k = 0; k < nmade && st == ST_OK; k++) {
+            st = lower_rank(&l, k, &rank[k]);
             if (st != ST_OK) break;
-            assign_offsets(rank, r);
-            rank_statistics(&l, &rank[r]);
+            assign_offsets(rank, k);
+            rank_statistics(&l, &rank[k]);
         }
         Plan *p = ARENA_NEW(a, Plan);
-        *p = (Plan){g, nranks, o->nthreads, l.real, o->backend, rank, plan_hash(&l, rank, nranks)};
+        *p = (Plan){g, nranks, nmade, o->nthreads, l.real, o->backend, rank, made ? 0 : plan_hash(&l, rank, nranks)};
         *out = p;
     }
     vec_free(&l.reshards);

@@ -64,6 +64,7 @@ typedef struct Step {
 } Step;
 
 typedef struct RankPlan {
+    int rank;
     int nstep, nbuffer, ncopy;
     const Step *step;
     const Buffer *buffer;
@@ -80,11 +81,13 @@ typedef struct RankPlan {
 
 typedef struct Plan {
     const Graph *graph;          // after all passes
-    int nranks, nthreads;
+    int nranks;
+    int nmade;                   // nranks; fewer: a plan to look at, of some ranks (plan_make_some)
+    int nthreads;
     DType real;                  // DT_F32 or DT_F64
     const Backend *backend;
-    const RankPlan *rank;
-    uint64_t hash;               // of everything global; ranks compare it before step 0
+    const RankPlan *rank;        // [nmade]
+    uint64_t hash;               // of everything global; ranks compare it before step 0. 0 where some ranks are missing
 } Plan;
 
 typedef struct PlanOptions {
@@ -95,6 +98,10 @@ typedef struct PlanOptions {
 } PlanOptions;
 // Lowers a sharded (and fused) graph to a Plan in arena `a`.
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);
+// The same for some ranks only, made[nmade], rising: for very many ranks, whose messages are as many as their square.
+Status plan_make_some(Arena *a, const Graph *g, const PlanOptions *o, int nmade, const int *made, Plan **out, Diag *d);
+// The ranks that say what all of them need: the fullest, the first, the last (which under a causal mask works most). rank[3], rising.
+int plan_telling_ranks(const Graph *g, int rank[3]);
 // Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
 Status pass_schedule(const Graph *g, Graph **out, Diag *d);
 // What one rank's plan would be, without offsets: for choices that need many tries. `pieces[v]` (NULL: all 1): value v is held in so

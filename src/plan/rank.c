@@ -8,7 +8,7 @@ enum { ALIGN = BUFFER_ALIGN };
 
 typedef struct RankLower {
     const Lower *l;
-    int rank;
+    int made, rank;          // the how manieth that is made, and which rank that is
     RankPlan *out;
     VEC(Step) step;
     VEC(Buffer) buffer;
@@ -119,7 +119,7 @@ static void lower_exchange(RankLower *r, NodeId i, const Node *n) {
     const ReshardPlan *p = r->l->reshard[i];
     int32_t from = -1;
     for (int h = 0; h < p->nhop; h++) {
-        const Exchange *e = &p->exchange[h][r->rank];
+        const Exchange *e = &p->exchange[h][r->made];
         Step s = {.kind = STEP_EXCHANGE, .node = i, .nin = 1, .nout = 1, .scratch_buf = -1, .exchange = e};
         Operand *op = ARENA_ARRAY(r->l->a, Operand, 2);
         int32_t *buf = ARENA_ARRAY(r->l->a, int32_t, 2);
@@ -184,9 +184,11 @@ static void extend_lifetimes(RankLower *r) {
     }
 }
 
-Status lower_rank(Lower *l, int rank, RankPlan *out) {
+Status lower_rank(Lower *l, int k, RankPlan *out) {
     const Graph *g = l->g;
-    RankLower r = {.l = l, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len),
+    int rank = lower_made(l, k);
+    out->rank = rank;
+    RankLower r = {.l = l, .made = k, .rank = rank, .out = out, .value_buf = ARENA_ARRAY(l->a, int32_t, g->values.len),
                    .copy = ARENA_ARRAY(l->a, int32_t, g->values.len)};
     r.value_off = ARENA_ARRAY(l->a, int64_t, g->values.len);
     TRY(lower_offsets(l, rank, r.value_off));

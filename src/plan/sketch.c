@@ -16,13 +16,13 @@ static void cut_buffers(Arena *a, const Graph *g, RankPlan *p, const int32_t *pi
 }
 
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d) {
-    Lower l = {.a = a, .g = g, .o = o, .d = d};
+    Lower l = {.a = a, .g = g, .o = o, .d = d, .nmade = 1, .made = &rank};
     *out = (RankPlan){0};
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
-        st = lower_rank(&l, rank, out);
+        st = lower_rank(&l, 0, out);
     }
     if (st == ST_OK) {
         if (pieces) cut_buffers(a, g, out, pieces);
@@ -55,4 +55,12 @@ int plan_fullest_rank(const Graph *g) {
     }
     free(weight);
     return best;
+}
+
+int plan_telling_ranks(const Graph *g, int rank[3]) {
+    int full = plan_fullest_rank(g), last = graph_nranks(g) - 1, n = 0;
+    rank[n++] = 0;
+    if (full != 0) rank[n++] = full;
+    if (last != 0 && last != full) rank[n++] = last;
+    return n;
 }
