@@ -1,29 +1,38 @@
 // The search over candidates. A candidate is a choice for each value and a size of chunks; trying one means to rewrite the graph, order
-// it, and look at the live bytes of every step, with evictions to the host where they exceed the budget (plan/offload.c).
+// it, and look at the live bytes of every step, with evictions to the host where they exceed the budget (plan/offload.c). That takes
+// milliseconds for a large program, so most of the search goes by estimates (remat_estimate.h), and trials tell what they are worth.
 //
 // 1. The hull: prices per byte whose cuts differ, from "keep all" to "keep least" (the parametric search of Eisner and Severance).
-// 2. Along it less is kept and more computed again: the first point that fits.
-// 3. A price treats all layers alike, so neighbouring points of the hull may lie far apart: between the last that does not fit and the
-//    first that does, late values take the choice of one and early values that of the other, by bisection.
-// 4. Repair: single values that may be kept after all, the ones that save most time first.
-// Steps 2 to 4 for every size of chunks; the fastest answer wins.
+// 2. For a target of bytes, by estimates: the fastest point of the hull within it. A price treats all layers alike, so neighbouring
+//    points may lie far apart: between them, late values take the choice of one and early values that of the other, by bisection. Then
+//    single values change, and pairs of them, as long as that helps.
+// 3. The target is what an estimate may come to for its trial to fit the budget: found by bisection over trials. (The estimate knows
+//    nothing of evictions and chunks, and the order may turn out otherwise.)
+// 4. Trials of single changes of the best candidate.
+// Steps 2 and 3 for every size of chunks; the fastest answer wins.
 #include "pass/remat_search.h"
 
 #include <stdlib.h>
 
+#include "pass/remat_estimate.h"
 #include "pass/tile.h"
 #include "plan/offload.h"
 
 enum {
-    MOST_POINTS = 24,     // of the hull
-    MIX_TRIALS = 6,
-    REPAIR_WORK = 60000,  // nodes times trials spent on repairs
+    MOST_POINTS = 24,       // of the hull
+    TARGETS = 8,            // trials for one size of chunks
+    ESTIMATES = 600,        // for one target at most, and fewer of large graphs:
+    ESTIMATE_WORK = 600000, // nodes times estimates
+    REPAIRS = 60,           // trials at the end at most, and fewer of large graphs:
+    REPAIR_WORK = 30000,    // nodes times trials
     SMALLEST_CHUNK = 1024,
 };
 
 typedef struct Point {
     uint8_t *choice;
-    double price, kept, seconds;
+    double price, kept, cost;   // of the cut
+    double seconds;             // estimated: of the step
+    int64_t peak;
 } Point;
 
 typedef struct Search {
@@ -32,7 +41,9 @@ typedef struct Search {
     const MemoryOptions *m;
     Arena *a;
     int rank;
+    RematEstimate *estimate;
     VEC(Point) point;     // by falling bytes
+    VEC(ValueId) flip;    // values with a choice, those that are worth most per byte first
     RematTrial best;
     bool found;           // best fits
     int ntrial;
@@ -115,15 +126,20 @@ static Status consider(Search *s, const uint8_t *choice, int64_t rows, RematTria
 }
 
 // ---- the hull ----------------------------------------------------------------------------------------------------------------
+static uint8_t *new_choice(Search *s) { return ARENA_ARRAY(s->a, uint8_t, s->r->g->values.len); }
+static void copy_choice(const Search *s, uint8_t *to, const uint8_t *from) { memmove(to, from, (size_t)s->r->g->values.len); }
+static void estimate(Search *s, Point *p) { remat_estimate(s->estimate, p->choice, &p->seconds, &p->peak); }
+
 static Point cut_at(Search *s, double price) {
-    Point p = {.choice = ARENA_ARRAY(s->a, uint8_t, s->r->g->values.len), .price = price};
-    remat_cut(s->r, price, p.choice, &p.kept, &p.seconds);
+    Point p = {.choice = new_choice(s), .price = price};
+    remat_cut(s->r, price, p.choice, &p.kept, &p.cost);
+    estimate(s, &p);
     return p;
 }
 
 static void between(Search *s, const Point *lo, const Point *hi, int depth) {
-    if (depth == 0 || s->point.len >= MOST_POINTS || lo->kept - hi->kept < 1 || hi->seconds <= lo->seconds) return;
-    Point mid = cut_at(s, (hi->seconds - lo->seconds) / (lo->kept - hi->kept));
+    if (depth == 0 || s->point.len >= MOST_POINTS || lo->kept - hi->kept < 1 || hi->cost <= lo->cost) return;
+    Point mid = cut_at(s, (hi->cost - lo->cost) / (lo->kept - hi->kept));
     if (mid.kept >= lo->kept || mid.kept <= hi->kept) return;
     vec_push(&s->point, mid);
     between(s, lo, &mid, depth - 1);
@@ -149,89 +165,183 @@ static void find_hull(Search *s) {
     qsort(s->point.data, (size_t)s->point.len, sizeof *s->point.data, by_kept);
 }
 
-// ---- between two points, and repairs ---------------------------------------------------------------------------------------------
+typedef struct Worth {
+    ValueId value;
+    double worth;
+} Worth;
+static int by_worth(const void *pa, const void *pb) {
+    const Worth *a = pa, *b = pb;
+    return a->worth != b->worth ? (a->worth < b->worth ? 1 : -1) : (a->value > b->value) - (a->value < b->value);
+}
+
+static void find_flips(Search *s) {
+    const RematGraph *r = s->r;
+    VEC(Worth) w = {0};
+    for (int64_t v = 0; v < r->g->values.len; v++)
+        if (r->forward[v] && r->root[v] == v)
+            vec_push(&w, ((Worth){(ValueId)v, r->seconds[graph_value(r->g, (ValueId)v)->def] / (double)(r->nbytes[v] + 1)}));
+    qsort(w.data, (size_t)w.len, sizeof *w.data, by_worth);
+    for (int64_t i = 0; i < w.len; i++) vec_push(&s->flip, w.data[i].value);
+    vec_free(&w);
+}
+
+// ---- a target, by estimates ----------------------------------------------------------------------------------------------------
+// Within the target the faster one, of those beyond it the smaller.
+static bool is_better(const Point *a, const Point *b, int64_t target) {
+    bool fa = a->peak <= target, fb = b->peak <= target;
+    if (fa != fb) return fa;
+    if (fa) return a->seconds < b->seconds || (a->seconds == b->seconds && a->peak < b->peak);
+    return a->peak < b->peak || (a->peak == b->peak && a->seconds < b->seconds);
+}
+
 // Values defined at node `from` or later as in `late`, the others as in `early`.
 static void mix(const RematGraph *r, const uint8_t *early, const uint8_t *late, int64_t from, uint8_t *out) {
     for (int64_t v = 0; v < r->g->values.len; v++) out[v] = graph_value(r->g, r->root[v])->def >= from ? late[v] : early[v];
 }
 
-static Status try_mixes(Search *s, int64_t rows, const Point *more, const Point *less) {
-    const RematGraph *r = s->r;
-    uint8_t *choice = ARENA_ARRAY(s->a, uint8_t, r->g->values.len);
-    VEC(int64_t) cut = {0};  // nodes where the two differ
-    for (int64_t v = 0, last = -1; v < r->g->values.len; v++) {
-        int64_t def = graph_value(r->g, (ValueId)v)->def;
-        if (r->root[v] != v || more->choice[v] == less->choice[v] || def == last) continue;
-        vec_push(&cut, last = def);
-    }
-    Status st = ST_OK;
-    int64_t lo = 0, hi = cut.len;  // from cut[hi] on: fits; from cut[lo] on: does not
-    for (int k = 0; k < MIX_TRIALS && hi - lo > 1 && st == ST_OK; k++) {
+// Between a point that does not fit and one that does: late values as in `late`, by bisection. best: improved.
+static void mix_points(Search *s, const Point *early, const Point *late, int64_t target, Point *best) {
+    int64_t lo = 0, hi = s->r->g->nodes.len;
+    Point p = {.choice = new_choice(s)};
+    bool late_fits = late->peak <= target;
+    while (hi - lo > 1) {
         int64_t mid = (lo + hi) / 2;
-        RematTrial t;
-        mix(r, less->choice, more->choice, cut.data[mid], choice);
-        st = consider(s, choice, rows, &t);
-        if (st == ST_OK && fits(s, &t)) hi = mid;
-        else lo = mid;
+        mix(s->r, early->choice, late->choice, mid, p.choice);
+        estimate(s, &p);
+        if (is_better(&p, best, target)) {
+            uint8_t *mine = best->choice;
+            copy_choice(s, mine, p.choice);
+            *best = p;
+            best->choice = mine;
+        }
+        if ((p.peak <= target) == late_fits) lo = mid;
+        else hi = mid;
     }
-    vec_free(&cut);
-    return st;
 }
 
-typedef struct Flip {
-    ValueId value;
-    double worth;
-} Flip;
-static int by_worth(const void *pa, const void *pb) {
-    const Flip *a = pa, *b = pb;
-    return a->worth != b->worth ? (a->worth < b->worth ? 1 : -1) : (a->value > b->value) - (a->value < b->value);
+// Tries best with one or two values changed (k < 0: one).
+static bool try_flip(Search *s, Point *best, Point *p, int64_t i, int64_t k, int64_t target, int *left) {
+    ValueId a = s->flip.data[i], b = k < 0 ? NO_VALUE : s->flip.data[k];
+    --*left;
+    best->choice[a] ^= 1;
+    if (b != NO_VALUE) best->choice[b] ^= 1;
+    p->choice = best->choice;
+    estimate(s, p);
+    if (is_better(p, best, target)) {
+        *best = *p;
+        return true;
+    }
+    best->choice[a] ^= 1;
+    if (b != NO_VALUE) best->choice[b] ^= 1;
+    return false;
 }
 
-// Single flips of the best candidate, both ways, as long as one helps; for small graphs pairs too.
-static Status repair(Search *s, int64_t rows) {
-    const RematGraph *r = s->r;
-    int64_t left = REPAIR_WORK / (r->g->nodes.len + 1);
-    VEC(Flip) flip = {0};
-    for (int64_t v = 0; v < r->g->values.len; v++)
-        if (r->forward[v] && r->root[v] == v)
-            vec_push(&flip, ((Flip){(ValueId)v, r->seconds[graph_value(r->g, (ValueId)v)->def] / (double)(r->nbytes[v] + 1)}));
-    qsort(flip.data, (size_t)flip.len, sizeof *flip.data, by_worth);
-    uint8_t *choice = ARENA_ARRAY(s->a, uint8_t, r->g->values.len);
-    Status st = ST_OK;
-    for (bool better = true; better && left > 0 && st == ST_OK;) {
+// One value for another, or two together: neighbours in worth first, which is where a better fit is likeliest.
+static bool improve_pairs(Search *s, Point *best, int64_t target, int *left) {
+    Point p;
+    int64_t n = s->flip.len;
+    for (int64_t gap = 1; gap < n; gap++)
+        for (int64_t i = 0; i + gap < n; i++) {
+            if (*left <= 0) return false;
+            if (try_flip(s, best, &p, i, i + gap, target, left)) return true;
+        }
+    return false;
+}
+
+static void improve(Search *s, Point *best, int64_t target, int *left) {
+    for (bool better = true; better && *left > 0;) {
+        Point p;
         better = false;
-        for (int64_t i = 0; i < flip.len && left > 0 && st == ST_OK; i++)
-            for (int64_t k = i; k < flip.len && left > 0 && st == ST_OK; k++) {
-                if (k > i && left < flip.len * flip.len) break;  // pairs only while there is plenty left
-                double before = s->best.seconds;
-                bool found = s->found;
-                int64_t peak = s->best.peak_nbytes;
-                memcpy(choice, s->best.choice, (size_t)r->g->values.len);
-                choice[flip.data[i].value] ^= 1;
-                if (k > i) choice[flip.data[k].value] ^= 1;
-                RematTrial t;
-                st = consider(s, choice, rows, &t);
-                left--;
-                better |= s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak);
-            }
+        for (int64_t i = 0; i < s->flip.len && *left > 0; i++) better |= try_flip(s, best, &p, i, -1, target, left);
+        if (!better) better = improve_pairs(s, best, target, left);
     }
-    vec_free(&flip);
-    return st;
 }
 
-// ---- one size of chunks, all sizes -------------------------------------------------------------------------------------------
-// More is computed again along the hull, so the first point that fits is its fastest. It need not exist and those after it need not
-// fit: what is computed again all at once takes memory too.
+static void take(Search *s, Point *to, const Point *from) {
+    uint8_t *mine = to->choice;
+    copy_choice(s, mine, from->choice);
+    *to = *from;
+    to->choice = mine;
+}
+
+// The best choice within the target as far as estimates tell.
+static Point solve(Search *s, int64_t target) {
+    Point best = {.choice = new_choice(s)}, start = {.choice = new_choice(s)};
+    int64_t n = s->point.len, at = 0;
+    for (int64_t k = 1; k < n; k++)
+        if (is_better(&s->point.data[k], &s->point.data[at], target)) at = k;
+    take(s, &best, &s->point.data[at]);
+    if (best.peak <= target && at > 0) {
+        mix_points(s, &s->point.data[at], &s->point.data[at - 1], target, &best);
+        mix_points(s, &s->point.data[at - 1], &s->point.data[at], target, &best);
+        mix_points(s, &s->point.data[at], &s->point.data[0], target, &best);
+    }
+    int all = (int)min_i64(ESTIMATES, ESTIMATE_WORK / (s->r->g->nodes.len + 1)), left = all / 2;
+    improve(s, &best, target, &left);
+    for (int64_t k = 0; k < 2 && n > 1; k++) {  // from elsewhere too
+        take(s, &start, &s->point.data[k ? n - 1 : at > 0 ? at - 1 : 0]);
+        left = all / 4;
+        improve(s, &start, target, &left);
+        if (is_better(&start, &best, target)) take(s, &best, &start);
+    }
+    return best;
+}
+
+// ---- trials --------------------------------------------------------------------------------------------------------------------
+// The target for which the trial just fits, by bisection between the least estimate and that of keeping everything.
 static Status search_rows(Search *s, int64_t rows) {
     RematTrial t;
-    for (int64_t k = 0; k < s->point.len; k++) {
-        TRY(consider(s, s->point.data[k].choice, rows, &t));
-        if (!fits(s, &t)) continue;
-        return k == 0 ? ST_OK : try_mixes(s, rows, &s->point.data[k - 1], &s->point.data[k]);
+    Point all = s->point.data[0];
+    TRY(consider(s, all.choice, rows, &t));
+    if (fits(s, &t)) return ST_OK;
+    int64_t most = all.peak, least = 0, target = s->m->budget_nbytes < most ? s->m->budget_nbytes : most - (t.peak_nbytes - s->m->budget_nbytes);
+    Point last = all;
+    for (int k = 0; k < TARGETS && most > least; k++) {
+        if (target <= least || target >= most) target = least + (most - least) / 2;
+        Point p = solve(s, target);
+        if (k > 0 && !memcmp(p.choice, last.choice, (size_t)s->r->g->values.len)) {
+            // The same answer: nothing between
+        }
+        last = p;
+        TRY(consider(s, p.choice, rows, &t));
+        int64_t over = t.peak_nbytes - s->m->budget_nbytes;
+        if (over <= 0) {
+            least = max_i64(target, p.peak);
+            target = least + max_i64(-over, (most - least) / 8);
+        } else {
+            most = min_i64(target, p.peak - 1);
+            target = most - over;
+        }
     }
     return ST_OK;
 }
 
+// Single changes of the best candidate by trials, and pairs while there are trials left.
+static Status repair(Search *s, int64_t rows) {
+    const RematGraph *r = s->r;
+    int left = (int)min_i64(REPAIRS, REPAIR_WORK / (r->g->nodes.len + 1));
+    uint8_t *choice = new_choice(s);
+    int64_t n = s->flip.len;
+    for (int64_t gap = 0; gap < n && left > 0; gap++)
+        for (int64_t i = 0; i + gap < n && left > 0; i++) {
+            double before = s->best.seconds;
+            bool found = s->found;
+            int64_t peak = s->best.peak_nbytes;
+            copy_choice(s, choice, s->best.choice);
+            choice[s->flip.data[i]] ^= 1;
+            if (gap > 0) choice[s->flip.data[i + gap]] ^= 1;
+            Point p = {.choice = choice};
+            estimate(s, &p);
+            if (found && p.seconds >= before) continue;  // seconds of an estimate are right
+            RematTrial t;
+            TRY(consider(s, choice, rows, &t));
+            left--;
+            if (s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak)) gap = -1, i = n;
+        }
+    return ST_OK;
+}
+
+// ---- one size of chunks, all sizes -------------------------------------------------------------------------------------------
 // Rows of the longest axis that the fullest rank cuts: the tokens it has.
 static int64_t local_tokens(const RematGraph *r, int rank) {
     const Graph *g = r->g;
@@ -245,7 +355,9 @@ static int64_t local_tokens(const RematGraph *r, int rank) {
 }
 
 static Status search_auto(Search *s) {
+    TRY(remat_estimate_new(s->a, s->r, s->o, &s->estimate, s->d));
     find_hull(s);
+    find_flips(s);
     if (s->m->tile_rows != TILE_AUTO) return search_rows(s, s->m->tile_rows);
     TRY(search_rows(s, 0));
     // Nothing is gained on a candidate that keeps everything.
@@ -281,6 +393,7 @@ Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptio
         best->ntrial = s.ntrial;
     }
     vec_free(&s.point);
+    vec_free(&s.flip);
     arena_free(s.a);
     return st;
 }

@@ -102,6 +102,7 @@ typedef struct PlanOptions {
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);
 // Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
 Status pass_schedule(const Graph *g, Graph **out, Diag *d);
+Status schedule_order(const Graph *g, NodeId *order, Diag *d);  // the order alone: order[nodes]
 // What one rank's plan would be, without offsets: for choices that need many tries. `pieces[v]` (NULL: all 1): value v is held in so
 // many pieces, one at a time (pass tile). The arena's size is taken to be the lower bound. In arena `a`.
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d);
