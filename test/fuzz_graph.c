@@ -218,9 +218,12 @@ static void random_setup(Case *c, Setup *s) {
     }
     s->device = *device_model_cpu();
     if (config(c, 6)) {
+        RateCurve product = {1, {1}, {random_rate(c, 1e3)}}, attention = {1, {1}, {random_rate(c, 1e3)}};
         s->device = (DeviceModel){.name = "random",
-                                  .matmul_flops = random_rate(c, 1e3),
-                                  .attention_flops = random_rate(c, 1e3),
+                                  .product = {{product, product, product}},
+                                  .nattention = 1,
+                                  .attention = {{.head = 64, .forward = attention, .backward = attention}},
+                                  .vector_flops = random_rate(c, 1e3),
                                   .mem_bandwidth = random_rate(c, 1e3),
                                   .link_bandwidth = random_rate(c, 1e5),
                                   .link_latency_s = 1 / random_rate(c, 1e4),

@@ -51,6 +51,14 @@ static Status parse_bytes(const char *option, const char *text, int64_t *out, Di
     return diag_error(d, ST_INPUT, "%s %s: a number of bytes such as 40GB, 37.5GiB or 1000000 is wanted", option, text);
 }
 
+static Status parse_rows(const char *text, int64_t *out, Diag *d) {
+    char *end;
+    long long rows = strtoll(text, &end, 10);
+    if (*end || end == text || rows < 1) return diag_error(d, ST_INPUT, "--tile %s: auto, off, or a number of rows of at least 1", text);
+    *out = rows;
+    return ST_OK;
+}
+
 static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     MemoryOptions *m = &o->memory;
     bool device = o->backend->device != NULL;
@@ -67,11 +75,49 @@ static Status parse_memory(const CommonArgs *c, CompileOptions *o, Diag *d) {
     if (c->offload) m->offload = !strcmp(c->offload, "on");
     if (c->tile && !strcmp(c->tile, "auto")) m->tile_rows = TILE_AUTO;
     else if (c->tile && !strcmp(c->tile, "off")) m->tile_rows = 0;
-    else if (c->tile) TRY(parse_bytes("--tile", c->tile, &m->tile_rows, d));
+    else if (c->tile) TRY(parse_rows(c->tile, &m->tile_rows, d));
     if (device && model->mem_nbytes > 0) m->budget_nbytes = (int64_t)(model->mem_nbytes - model->context_nbytes);
-    if (device && model->host_nbytes > 0) m->host_nbytes = (int64_t)(model->host_nbytes * 0.95);
+    if (device && model->host_mem_nbytes > 0) m->host_nbytes = (int64_t)(model->host_mem_nbytes * 0.95);
     if (c->budget) TRY(parse_bytes("--budget", c->budget, &m->budget_nbytes, d));
     if (c->host_budget) TRY(parse_bytes("--host-budget", c->host_budget, &m->host_nbytes, d));
+    return ST_OK;
+}
+
+static Status unknown_device(const char *name, Diag *d) {
+    Str s = {0};
+    for (int i = 0; device_model_at(i); i++) str_printf(&s, "%s%s", i ? ", " : "", device_model_at(i)->name);
+    Status st = diag_error(d, ST_INPUT, "--device %s: there are cpu and cuda; to plan for, also the device models %s", name,
+                           str_text(&s));
+    str_free(&s);
+    return st;
+}
+
+// A GPU that no shipped model is of: the plan's seconds are another's.
+static void note_unknown_gpu(void) {
+    char name[128];
+    if (device_name_here(name, sizeof name) && !device_model_of(name))
+        fprintf(stderr, "note: there is no device model of %s; h100's is used (autosp calibrate measures one)\n", name);
+}
+
+// cpu and cuda are backends, with the model of what is here; the other names are models, each with the backend it describes.
+static Status choose_device(Arena *a, const CommonArgs *c, CompileOptions *o, Diag *d) {
+    const char *name = c->device;
+    if (c->device_model) TRY(device_model_load(a, c->device_model, &o->device, d));
+    if (!name) name = o->device ? o->device->backend : "cpu";
+    if (strcmp(name, "cpu") && strcmp(name, "cuda")) {
+        const DeviceModel *m = device_model_find(name);
+        if (!m) return unknown_device(name, d);
+        if (c->runs)
+            return diag_error(d, ST_INPUT, "--device %s: that is a model to plan for; what runs here is --device %s", name,
+                              m->backend);
+        if (!o->device) o->device = m;
+        name = m->backend;
+    }
+    if (o->device && strcmp(o->device->backend, name))
+        return diag_error(d, ST_INPUT, "--device-model %s: it describes the backend %s, not %s", c->device_model,
+                          o->device->backend, name);
+    TRY(backend_find(name, &o->backend, d));
+    if (!o->device && o->backend->device) note_unknown_gpu();
     return ST_OK;
 }
 
@@ -90,10 +136,11 @@ Status options_compile(Arena *a, const CommonArgs *c, const char *path, CompileO
     o->import.weights = c->weights;
     o->import.allow_missing_params = true;  // each command says what it does about parameters without bytes
     o->no_fuse = c->no_fuse;
+    o->whole_logits = c->whole_logits;
     o->verify_each |= c->verify_each;
     o->dump_after = c->dump_after;
     o->stop_after = c->stop_after;
-    TRY(backend_find(c->device ? c->device : "cpu", &o->backend, d));
+    TRY(choose_device(a, c, o, d));
     TRY(parse_memory(c, o, d));
     TRY(parse_attention(c->attention, &o->attention, d));
     TRY(compute_from_name(c->dtype, &o->compute, d));

@@ -6,18 +6,23 @@
 
 typedef struct CommonArgs {
     int64_t ranks, threads, seq, batch, seed;
-    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *remat, *offload, *budget,
+    const char *attention, *dtype, *weights, *decisions, *dump_after, *stop_after, *device, *device_model, *remat, *offload, *budget,
         *host_budget, *tile;
-    bool no_fuse, verify_each;
+    bool no_fuse, verify_each, whole_logits;
+    bool runs;  // the command runs the plan, so its device must be one
 } CommonArgs;
 
 #define COMMON_DEFAULTS {.ranks = 1, .seed = 1}
+#define RUN_DEFAULTS {.ranks = 1, .seed = 1, .runs = true}  // of a command that runs the plan
 // Rows for the option table.
 // clang-format off
 #define COMMON_OPTIONS(c)                                                                                                      \
     {"--ranks", OPT_INT, &(c).ranks, "P", "number of ranks (default 1)"},                                                      \
     {"--threads", OPT_INT, &(c).threads, "N", "threads of each rank (default: processors / ranks)"},                           \
-    {"--device", OPT_TEXT, &(c).device, "D", "cpu (default) or cuda; plan needs no GPU for either"},                           \
+    {"--device", OPT_TEXT, &(c).device, "D",                                                                                   \
+     "cpu (default) or cuda; plan and dump need no GPU for it and take h100, h200, a100-80g, mi300x too"},                     \
+    {"--device-model", OPT_TEXT, &(c).device_model, "F",                                                                       \
+     "a device model to reckon with (autosp calibrate writes one) instead of the device's own"},                               \
     {"--batch", OPT_INT, &(c).batch, "B", "batch size (default: the archive's example)"},                                      \
     {"--attention", OPT_TEXT, &(c).attention, "S", "auto, head (all-to-all), gather-kv (all-gather of keys and values)"},      \
     {"--dtype", OPT_TEXT, &(c).dtype, "T",                                                                                     \
@@ -30,6 +35,7 @@ typedef struct CommonArgs {
     {"--budget", OPT_TEXT, &(c).budget, "BYTES",                                                                               \
      "memory of each rank, such as 40GB or 40GiB (default: the device's; none on the CPU)"},                                   \
     {"--host-budget", OPT_TEXT, &(c).host_budget, "BYTES", "pinned host memory of each rank (default: most of the host's)"},   \
+    {"--whole-logits", OPT_FLAG, &(c).whole_logits, NULL, "keep the logits whole, as the program has them (for comparison)"},  \
     {"--decisions", OPT_TEXT, &(c).decisions, "PLAN", "replay the decisions saved by plan --save"},                            \
     {"", 0, NULL, NULL, "debugging:"},                                                                                         \
     {"--dump-after", OPT_TEXT, &(c).dump_after, "PASS", "print the graph after this pass (or all) to stderr"},                 \

@@ -87,5 +87,8 @@ typedef struct Backend {
     Pool *(*pool_new)(int nthreads);  // nthreads >= 1, the caller's thread included; NULL on a device
     void (*pool_free)(Pool *p);
     const DeviceApi *device;          // NULL: kernels run on host memory
+    // Which of its attention kernels takes this node, by the name that device models have it under (plan/device.h); data pointers
+    // unset, no device is needed. NULL: there is one.
+    const char *(*attention_kernel)(const Node *n, const Operand *in, const Operand *out);
 } Backend;
 extern const Backend backend_cpu;

@@ -29,6 +29,7 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
 static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
 static bool if_update(const CompileOptions *o) { return o->update; }
 static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
+static bool if_chunked(const CompileOptions *o) { return !o->whole_logits; }
 static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
 
 typedef struct PassEntry {
@@ -43,11 +44,11 @@ static const PassEntry passes[] = {
     {"hold",         pass_hold,         if_routing},  // a router's choices shown or held
     {"experts",      pass_experts,      NULL},        // mixtures of experts become token-wise
     {"mask",         pass_mask,         NULL},        // attention with predicates
-    {"head",         pass_head,         NULL},        // logits with their cross-entropy
+    {"head",         pass_head,         if_chunked},       // logits with their cross-entropy
     {"precision",    pass_precision,    if_bf16},     // operands of products and of attention in bf16
     {"grad",         pass_grad,         NULL},        // the backward, on the global graph
     {"simplify",     pass_canonicalize, NULL},        // once more, over the joint graph
-    {"head_join",    pass_head_join,    NULL},        // ... with their gradients
+    {"head_join",    pass_head_join,    if_chunked},       // ... with their gradients
     {"update",       pass_update,       if_update},   // clipping and AdamW
     {"shard",        pass_shard,        NULL},        // placements and reshards
     {"epilogue",     pass_epilogue,     NULL},        // sums into products
@@ -96,7 +97,10 @@ static int default_threads(int nranks) {
 
 static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
 const DeviceModel *compile_device_model(const CompileOptions *o) {
-    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+    if (o->device) return o->device;
+    if (!backend_of(o)->device) return device_model_cpu();
+    const DeviceModel *here = device_model_here();
+    return here ? here : device_model_h100();
 }
 
 // The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.
@@ -141,6 +145,7 @@ static void begin_run(Run *r) {
                          .square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit(),
                          .report = &r->out->shard,
                          .plan = &r->plan,
+                         .tile.align = backend_of(o)->device ? 16 : 1,  // the CPU's kernels read from any address
                          .memory = o->memory,
                          .choice = &r->out->memory};
     CHECK(r->c.scratch != NULL, "out of memory");

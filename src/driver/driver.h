@@ -15,11 +15,12 @@ typedef struct CompileOptions {
     bool update;               // with the optimizer
     AdamWOptions adamw;
     bool no_fuse;
+    bool whole_logits;         // the output layer as the program has it: logits whole
     MemoryOptions memory;      // what to keep, recompute, offload and tile; budget_nbytes 0: all is kept
     unsigned features;           // BACKEND_* that passes may count on besides the backend's own (tests, dumps)
     DType compute;             // DT_F32, or DT_BF16: mixed precision
     const Backend *backend;      // what the plan is for; NULL: the CPU
-    const DeviceModel *device;   // what the cost of alternatives is reckoned with; NULL: the backend's
+    const DeviceModel *device;   // what costs are reckoned with; NULL: the CPU's, or that of the GPU here, or h100
     const char *stop_after;    // pass name or NULL
     const char *dump_after;    // pass name, "all" or NULL: text to stderr
     bool verify_each;

@@ -162,6 +162,24 @@ static void print_ranks(FILE *f, const Compiled *c) {
     }
 }
 
+// Where the predicted seconds of rank 0 go.
+static void print_groups(FILE *f, const Compiled *c, bool every) {
+    StepGroup group[STEP_GROUPS];
+    char name[STEP_GROUP_NAME];
+    int n = plan_groups(c->plan, 0, NULL, group), most = every || n < 8 ? n : 8;
+    const DeviceModel *m = c->device;
+    double rest = 0;
+    fprintf(f, "\npredicted time on rank 0, by kind of kernel\n  device model %s: %s\n  its numbers: %s\n", m->name, m->about,
+            m->source);
+    if (m->runs) fprintf(f, "  %s\n", m->runs);
+    for (int i = 0; i < n; i++) {
+        const StepGroup *g = &group[i];
+        if (i < most) fprintf(f, "  %-28s %6" PRId64 " %11.3f ms\n", step_group_name(g, name), g->count, 1e3 * g->predicted);
+        else rest += g->predicted;
+    }
+    if (most < n) fprintf(f, "  %-28s %6d %11.3f ms (--all lists them)\n", "other kinds", n - most, 1e3 * rest);
+}
+
 static bool same_attention(const AttentionReport *a, const AttentionReport *b) {
     return !strcmp(a->mask, b->mask) && !strcmp(a->strategy, b->strategy) && a->nbytes_sent == b->nbytes_sent;
 }
@@ -234,6 +252,7 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
             p->nranks, p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name,
             g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
+    print_groups(f, c, every);
     print_attention(f, c);
     print_collectives(f, c, every);
     if (c->shard.gathered.len) fprintf(f, "\ncomputed whole on every rank\n");
@@ -291,10 +310,13 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes,
                                      "memory_nbytes", c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
                          : json_null();
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
+    json_t *model = json_pack("{s:s, s:s, s:s, s:b, s:s?}", "name", c->device->name, "about", c->device->about, "source",
+                              c->device->source, "measured", (int)c->device->measured, "runs", c->device->runs);
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
                             c->graph->name, "batch", (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks",
                             p->nranks, "threads", p->nthreads, "dtype", compute_name(c), "backend", p->backend->name, "device",
-                            device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
+                            device, "device_model", model, "hash", hash, "compile_seconds", c->seconds, "per_rank",
+                            ranks, "attention", attention,
                             "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));

@@ -27,7 +27,7 @@ Status runtime_set_const_inputs(Runtime *r, Diag *d);  // constants into the are
 Status runtime_set_hyper(Runtime *r, const double hyper[3], Diag *d);
 // One step on all ranks. *loss is OUT_LOSS (identical on all ranks).
 Status runtime_step(Runtime *r, int64_t step, double *loss, Diag *d);
-// The same step, timed kernel by kernel on a device: seconds[r][i] is what step i of rank r's plan took; owned by the runtime.
+// The same step, timed kernel by kernel: seconds[r][i] is what step i of rank r's plan took; owned by the runtime.
 Status runtime_profile(Runtime *r, int64_t step, double *loss, const double **seconds, Diag *d);
 // The whole value of graph output `i`, gathered over ranks, as float64. `data` has its numel.
 Status runtime_get_output(Runtime *r, int i, double *data, Diag *d);

@@ -1,6 +1,7 @@
 // One rank: its arena, and the steps of its plan in order.
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "exec/runtime.h"
 
@@ -116,11 +117,11 @@ static KernelArgs step_args(Rank *r, int index) {
     Operand *in = r->operand, *out = r->operand + s->nin;
     for (int i = 0; i < s->nin; i++) {
         in[i] = s->in[i];
-        in[i].data = rank_buffer(r, s->in_buf[i]);
+        in[i].data = (char *)rank_buffer(r, s->in_buf[i]) + s->in_off[i];
     }
     for (int i = 0; i < s->nout; i++) {
         out[i] = s->out[i];
-        out[i].data = rank_buffer(r, s->out_buf[i]);
+        out[i].data = (char *)rank_buffer(r, s->out_buf[i]) + s->out_off[i];
     }
     void *scratch = s->scratch_buf >= 0 ? rank_buffer(r, s->scratch_buf) : NULL;
     return (KernelArgs){
@@ -148,12 +149,21 @@ static Status run_one(Rank *r, int index, Diag *d) {
     return exchange_run(r->comm, &m, s, k.in, k.out, k.scratch, k.node->note ? k.node->note : "reshard", d);
 }
 
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// marks: on a device, an event before each step; the host's clock does on the CPU, whose kernels return when they are done.
 static Status run_all(Rank *r, bool marks, Diag *d) {
     const RankPlan *p = &r->runtime->plan->rank[r->index];
     const DeviceApi *api = runtime_device(r->runtime);
     for (int i = 0; i < p->nstep; i++) {
-        if (marks) TRY(api->mark(r->device, i, d));
+        double begin = marks && !api ? now() : 0;
+        if (marks && api) TRY(api->mark(r->device, i, d));
         Status st = run_one(r, i, d);
+        if (marks && !api) r->seconds[i] = now() - begin;
         if (st == ST_OK && r->runtime->options.trace) st = rank_trace(r, i, d);
         if (st == ST_OK) continue;
         diag_error(d, st, "failed");  // in case the kernel gave no text
@@ -162,7 +172,7 @@ static Status run_all(Rank *r, bool marks, Diag *d) {
         if (st != ST_COMM && !named) name_failure(r, p->step[i].node, d);
         return st;
     }
-    return marks ? api->mark(r->device, p->nstep, d) : ST_OK;
+    return marks && api ? api->mark(r->device, p->nstep, d) : ST_OK;
 }
 
 // Other ranks are met on the host, which no captured step can do.
@@ -227,7 +237,7 @@ static Status run_command(Rank *r, Command c, Diag *d) {
     case CMD_PREPARE: return prepare_all(r, d);
     case CMD_READ:
     case CMD_WRITE: return run_errand(r, c == CMD_READ, d);
-    default: return r->device ? step_on_device(r, d) : run_all(r, false, d);
+    default: return r->device ? step_on_device(r, d) : run_all(r, r->runtime->profile && r->seconds, d);
     }
 }
 

@@ -282,8 +282,7 @@ Status runtime_step(Runtime *rt, int64_t step, double *loss, Diag *d) {
 }
 
 Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **seconds, Diag *d) {
-    if (!runtime_device(rt) || rt->options.processes)
-        return diag_error(d, ST_UNSUPPORTED, "profiles are taken on a device, with ranks as threads");
+    if (rt->options.processes) return diag_error(d, ST_UNSUPPORTED, "profiles are taken with ranks as threads");
     for (int i = 0; i < rt->plan->nranks; i++) {
         Rank *r = &rt->rank[i];
         if (!r->seconds) r->seconds = calloc((size_t)rt->plan->rank[i].nstep + 1, sizeof *r->seconds);

@@ -56,22 +56,24 @@ static int64_t operand_nbytes_local(const Operand *o) {
 
 // This rank's part of value v in host memory: the arena itself, or a copy of it that the caller frees.
 static Status local_part(Runtime *rt, ValueId v, int rank, const Operand *o, bool read, char **out, Diag *d) {
-    int32_t buf = rt->plan->rank[rank].value_buf[v];
+    const RankPlan *p = &rt->plan->rank[rank];
+    int32_t buf = p->value_buf[v];
     if (!runtime_device(rt)) {
-        *out = rank_buffer(&rt->rank[rank], buf);
+        *out = (char *)rank_buffer(&rt->rank[rank], buf) + p->value_off[v];
         return ST_OK;
     }
     int64_t nbytes = operand_nbytes_local(o);
     *out = malloc((size_t)max_i64(nbytes, 1));
     if (!*out) return diag_error(d, ST_MEMORY, "out of memory for a copy of %lld bytes", (long long)nbytes);
-    Status st = read ? runtime_read(rt, rank, rt->plan->rank[rank].buffer[buf].offset, *out, nbytes, d) : ST_OK;
+    Status st = read ? runtime_read(rt, rank, p->buffer[buf].offset + p->value_off[v], *out, nbytes, d) : ST_OK;
     if (st != ST_OK) free(*out);
     return st;
 }
 
 static Status transfer(Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
     Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
-    int64_t at = rt->plan->rank[rank].buffer[rt->plan->rank[rank].value_buf[v]].offset;
+    const RankPlan *p = &rt->plan->rank[rank];
+    int64_t at = p->buffer[p->value_buf[v]].offset + p->value_off[v];
     if (runtime_device(rt) && o.sdim < 0 && t == o.dtype)  // nothing to cut or convert
         return direction == INTO_ARENA ? runtime_write(rt, rank, at, data, operand_nbytes_local(&o), d)
                                        : runtime_read(rt, rank, at, data, operand_nbytes_local(&o), d);

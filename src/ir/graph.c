@@ -53,6 +53,11 @@ Graph *graph_new_like(const Graph *g) {
     return n;
 }
 
+bool value_on_host(const Graph *g, ValueId v) {
+    OpKind op = graph_def(g, v)->op;
+    return op == OP_OFFLOAD || op == OP_OFFLOAD_DONE;
+}
+
 // ---- attributes ----------------------------------------------------------------------------------------------------------
 
 const Attr *node_attr(const Node *n, AttrKey k) {

@@ -132,6 +132,7 @@ static inline int graph_nranks(const Graph *g) { return layouts_nranks(g->layout
 static inline Node *graph_node(const Graph *g, NodeId n) { return &g->nodes.data[n]; }
 static inline Value *graph_value(const Graph *g, ValueId v) { return &g->values.data[v]; }
 static inline Node *graph_def(const Graph *g, ValueId v) { return graph_node(g, graph_value(g, v)->def); }
+bool value_on_host(const Graph *g, ValueId v);  // lives in host memory, not on the device (ops/memory.c)
 static inline const Shape *graph_shape(const Graph *g, ValueId v) { return &graph_value(g, v)->shape; }
 
 // Appends a node. Checks arity and attributes, runs the op's shape rule, creates its output values. Inputs must exist already.

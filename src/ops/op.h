@@ -8,6 +8,7 @@ enum {
     OPF_POINTWISE = 2,   // elementwise with broadcasting; may be an instruction of a Program
     OPF_VIEW = 4,        // the output has input 0's bytes in the same order: no data moves
     OPF_INPLACE = 8,    // output i overwrites a state buffer (see the op)
+    OPF_PLACED = 16,    // no data moves: operands and output share bytes, at an offset (part, assemble)
 };
 
 typedef struct TypeOut {  // result type of one output

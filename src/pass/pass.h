@@ -2,6 +2,7 @@
 // file says what it requires and establishes; graph_verify runs after it in debug builds and with --verify-each.
 #pragma once
 #include "ir/graph.h"
+#include "pass/tile.h"
 #include "plan/plan.h"
 
 typedef enum AttentionChoice { ATTN_AUTO, ATTN_HEAD, ATTN_GATHER_KV } AttentionChoice;
@@ -65,6 +66,7 @@ typedef struct PassContext {
     const AdamWOptions *adamw;
     RoutingChoice routing;
     DType compute;               // DT_F32: everything in the program's own type; DT_BF16: mixed precision (docs/cuda.md)
+    TileOptions tile;            // rows: as remat chose
     double square_limit_nbytes;  // an S x S tensor per rank beyond this is refused
     ShardReport *report;         // filled by shard and head; may be NULL
     const PlanOptions *plan;     // remat and offload try out plans

@@ -68,12 +68,13 @@ Status pass_remat(PassContext *c, Graph *in, Graph **out, Diag *d) {
     *out = in;
     bool fixed = c->memory.remat != REMAT_AUTO && c->memory.tile_rows != TILE_AUTO && !c->memory.offload;
     if (c->memory.remat == REMAT_NONE && fixed) {  // nothing to decide
-        *c->choice = (MemoryChoice){.tile_rows = best.rows};
+        *c->choice = (MemoryChoice){.tile_rows = c->tile.rows = best.rows};
         return ST_OK;
     }
     TRY(remat_analyse(&r, in, c->plan, c->scratch, d));
     best.choice = ARENA_ARRAY(c->scratch, uint8_t, in->values.len);
-    TRY(remat_search(&r, c->plan, &c->memory, &best, d));
+    TRY(remat_search(&r, c->plan, &c->memory, c->tile.align, &best, d));
     describe(&r, &best, c->choice);
+    c->tile.rows = best.rows;
     return remat_apply(&r, best.choice, out, d);
 }

@@ -26,6 +26,7 @@ enum {
     REPAIRS = 60,           // trials at the end at most, and fewer of large graphs:
     REPAIR_WORK = 30000,    // nodes times trials
     SMALLEST_CHUNK = 1024,
+    MOST_CHUNKS = 64,     // more of them are many launches, and a long plan
 };
 
 typedef struct Point {
@@ -40,6 +41,7 @@ typedef struct Search {
     const PlanOptions *o;
     const MemoryOptions *m;
     Arena *a;
+    int64_t align;        // of chunks
     int rank;
     RematEstimate *estimate;
     VEC(Point) point;     // by falling bytes
@@ -68,7 +70,8 @@ static double tile_seconds(const Graph *g, const RankPlan *p, const int32_t *pie
     return sum;
 }
 
-static Status try_in(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, RematTrial *t, Arena *a, Diag *d) {
+static Status try_in(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *t,
+                     Arena *a, Diag *d) {
     Graph view = *r->g, *with = NULL, *ordered = NULL;  // nodes of a candidate live in its own arena
     view.arena = a;
     RematGraph in = *r;
@@ -79,7 +82,7 @@ static Status try_in(const RematGraph *r, const PlanOptions *o, const MemoryOpti
     graph_free_vecs(with);
     TRY(st);
     int32_t *pieces = ARENA_ARRAY(a, int32_t, ordered->values.len);
-    tile_pieces(ordered, &(TileOptions){t->rows}, a, pieces);
+    tile_pieces(ordered, &(TileOptions){t->rows, align}, a, pieces);
     RankPlan p;
     st = plan_sketch(a, ordered, o, plan_fullest_rank(ordered), pieces, &p, d);
     if (st == ST_OK) {
@@ -98,10 +101,10 @@ static Status try_in(const RematGraph *r, const PlanOptions *o, const MemoryOpti
     return st;
 }
 
-Status remat_try(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, RematTrial *t, Diag *d) {
+Status remat_try(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *t, Diag *d) {
     Arena *a = arena_new();
     if (!a) return diag_error(d, ST_MEMORY, "out of memory");
-    Status st = try_in(r, o, m, t, a, d);
+    Status st = try_in(r, o, m, align, t, a, d);
     arena_free(a);
     return st;
 }
@@ -111,7 +114,7 @@ static bool fits(const Search *s, const RematTrial *t) { return s->m->budget_nby
 // Tries a choice and keeps it if it is the best so far: the fastest that fits, or the smallest while none does.
 static Status consider(Search *s, const uint8_t *choice, int64_t rows, RematTrial *t) {
     *t = (RematTrial){.choice = (uint8_t *)choice, .rows = rows};
-    TRY(remat_try(s->r, s->o, s->m, t, s->d));
+    TRY(remat_try(s->r, s->o, s->m, s->align, t, s->d));
     s->ntrial++;
     bool better = !s->best.choice || (fits(s, t) && !s->found);
     if (s->best.choice && fits(s, t) == s->found)
@@ -363,19 +366,21 @@ static Status search_auto(Search *s) {
     // Nothing is gained on a candidate that keeps everything.
     bool keeps_all = s->found && !memcmp(s->best.choice, s->point.data[0].choice, (size_t)s->r->g->values.len) && !s->best.noffload;
     int worse = 0;
-    for (int64_t rows = local_tokens(s->r, s->rank) / 2; rows >= SMALLEST_CHUNK && !keeps_all && worse < 2; rows /= 2) {
+    int64_t tokens = local_tokens(s->r, s->rank), least = max_i64(SMALLEST_CHUNK, tokens / MOST_CHUNKS);
+    for (int64_t rows = tokens / 2; rows >= least && !keeps_all && worse < 2; rows /= 2) {
         double before = s->best.seconds;
         int64_t peak = s->best.peak_nbytes;
         bool found = s->found;
         TRY(search_rows(s, round_up(rows, 128)));
-        bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak);
-        worse = better || !s->found ? 0 : worse + 1;
+        bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak - peak / 128);
+        worse = better ? 0 : worse + 1;
     }
     return ST_OK;
 }
 
-Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, RematTrial *best, Diag *d) {
-    Search s = {.r = r, .o = o, .m = m, .a = arena_new(), .d = d, .rank = plan_fullest_rank(r->g)};
+Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *best,
+                    Diag *d) {
+    Search s = {.r = r, .o = o, .m = m, .align = align, .a = arena_new(), .d = d, .rank = plan_fullest_rank(r->g)};
     CHECK(s.a != NULL, "out of memory");
     Status st = ST_OK;
     RematTrial t;

@@ -13,7 +13,7 @@ typedef struct RematTrial {      // one candidate and what became of it
 } RematTrial;
 
 // best->choice: an array for the answer; best->rows: the size of chunks where it is not to be chosen. If nothing fits the budget, the
-// answer is the candidate with the least peak.
-Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, RematTrial *best, Diag *d);
+// answer is the candidate with the least peak. align: of chunks, see TileOptions.
+Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *best, Diag *d);
 // What becomes of one candidate: applied, scheduled, its buffers offloaded as far as the budget asks for.
-Status remat_try(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, RematTrial *t, Diag *d);
+Status remat_try(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *t, Diag *d);

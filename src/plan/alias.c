@@ -7,14 +7,40 @@ ValueId lower_group(const Lower *l, ValueId v) {
     return v;
 }
 
-static void join(Lower *l, ValueId v, ValueId into) {
+static int64_t value_nbytes(const Lower *l, ValueId v) {
+    return shape_numel(graph_shape(l->g, v)) * dtype_nbytes(graph_value(l->g, v)->dtype);
+}
+
+static void join_at(Lower *l, ValueId v, ValueId into, NodeId node, int part) {
     ValueId a = lower_group(l, v), b = lower_group(l, into);
+    if (l->parts) vec_push(&l->joins, ((Join){v, into, node, part}));
     if (a == b) return;
+    if (l->parts && value_nbytes(l, a) > value_nbytes(l, b)) {  // a group is named by its whole
+        ValueId swap = a;
+        a = b, b = swap;
+    }
     l->group[a] = b;
     Group *x = &l->info[a], *y = &l->info[b];
     y->last = y->last > x->last ? y->last : x->last;
     y->persistent |= x->persistent;
     y->output |= x->output;
+    y->parts |= x->parts;
+}
+
+static void join(Lower *l, ValueId v, ValueId into) { join_at(l, v, into, NO_NODE, 0); }
+
+// The parts lie in the whole. What makes a part is then written there, so it must be at no other place already.
+static Status join_parts(Lower *l, NodeId i, const Node *n) {
+    for (int k = 0; k < n->nin; k++) {
+        bool part = n->op == OP_PART;
+        ValueId group = lower_group(l, n->in[k]);
+        bool inside = value_nbytes(l, group) > value_nbytes(l, n->in[k]);  // it is a part of something else
+        if (!part && (inside || l->info[group].persistent || group == lower_group(l, n->out[0])))
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k, n->in[k]);
+        join_at(l, part ? n->out[0] : n->in[k], part ? n->in[k] : n->out[0], i, k);
+    }
+    l->info[lower_group(l, n->out[0])].parts = true;
+    return ST_OK;
 }
 
 // AdamW's outputs overwrite its inputs p, m, v, and with half=1 p's copy in bf16.
@@ -79,7 +105,7 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
     if (!shape_equal(&out->shape, &x->shape) || !placement_equal(&out->place, &x->place)) return false;
     if (dtype_nbytes(out->dtype) != dtype_nbytes(x->dtype)) return false;
     const Group *gr = &l->info[lower_group(l, in)];
-    if (gr->persistent || gr->output || gr->last > i) return false;
+    if (gr->persistent || gr->output || gr->parts || gr->last > i) return false;  // of a whole, other parts may be alive
     for (int k = 0; k < n->nin; k++)
         if (lower_group(l, n->in[k]) == lower_group(l, in) && !shape_equal(graph_shape(l->g, n->in[k]), &x->shape)) return false;
     return true;
@@ -151,10 +177,15 @@ Status lower_groups(Lower *l) {
     const Graph *g = l->g;
     l->group = ARENA_ARRAY(l->a, ValueId, g->values.len);
     l->info = ARENA_ARRAY(l->a, Group, g->values.len);
+    for (int64_t i = 0; i < g->nodes.len; i++) l->parts |= (op_flags(graph_node(g, (NodeId)i)->op) & OPF_PLACED) != 0;
     find_uses(l);
     TRY(join_states(l));
-    for (int64_t i = 0; i < g->nodes.len; i++)
-        if (l->action[i] == ACT_ALIAS) join(l, graph_node(g, (NodeId)i)->out[0], graph_node(g, (NodeId)i)->in[0]);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (l->action[i] != ACT_ALIAS) continue;
+        if (op_flags(n->op) & OPF_PLACED) TRY(join_parts(l, (NodeId)i, n));
+        else join(l, n->out[0], n->in[0]);
+    }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (l->action[i] != ACT_KERNEL) continue;

@@ -20,13 +20,22 @@ typedef struct ReshardPlan {
     bool identity;
 } ReshardPlan;
 
-// Values that share a buffer form a group, named by one of its values.
+// Values that share a buffer form a group, named by one of its values: the whole where others are parts of it.
 typedef struct Group {
     int32_t last;        // last node that uses it
+    bool parts;          // some members are parts of others
     bool persistent;     // param, moment, input, constant
     bool output;         // of the graph: alive to the end
     BufferKind kind;
 } Group;
+
+// Two values that share bytes: `v` begins where `into` does, or, where node is a part or an assemble, where operand or result `part`
+// lies in the whole `into`. The offset is every rank's own.
+typedef struct Join {
+    ValueId v, into;
+    NodeId node;         // NO_NODE: side by side
+    int32_t part;
+} Join;
 
 typedef struct Lower {
     Arena *a;
@@ -39,11 +48,15 @@ typedef struct Lower {
     VEC(ReshardPlan *) reshards; // distinct ones, by from, to, shape and dtype
     ValueId *group;              // [values]: towards the value that names the group
     Group *info;                 // [values], valid at group names
+    VEC(Join) joins;             // all of them, if there is any part
+    bool parts;                  // there is a part or an assemble
 } Lower;
 
 Status lower_actions(Lower *l);  // action, reshard
 Status lower_groups(Lower *l);   // group, info
 ValueId lower_group(const Lower *l, ValueId v);
-void lower_rank(Lower *l, int rank, RankPlan *out);
+Status lower_rank(Lower *l, int rank, RankPlan *out);
+// Where every value lies in its group's buffer on this rank, bytes: out[values] (place.c).
+Status lower_offsets(const Lower *l, int rank, int64_t *out);
 int64_t rank_statistics(const Lower *l, RankPlan *p);  // returns the largest sum of live bytes
 Status plan_find_real(const Graph *g, const Backend *b, DType *real, Diag *d);  // the type of its floats

@@ -81,8 +81,8 @@ static int32_t step_at(const Offload *f, double t, bool after) {
     return after || f->start[lo] == t || lo == 0 ? lo : lo - 1;
 }
 
-static double copy_seconds(const Offload *f, int64_t nbytes) {
-    return (double)nbytes / f->m->host_bandwidth + f->m->kernel_latency_s;
+static double copy_seconds(const Offload *f, int64_t nbytes, bool to_host) {
+    return (double)nbytes / (to_host ? f->m->to_host_bandwidth : f->m->from_host_bandwidth) + f->m->host_latency_s;
 }
 
 static int by_before(const void *pa, const void *pb) {
@@ -101,7 +101,7 @@ static void plan_copies(Offload *f) {
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &f->taken.data[i]->e;
         double ready = f->start[e->before + 1];
-        link = (ready > link ? ready : link) + copy_seconds(f, e->nbytes);
+        link = (ready > link ? ready : link) + copy_seconds(f, e->nbytes, true);
         e->done = step_at(f, link, true);
         if (e->done > e->after) e->done = e->after;
     }
@@ -112,7 +112,7 @@ static void plan_copies(Offload *f) {
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &back[i]->e;
         double end = f->start[e->after] < link ? f->start[e->after] : link;
-        link = end - copy_seconds(f, e->nbytes) * 1.1;  // copies both ways at once are a little slower than alone
+        link = end - copy_seconds(f, e->nbytes, false) * 1.1;  // copies both ways at once are a little slower than alone
         e->fetch = link > 0 ? step_at(f, link, false) : 0;
         if (e->fetch > e->after) e->fetch = e->after;
         if (e->fetch < e->done) e->fetch = e->done;
@@ -199,7 +199,7 @@ void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceMod
     f.start = ARENA_ARRAY(a, double, p->nstep + 1);
     f.live = ARENA_ARRAY(a, int64_t, p->nstep + 1);
     for (int32_t s = 0; s < p->nstep; s++) f.start[s + 1] = f.start[s] + p->step[s].seconds;
-    if (o->host_nbytes > 0 && m->host_bandwidth > 0) find_gaps(&f);
+    if (o->host_nbytes > 0 && m->to_host_bandwidth > 0 && m->from_host_bandwidth > 0) find_gaps(&f);
     evict(&f);
     *out = (OffloadChoice){.n = (int)f.taken.len, .seconds = f.start[p->nstep], .host_peak_nbytes = f.host_peak};
     out->eviction = ARENA_ARRAY(a, Eviction, f.taken.len);

@@ -81,7 +81,7 @@ static Action choose_action(Lower *l, NodeId i, const Node *n) {
         l->reshard[i] = find_reshard(l, graph_value(l->g, n->in[0]), graph_value(l->g, n->out[0]));
         return l->reshard[i]->identity ? ACT_ALIAS : ACT_EXCHANGE;
     }
-    if (op_flags(n->op) & OPF_VIEW || n->op == OP_STOP_GRAD) return ACT_ALIAS;
+    if (op_flags(n->op) & (OPF_VIEW | OPF_PLACED) || n->op == OP_STOP_GRAD) return ACT_ALIAS;
     if (n->op == OP_PERMUTE && permute_is_view(l->g, n)) return ACT_ALIAS;
     return ACT_KERNEL;
 }
@@ -161,8 +161,9 @@ Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Dia
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
         RankPlan *rank = ARENA_ARRAY(a, RankPlan, nranks);
-        for (int r = 0; r < nranks; r++) {
-            lower_rank(&l, r, &rank[r]);
+        for (int r = 0; r < nranks && st == ST_OK; r++) {
+            st = lower_rank(&l, r, &rank[r]);
+            if (st != ST_OK) break;
             assign_offsets(rank, r);
             rank_statistics(&l, &rank[r]);
         }
@@ -171,5 +172,6 @@ Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Dia
         *out = p;
     }
     vec_free(&l.reshards);
+    vec_free(&l.joins);
     return st;
 }

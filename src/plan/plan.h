@@ -3,24 +3,7 @@
 #pragma once
 #include "backend/backend.h"
 #include "ir/graph.h"
-
-typedef struct DeviceModel {     // seconds from work; plan/device.c
-    const char *name;
-    double matmul_flops;         // per second, per rank
-    double attention_flops;
-    double mem_bandwidth;        // bytes per second, per rank
-    double link_bandwidth;       // bytes per second each way, per rank
-    double link_latency_s;       // per message round
-    double kernel_latency_s;
-    double host_bandwidth;       // bytes per second each way between the device and pinned host memory
-    double host_nbytes;          // host memory per rank; 0 unknown
-    double mem_nbytes;           // per rank; 0 unknown
-    double context_nbytes;       // beside the arena: driver context, library handles, compiled kernels (measured)
-} DeviceModel;
-const DeviceModel *device_model_cpu(void);
-const DeviceModel *device_model_h100(void);
-// Seconds of node n's kernel on operands in[n->nin], out[n->nout] of one rank; c is what its op's cost rule says of them.
-double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c);
+#include "plan/device.h"
 
 typedef enum BufferKind {
     BUF_PARAM, BUF_MOMENT, BUF_INPUT, BUF_CONST, BUF_GRAD, BUF_SAVED, BUF_TRANSIENT, BUF_COMM, BUF_SCRATCH, BUF_KIND_COUNT
@@ -64,11 +47,13 @@ typedef struct Step {
     int nin, nout;
     const Operand *in, *out;     // data NULL; addresses are in in_buf/out_buf
     const int32_t *in_buf, *out_buf;
+    const int64_t *in_off, *out_off;  // bytes into the buffer: parts of a value lie where they belong in it
     int32_t scratch_buf;         // -1 none; STEP_EXCHANGE: staging (send then recv)
     const Exchange *exchange;    // STEP_EXCHANGE
     int64_t staging_send_nbytes; // bytes of the send part of the staging buffer
     KernelFn kernel;
-    double seconds;              // predicted, on its stream
+    Cost work;                   // of a kernel by its op's rule; of an exchange the bytes that this rank sends
+    double seconds;              // predicted by the device model
 } Step;
 
 typedef struct RankPlan {
@@ -76,6 +61,7 @@ typedef struct RankPlan {
     const Step *step;
     const Buffer *buffer;
     const int32_t *value_buf;    // [values]: buffer of each value (views share), -1 none
+    const int64_t *value_off;    // [values]: where in it, bytes
     int64_t arena_nbytes;        // the peak, and exactly what is allocated
     int64_t lower_bound_nbytes;  // largest sum of live bytes over steps
     int64_t nbytes_by_kind[BUF_KIND_COUNT];  // alive at the peak step
@@ -120,3 +106,14 @@ const char *reshard_name(const Graph *g, const Placement *from, const Placement 
 // Bytes that `rank` sends to others in this reshard.
 int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, const Placement *from, const Placement *to,
                             int rank);
+// The steps of a rank by kind of kernel and phase, slowest first (groups.c). `seconds` of its steps as measured, or NULL.
+enum { STEP_GROUPS = 256, STEP_GROUP_NAME = 64 };
+typedef struct StepGroup {
+    OpKind op;
+    Phase phase;
+    bool exchange;
+    int64_t count;
+    double predicted, seconds, flops, nbytes;
+} StepGroup;
+int plan_groups(const Plan *p, int rank, const double *seconds, StepGroup out[STEP_GROUPS]);
+const char *step_group_name(const StepGroup *g, char text[STEP_GROUP_NAME]);  // "attention_grad backward"; text

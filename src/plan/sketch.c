@@ -10,7 +10,9 @@ Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, con
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
     if (st == ST_OK) {
-        lower_rank(&l, rank, out);
+        st = lower_rank(&l, rank, out);
+    }
+    if (st == ST_OK) {
         Buffer *buf = (Buffer *)out->buffer;
         for (int i = 0; i < out->nbuffer; i++) {
             if (pieces && buf[i].value != NO_VALUE && pieces[buf[i].value] > 1)

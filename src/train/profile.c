@@ -7,77 +7,35 @@
 
 #include "ops/op.h"
 
-typedef struct Kind {        // steps that are reported together
-    OpKind op;
-    Phase phase;
-    bool exchange;
-    int64_t count;
-    double seconds, flops, nbytes;
-} Kind;
-enum { MAX_KINDS = 256 };
-
 static bool is_compute(OpKind op) {
     return op == OP_DOT || op == OP_EXPERT_MATMUL || op == OP_EXPERT_MATMUL_GRAD || op == OP_ATTENTION ||
            op == OP_ATTENTION_GRAD || op == OP_HEAD || op == OP_HEAD_FWD || op == OP_HEAD_GRAD;
 }
 
-static Kind *find_kind(Kind *k, int *n, OpKind op, Phase phase, bool exchange) {
-    for (int i = 0; i < *n; i++)
-        if (k[i].op == op && k[i].phase == phase && k[i].exchange == exchange) return &k[i];
-    if (*n == MAX_KINDS) return &k[MAX_KINDS - 1];
-    k[*n] = (Kind){.op = op, .phase = phase, .exchange = exchange};
-    return &k[(*n)++];
-}
-
-static int collect(const Plan *p, int rank, const double *seconds, Kind *kind) {
-    const RankPlan *r = &p->rank[rank];
-    int n = 0;
-    for (int i = 0; i < r->nstep; i++) {
-        const Step *s = &r->step[i];
-        const Node *node = graph_node(p->graph, s->node);
-        bool exchange = s->kind == STEP_EXCHANGE;
-        Kind *k = find_kind(kind, &n, node->op, node->phase, exchange);
-        Cost c = {0};
-        if (!exchange && op_info(node->op)->cost) op_info(node->op)->cost(node, s->in, s->out, &c);
-        for (int j = 0; exchange && j < p->nranks; j++) c.nbytes += (double)s->exchange->send_nbytes[j];
-        k->count++;
-        k->seconds += seconds[i];
-        k->flops += c.flops;
-        k->nbytes += c.nbytes;
+static void print_group(FILE *f, const StepGroup *k, double total) {
+    char name[STEP_GROUP_NAME];
+    fprintf(f, "  %-28s %6lld %11.3f ms %6.1f %% %11.3f ms", step_group_name(k, name), (long long)k->count, 1e3 * k->seconds,
+            100 * k->seconds / total, 1e3 * k->predicted);
+    if (k->seconds <= 0) {
+        fprintf(f, "\n");
+        return;
     }
-    return n;
-}
-
-static int slowest_first(const void *a, const void *b) {
-    double x = ((const Kind *)a)->seconds, y = ((const Kind *)b)->seconds;
-    return x > y ? -1 : x < y;
-}
-
-static void print_kind(FILE *f, const Kind *k, const DeviceModel *m, double total) {
-    char name[64];
-    snprintf(name, sizeof name, "%s %s", k->exchange ? "exchange" : op_name(k->op), phase_name(k->phase));
-    fprintf(f, "  %-28s %6lld %11.3f ms %6.1f %%", name, (long long)k->count, 1e3 * k->seconds, 100 * k->seconds / total);
-    bool attention = k->op == OP_ATTENTION || k->op == OP_ATTENTION_GRAD;
-    if (k->seconds <= 0) fprintf(f, "\n");
-    else if (is_compute(k->op) && !k->exchange)
-        fprintf(f, "  %8.1f TFLOP/s  of %6.1f\n", k->flops / k->seconds / 1e12,
-                (attention ? m->attention_flops : m->matmul_flops) / 1e12);
-    else
-        fprintf(f, "  %8.1f GB/s     of %6.1f\n", k->nbytes / k->seconds / 1e9,
-                (k->exchange ? m->link_bandwidth : m->mem_bandwidth) / 1e9);
+    fprintf(f, " %+6.1f %%", 100 * (k->predicted / k->seconds - 1));
+    if (is_compute(k->op) && !k->exchange) fprintf(f, "  %8.1f TFLOP/s\n", k->flops / k->seconds / 1e12);
+    else fprintf(f, "  %8.1f GB/s\n", k->nbytes / k->seconds / 1e9);
 }
 
 void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const double *seconds, double wall_s) {
-    Kind kind[MAX_KINDS];
-    int n = collect(p, rank, seconds, kind);
-    qsort(kind, (size_t)n, sizeof *kind, slowest_first);
-    double total = 0;
-    for (int i = 0; i < n; i++) total += kind[i].seconds;
-    fprintf(f, "\nprofile of one step, rank %d of %d (rates: achieved, and what the model of %s expects)\n", rank, p->nranks,
-            m->name);
-    fprintf(f, "  %-28s %6s %14s %8s\n", "kernels", "number", "time", "share");
-    for (int i = 0; i < n; i++) print_kind(f, &kind[i], m, total);
-    fprintf(f, "  %-28s %6d %11.3f ms\n", "all", p->rank[rank].nstep, 1e3 * total);
+    StepGroup group[STEP_GROUPS];
+    int n = plan_groups(p, rank, seconds, group);
+    double total = 0, predicted = 0;
+    for (int i = 0; i < n; i++) total += group[i].seconds, predicted += group[i].predicted;
+    fprintf(f, "\nprofile of one step, rank %d of %d; predicted by the device model %s (%s)\n", rank, p->nranks, m->name,
+            m->source);
+    fprintf(f, "  %-28s %6s %14s %8s %14s %8s  %s\n", "kernels", "number", "time", "share", "predicted", "off by", "achieved");
+    for (int i = 0; i < n; i++) print_group(f, &group[i], total);
+    fprintf(f, "  %-28s %6d %11.3f ms %8s %11.3f ms %+6.1f %%\n", "all", p->rank[rank].nstep, 1e3 * total, "", 1e3 * predicted,
+            total > 0 ? 100 * (predicted / total - 1) : 0);
     if (isfinite(wall_s)) fprintf(f, "  a step without marks takes %.3f ms\n", 1e3 * wall_s);
 }
 

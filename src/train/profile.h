@@ -2,8 +2,8 @@
 #pragma once
 #include "plan/plan.h"
 
-// A table by kind of kernel: launches, seconds, share of the step, achieved rate and the device model's rate beside it. `wall_s`
-// is what an unprofiled step took (NaN: not known).
+// A table by kind of kernel: launches, seconds, share of the step, what the device model predicted beside it, achieved rate.
+// `wall_s` is what an unprofiled step took (NaN: not known).
 void profile_print(FILE *f, const Plan *p, const DeviceModel *m, int rank, const double *seconds, double wall_s);
 // Chrome's trace format (chrome://tracing, Perfetto): one track per rank, one event per kernel or exchange with shapes and source
 // line.

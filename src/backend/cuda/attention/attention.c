@@ -94,6 +94,12 @@ static Status prepare(Device *dev, const KernelArgs *k, void **state, PrepareFn 
     return ST_OK;
 }
 
+const char *cuda_attention_kernel(const Node *n, const Operand *in, const Operand *out) {
+    DnnCall c;
+    if (n->op != OP_SDPA && dnn_call(n, in, out, &c)) return "cudnn";
+    return n->op == OP_SDPA ? "cudnn" : flash_kernel_name(n, in, out);  // what sdpa becomes is not known yet
+}
+
 size_t cuda_attention_scratch(const Node *n, const Operand *in, const Operand *out) {
     return scratch(n, in, out, flash_attention_scratch);
 }

@@ -80,6 +80,11 @@ static size_t scratch_nbytes(const Node *n, const Operand *in, const Operand *ou
 size_t flash_attention_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 size_t flash_attention_grad_scratch(const Node *n, const Operand *in, const Operand *out) { return scratch_nbytes(n, in, out); }
 
+const char *flash_kernel_name(const Node *n, const Operand *in, const Operand *out) {
+    FlashForm f = flash_form(n, in, out);
+    return !f.tensor ? "portable" : f.bias ? "own-bias" : "own";
+}
+
 // ---- parameters -----------------------------------------------------------------------------------------------------------
 static int put_spans(FlashSpan *to, const Operand *o) {
     int64_t base = 0;
