@@ -106,14 +106,24 @@ static Graph *program(Arena *a, uint64_t *rng) {
 // ---- as kernels ----------------------------------------------------------------------------------------------------------------
 // Rates such that arithmetic, memory or launches may be what counts.
 static void random_device(RematCase *c, uint64_t *rng) {
+    RateCurve product = {.n = 1, .at = {1}, .rate = {remat_draw_log(rng, 1e11, 1e15)}};
     c->device = (DeviceModel){.name = "random",
-                              .matmul_flops = remat_draw_log(rng, 1e11, 1e15),
-                              .attention_flops = remat_draw_log(rng, 1e11, 1e15),
+                              .backend = "cpu",
+                              .units = 1,
+                              .tile = 1,
+                              .nattention = 1,
+                              .attention = {{.kernel = "cpu", .head = 16, .forward = product, .backward = product}},
+                              .vector_flops = 1e15,
                               .mem_bandwidth = remat_draw_log(rng, 1e10, 1e13),
+                              .other_efficiency = 1,
                               .link_bandwidth = remat_draw_log(rng, 1e9, 1e12),
                               .link_latency_s = remat_draw_log(rng, 1e-6, 1e-4),
                               .kernel_latency_s = remat_draw_log(rng, 1e-7, 1e-5),
-                              .host_bandwidth = remat_draw_log(rng, 1e9, 1e12)};
+                              .to_host_bandwidth = remat_draw_log(rng, 1e9, 1e12),
+                              .from_host_bandwidth = remat_draw_log(rng, 1e9, 1e12),
+                              .host_latency_s = remat_draw_log(rng, 1e-6, 1e-4)};
+    for (int i = 0; i < PRODUCT_NTYPE; i++)
+        for (int k = 0; k < PRODUCT_NFORM; k++) c->device.product[i][k] = product;
 }
 
 // What is needed after the forward, and what that is computed from.

@@ -95,7 +95,7 @@ static Outcome *all_outcomes(const RematCase *c) {
     for (uint32_t bits = 0; bits < 1u << c->nvalue; bits++) {
         RematTrial t = {.choice = choice};
         remat_case_choice(c, bits, choice);
-        if (remat_try(&c->r, &c->plan, &m, &t, &d) != ST_OK) fail_msg("%s", d.text);
+        if (remat_try(&c->r, &c->plan, &m, 16, &t, &d) != ST_OK) fail_msg("%s", d.text);
         out[bits] = (Outcome){t.seconds, t.peak_nbytes};
     }
     return out;
@@ -127,12 +127,12 @@ static void test_budget(void **state) {
             RematTrial best = {.choice = ARENA_ARRAY(c.arena, uint8_t, c.r.g->values.len)};
             Diag d = {0};
             int64_t unused;
-            if (remat_search(&c.r, &c.plan, &m, &best, &d) != ST_OK) fail_msg("%s", d.text);
+            if (remat_search(&c.r, &c.plan, &m, 16, &best, &d) != ST_OK) fail_msg("%s", d.text);
             double want = fastest(all, c.nvalue, m.budget_nbytes, &unused);
             bool fits = best.peak_nbytes <= m.budget_nbytes;
             double ratio = fits ? best.seconds / want : INFINITY;
-            if (!fits) missed++, print_message("program %d budget %d: %lld bytes, least %lld, budget %lld (%d values)\n", (int)number, k,
-                                               (long long)best.peak_nbytes, (long long)least, (long long)m.budget_nbytes, c.nvalue);
+            if (!fits) missed++, print_message("program %d budget %d: %lld bytes, least %lld, budget %lld (%d values, %d trials)\n", (int)number, k,
+                                               (long long)best.peak_nbytes, (long long)least, (long long)m.budget_nbytes, c.nvalue, best.ntrial);
             else if (ratio > 1.05) off++, print_message("program %d budget %d: %.4f (%d values, %d trials)\n", (int)number, k, ratio, c.nvalue, best.ntrial);
             if (fits) worst = fmax(worst, ratio), sum += ratio;
             else sum += 1;

@@ -36,6 +36,7 @@ struct RematEstimate {
     int32_t *slot;           // [nodes + 1] by position: its slot
     int32_t *last, *copy_last;  // [items] slots
     int64_t *live;           // [2 nodes + 2]
+    uint8_t *normal;         // [values]
 };
 
 static bool persistent(const Buffer *b) {
@@ -137,7 +138,8 @@ static void find_readers(RematEstimate *e) {
 Status remat_estimate_new(Arena *a, const RematGraph *r, const PlanOptions *o, RematEstimate **out, Diag *d) {
     int64_t nodes = r->g->nodes.len, values = r->g->values.len;
     RematEstimate *e = *out = ARENA_NEW(a, RematEstimate);
-    *e = (RematEstimate){.r = r, .bandwidth = o->device->mem_bandwidth, .latency = o->device->kernel_latency_s, .item = ARENA_ARRAY(a, Item, values)};
+    double efficiency = o->device->efficiency[OP_FUSED] > 0 ? o->device->efficiency[OP_FUSED] : o->device->other_efficiency;
+    *e = (RematEstimate){.r = r, .bandwidth = o->device->mem_bandwidth * efficiency, .latency = o->device->kernel_latency_s, .item = ARENA_ARRAY(a, Item, values)};
     int32_t **by_node[] = {&e->pos, &e->again, &e->slot_again, &e->slot};
     int32_t **by_value[] = {&e->item_of, &e->late_first, &e->late_last, &e->use_last, &e->forward_last, &e->first, &e->last, &e->copy_last};
     for (size_t i = 0; i < sizeof by_node / sizeof *by_node; i++) *by_node[i] = ARENA_ARRAY(a, int32_t, nodes + 1);
@@ -146,6 +148,7 @@ Status remat_estimate_new(Arena *a, const RematGraph *r, const PlanOptions *o, R
     e->works = ARENA_ARRAY(a, bool, nodes);
     e->need = ARENA_ARRAY(a, bool, values);
     e->live = ARENA_ARRAY(a, int64_t, 2 * nodes + 2);
+    e->normal = ARENA_ARRAY(a, uint8_t, values);
     RankPlan p;
     ValueId *map = ARENA_ARRAY(a, ValueId, values);
     NodeId *order = ARENA_ARRAY(a, NodeId, nodes);
@@ -297,4 +300,11 @@ void remat_estimate(RematEstimate *e, const uint8_t *choice, double *seconds, in
         most = max_i64(most, live);
     }
     *peak = most;
+}
+
+const uint8_t *remat_estimate_normal(RematEstimate *e, const uint8_t *choice) {
+    memcpy(e->normal, choice, (size_t)e->r->g->values.len);
+    for (int32_t x = 0; x < e->nitem; x++)
+        if (e->item[x].forward && !e->need[x]) e->normal[e->item[x].value] = CHOICE_KEEP;
+    return e->normal;
 }

@@ -8,3 +8,5 @@ typedef struct RematEstimate RematEstimate;
 Status remat_estimate_new(Arena *a, const RematGraph *r, const PlanOptions *o, RematEstimate **out, Diag *d);
 // Seconds of the step and the largest sum of live bytes.
 void remat_estimate(RematEstimate *e, const uint8_t *choice, double *seconds, int64_t *peak);
+// `choice`, which was estimated last, without what makes no difference: values that nobody needs again are kept. Valid until the next call.
+const uint8_t *remat_estimate_normal(RematEstimate *e, const uint8_t *choice);
