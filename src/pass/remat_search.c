@@ -17,7 +17,7 @@ enum {
     TARGETS = 8,            // trials for one size of chunks
     REPAIRS = 90,           // trials at the end at most, and fewer of large graphs:
     REPAIR_WORK = 40000,    // nodes times trials
-    FINDS = 250,            // the same while nothing fits
+    FINDS = 400,            // the same while nothing fits
     FIND_WORK = 120000,
     SMALLEST_CHUNK = 1024,
     MOST_CHUNKS = 64,       // more of them are many launches, and a long plan

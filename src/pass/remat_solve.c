@@ -8,11 +8,15 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define GAIN 1e-4            // parts of the step's seconds that are worth a trial
+
 enum {
     MOST_CUTS = 24,
     ESTIMATES = 600,         // for one target at most, and fewer of large graphs:
     ESTIMATE_WORK = 600000,  // nodes times estimates
     MOST_SEEN = 1 << 14,
+    FEW = 32,                // values; of more, those smaller than
+    SMALL = 50,              // the mean divided by this are kept
 };
 
 static uint8_t *new_choice(const Solver *s) { return ARENA_ARRAY(s->a, uint8_t, s->r->g->values.len); }
@@ -127,7 +131,7 @@ bool solver_next(Solver *s, int64_t budget, double seconds, bool smallest, uint8
     double most = 0;
     for (int64_t i = 0; i < s->seen.len; i++) {
         const Seen *x = &s->seen.data[i];
-        if (x->trial_peak >= 0 || (!smallest && x->seconds >= seconds)) continue;
+        if (x->trial_peak >= 0 || (!smallest && x->seconds >= seconds * (1 - GAIN))) continue;
         double off, spread;
         expect(s, x, &off, &spread);
         double peak = (double)x->peak * off, over = (peak / (double)budget - 1) / spread;
@@ -142,9 +146,15 @@ bool solver_next(Solver *s, int64_t budget, double seconds, bool smallest, uint8
 }
 
 // ---- the hull ----------------------------------------------------------------------------------------------------------------------
+static void keep_small(Solver *s, uint8_t *choice) {
+    for (int64_t v = 0; v < s->r->g->values.len; v++)
+        if (!s->decided[s->r->root[v]]) choice[v] = CHOICE_KEEP;
+}
+
 static Cut cut_at(Solver *s, double price) {
     Cut c = {.p.choice = new_choice(s), .price = price};
     remat_cut(s->r, price, c.p.choice, &c.kept, &c.cost);
+    keep_small(s, c.p.choice);
     solver_estimate(s, &c.p);
     return c;
 }
@@ -186,14 +196,21 @@ static int by_worth(const void *pa, const void *pb) {
     return a->worth != b->worth ? (a->worth < b->worth ? 1 : -1) : (a->value > b->value) - (a->value < b->value);
 }
 
+// In a large program the values that are worth a decision: the others are kept.
 static void find_flips(Solver *s) {
     const RematGraph *r = s->r;
     VEC(Worth) w = {0};
+    double all = 0, count = 0;
     for (int64_t v = 0; v < r->g->values.len; v++)
-        if (r->forward[v] && r->root[v] == v)
+        if (r->forward[v] && r->root[v] == v) all += (double)r->nbytes[v], count++;
+    for (int64_t v = 0; v < r->g->values.len; v++)
+        if (r->forward[v] && r->root[v] == v && (count < FEW || (double)r->nbytes[v] * SMALL * count >= all))
             vec_push(&w, ((Worth){(ValueId)v, r->seconds[graph_value(r->g, (ValueId)v)->def] / (double)(r->nbytes[v] + 1)}));
     if (w.len) qsort(w.data, (size_t)w.len, sizeof *w.data, by_worth);
-    for (int64_t i = 0; i < w.len; i++) vec_push(&s->flip, w.data[i].value);
+    for (int64_t i = 0; i < w.len; i++) {
+        vec_push(&s->flip, w.data[i].value);
+        s->decided[w.data[i].value] = true;
+    }
     vec_free(&w);
 }
 
@@ -202,6 +219,7 @@ Status solver_begin(Solver *s, Arena *a, const RematGraph *r, const PlanOptions 
     TRY(remat_estimate_new(a, r, o, &s->estimate, d));
     s->table = ARENA_ARRAY(a, int32_t, s->nslot);
     for (int64_t i = 0; i < s->nslot; i++) s->table[i] = -1;
+    s->decided = ARENA_ARRAY(a, bool, r->g->values.len);
     find_flips(s);
     find_hull(s);
     return ST_OK;

@@ -28,6 +28,7 @@ typedef struct Solver {
     RematEstimate *estimate;
     VEC(Cut) cut;            // the hull, by falling bytes: cut.data[0] keeps everything that it pays to keep
     VEC(ValueId) flip;       // values with a choice, those that are worth most per byte first
+    bool *decided;           // [values] among them
     VEC(Seen) seen;
     int32_t *table;          // [nslot] index into seen, -1: its hash
     int64_t nslot;
