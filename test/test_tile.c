@@ -1,4 +1,4 @@
-// Chunks: where parts lie in the plan and what is refused, that tile_pieces foretells what the pass makes, that values are those
+// Chunks: where parts lie in the plan and what is refused, that tile_sketch foretells what the pass makes, that values are those
 // of the whole and that the peak falls.
 #include <dirent.h>
 #include <math.h>
@@ -221,7 +221,7 @@ static void test_peak(void **state) {
     }
 }
 
-// ---- tile_pieces --------------------------------------------------------------------------------------------------------
+// ---- tile_sketch --------------------------------------------------------------------------------------------------------
 static int64_t count_shape(const Graph *g, const Value *like, const int32_t *pieces) {
     int64_t n = 0;
     for (int64_t v = 0; v < g->values.len; v++) {
@@ -231,7 +231,7 @@ static int64_t count_shape(const Graph *g, const Value *like, const int32_t *pie
     return n;
 }
 
-// As many values of each shape stay whole as tile_pieces says; a value that is cut into n is there in n pieces.
+// As many values of each shape stay whole as tile_sketch says; a value that is cut into n is there in n pieces.
 static int check_pieces(const char *path, int64_t batch, int nranks, unsigned features, DType compute, int64_t rows) {
     Diag d = {0};
     CompileOptions o;
@@ -249,7 +249,7 @@ static int check_pieces(const char *path, int64_t batch, int nranks, unsigned fe
     Arena *scratch = arena_new();
     TileOptions tile = {.rows = rows, .align = 1};
     int32_t *pieces = ARENA_ARRAY(scratch, int32_t, c.graph->values.len);
-    tile_pieces(c.graph, &tile, scratch, pieces);
+    memcpy(pieces, tile_sketch(c.graph, &tile, scratch).pieces, sizeof *pieces * (size_t)c.graph->values.len);
     PassContext pc = {.scratch = scratch, .nranks = nranks, .features = features, .tile = tile};
     Graph *out = NULL;
     if (pass_tile(&pc, c.graph, &out, &d) != ST_OK || graph_verify(out, "tile", &d) != ST_OK) fail_msg("%s: %s", path, d.text);

@@ -107,12 +107,11 @@ static Status insert(Insert *x, const Graph *g, Arena *scratch, Graph **out, Dia
 Status pass_offload(PassContext *c, Graph *in, Graph **out, Diag *d) {
     *out = in;
     if (!c->memory.offload || c->memory.budget_nbytes <= 0) return ST_OK;
-    int32_t *pieces = ARENA_ARRAY(c->scratch, int32_t, in->values.len);
-    tile_pieces(in, &c->tile, c->scratch, pieces);
+    TileSketch tile = tile_sketch(in, &c->tile, c->scratch);
     RankPlan p;
-    TRY(plan_sketch(c->scratch, in, c->plan, plan_fullest_rank(in), pieces, &p, d));
+    TRY(plan_sketch(c->scratch, in, c->plan, plan_fullest_rank(in), &tile, &p, d));
     OffloadChoice choice;
-    OffloadOptions o = {c->memory.budget_nbytes, c->memory.host_nbytes};
+    OffloadOptions o = {.budget_nbytes = c->memory.budget_nbytes, .host_nbytes = c->memory.host_nbytes, .region = tile.region};
     offload_choose(c->scratch, in, &p, c->device, &o, &choice);
     if (choice.n == 0) return ST_OK;
     Insert x = {.choice = &choice};

@@ -27,5 +27,7 @@ void remat_cut(const RematGraph *r, double price, uint8_t *choice, double *kept,
 void remat_cost(const RematGraph *r, const uint8_t *choice, double *kept, double *seconds);
 // What people write by hand: the narrowest cut before each attention (the layer's input) is kept, all else computed again.
 void remat_layers(const RematGraph *r, uint8_t *choice);
+// g without results of fused nodes that nobody reads; *out is NULL where there are none.
+Status remat_trim(const Graph *g, Arena *scratch, Graph **out, Diag *d);
 // The graph with the copies that `choice` asks for.
 Status remat_apply(const RematGraph *r, const uint8_t *choice, Graph **out, Diag *d);

@@ -5,7 +5,7 @@
 //   backward: %9 = fused(%8, %5)      ->    recompute: %9 = dot(%3, %w)
 //                                           backward:  %10 = fused(%8, %9)
 //
-// One copy serves all readers after the forward; it comes right before the first one.
+// One copy serves all readers after the forward; it comes right before the first one. Results that are not read any more are dropped.
 #include "ops/op.h"
 #include "pass/remat.h"
 #include "pass/rewrite.h"
@@ -87,5 +87,11 @@ Status remat_apply(const RematGraph *r, const uint8_t *choice, Graph **out, Diag
         copy_late(&p, (NodeId)i, false);
     }
     vec_free(&p.stack);
-    return rewrite_finish(&p.w, out);
+    TRY(rewrite_finish(&p.w, out));
+    Graph *less = NULL;
+    Status st = remat_trim(*out, r->a, &less, d);
+    if (!less) return st;
+    graph_free_vecs(*out);
+    *out = less;
+    return st;
 }

@@ -1,31 +1,27 @@
 // The search over candidates. A candidate is a choice for each value and a size of chunks; trying one means to rewrite the graph, order
-// it, and look at the live bytes of every step, with evictions to the host where they exceed the budget (plan/offload.c).
+// it, and look at the live bytes of every step, with evictions to the host where they exceed the budget (plan/offload.c). That takes
+// milliseconds for a large program, so most of the search goes by estimates (remat_solve.c), and trials tell what they are worth.
 //
-// 1. The hull: prices per byte whose cuts differ, from "keep all" to "keep least" (the parametric search of Eisner and Severance).
-// 2. Along it less is kept and more computed again: the first point that fits.
-// 3. A price treats all layers alike, so neighbouring points of the hull may lie far apart: between the last that does not fit and the
-//    first that does, late values take the choice of one and early values that of the other, by bisection.
-// 4. Repair: single values that may be kept after all, the ones that save most time first.
-// Steps 2 to 4 for every size of chunks; the fastest answer wins.
+// 1. The target is what an estimate may come to for its trial to fit the budget: found by bisection over trials. (The estimate knows
+//    nothing of evictions and chunks, and the order may turn out otherwise.) For every size of chunks; the fastest answer wins.
+// 2. Trials of what estimates made second best, and of single changes of the best candidate.
 #include "pass/remat_search.h"
 
+#include <math.h>
 #include <stdlib.h>
 
-#include "pass/tile.h"
+#include "pass/remat_solve.h"
 #include "plan/offload.h"
 
 enum {
-    MOST_POINTS = 24,     // of the hull
-    MIX_TRIALS = 6,
-    REPAIR_WORK = 60000,  // nodes times trials spent on repairs
+    TARGETS = 8,            // trials for one size of chunks
+    REPAIRS = 90,           // trials at the end at most, and fewer of large graphs:
+    REPAIR_WORK = 40000,    // nodes times trials
+    FINDS = 400,            // the same while nothing fits
+    FIND_WORK = 120000,
     SMALLEST_CHUNK = 1024,
-    MOST_CHUNKS = 64,     // more of them are many launches, and a long plan
+    MOST_CHUNKS = 64,       // more of them are many launches, and a long plan
 };
-
-typedef struct Point {
-    uint8_t *choice;
-    double price, kept, seconds;
-} Point;
 
 typedef struct Search {
     const RematGraph *r;
@@ -34,7 +30,7 @@ typedef struct Search {
     Arena *a;
     int64_t align;        // of chunks
     int rank;
-    VEC(Point) point;     // by falling bytes
+    Solver solver;
     RematTrial best;
     bool found;           // best fits
     int ntrial;
@@ -70,16 +66,15 @@ static Status try_in(const RematGraph *r, const PlanOptions *o, const MemoryOpti
     Status st = pass_schedule(with, &ordered, d);
     graph_free_vecs(with);
     TRY(st);
-    int32_t *pieces = ARENA_ARRAY(a, int32_t, ordered->values.len);
-    tile_pieces(ordered, &(TileOptions){t->rows, align}, a, pieces);
+    TileSketch tile = tile_sketch(ordered, &(TileOptions){t->rows, align}, a);
     RankPlan p;
-    st = plan_sketch(a, ordered, o, plan_fullest_rank(ordered), pieces, &p, d);
+    st = plan_sketch(a, ordered, o, plan_fullest_rank(ordered), &tile, &p, d);
     if (st == ST_OK) {
-        OffloadOptions oo = {m->budget_nbytes, m->offload ? m->host_nbytes : 0};
+        OffloadOptions oo = {.budget_nbytes = m->budget_nbytes, .host_nbytes = m->offload ? m->host_nbytes : 0, .region = tile.region};
         OffloadChoice c;
         if (oo.budget_nbytes <= 0) oo.budget_nbytes = INT64_MAX;
         offload_choose(a, ordered, &p, o->device, &oo, &c);
-        t->seconds = c.seconds + tile_seconds(ordered, &p, pieces, o->device);
+        t->seconds = c.seconds + tile_seconds(ordered, &p, tile.pieces, o->device);
         t->peak_nbytes = c.peak_nbytes;
         t->host_peak_nbytes = c.host_peak_nbytes;
         t->noffload = c.n;
@@ -105,6 +100,7 @@ static Status consider(Search *s, const uint8_t *choice, int64_t rows, RematTria
     *t = (RematTrial){.choice = (uint8_t *)choice, .rows = rows};
     TRY(remat_try(s->r, s->o, s->m, s->align, t, s->d));
     s->ntrial++;
+    if (s->solver.flip.len) solver_tried(&s->solver, choice, t->peak_nbytes);
     bool better = !s->best.choice || (fits(s, t) && !s->found);
     if (s->best.choice && fits(s, t) == s->found)
         better = s->found ? t->seconds < s->best.seconds : t->peak_nbytes < s->best.peak_nbytes;
@@ -117,124 +113,64 @@ static Status consider(Search *s, const uint8_t *choice, int64_t rows, RematTria
     return ST_OK;
 }
 
-// ---- the hull ----------------------------------------------------------------------------------------------------------------
-static Point cut_at(Search *s, double price) {
-    Point p = {.choice = ARENA_ARRAY(s->a, uint8_t, s->r->g->values.len), .price = price};
-    remat_cut(s->r, price, p.choice, &p.kept, &p.seconds);
-    return p;
+// While nothing fits: what costs the least at each price of a byte, whatever the estimates say of it. What is kept may well go to the host,
+// of which they know nothing.
+static Status scan_hull(Search *s, int64_t rows) {
+    RematTrial t;
+    for (int64_t i = 0; i < s->solver.cut.len; i++)
+        if (solver_trial_peak(&s->solver, s->solver.cut.data[i].p.choice) < 0) TRY(consider(s, s->solver.cut.data[i].p.choice, rows, &t));
+    return ST_OK;
 }
 
-static void between(Search *s, const Point *lo, const Point *hi, int depth) {
-    if (depth == 0 || s->point.len >= MOST_POINTS || lo->kept - hi->kept < 1 || hi->seconds <= lo->seconds) return;
-    Point mid = cut_at(s, (hi->seconds - lo->seconds) / (lo->kept - hi->kept));
-    if (mid.kept >= lo->kept || mid.kept <= hi->kept) return;
-    vec_push(&s->point, mid);
-    between(s, lo, &mid, depth - 1);
-    between(s, &mid, hi, depth - 1);
-}
-
-static int by_kept(const void *pa, const void *pb) {
-    const Point *a = pa, *b = pb;
-    return a->kept != b->kept ? (a->kept < b->kept ? 1 : -1) : (a->price > b->price) - (a->price < b->price);
-}
-
-static void find_hull(Search *s) {
-    const RematGraph *r = s->r;
-    double total = 0;
-    int64_t largest = 1;
-    for (int64_t i = 0; i < r->g->nodes.len; i++) total += r->seconds[i];
-    for (int64_t v = 0; v < r->g->values.len; v++)
-        if (r->needed[v]) largest = max_i64(largest, r->nbytes[v]);
-    Point lo = cut_at(s, 0), hi = cut_at(s, 100 * total / (double)largest);
-    vec_push(&s->point, lo);
-    vec_push(&s->point, hi);
-    between(s, &lo, &hi, 6);
-    qsort(s->point.data, (size_t)s->point.len, sizeof *s->point.data, by_kept);
-}
-
-// ---- between two points, and repairs ---------------------------------------------------------------------------------------------
-// Values defined at node `from` or later as in `late`, the others as in `early`.
-static void mix(const RematGraph *r, const uint8_t *early, const uint8_t *late, int64_t from, uint8_t *out) {
-    for (int64_t v = 0; v < r->g->values.len; v++) out[v] = graph_value(r->g, r->root[v])->def >= from ? late[v] : early[v];
-}
-
-static Status try_mixes(Search *s, int64_t rows, const Point *more, const Point *less) {
-    const RematGraph *r = s->r;
-    uint8_t *choice = ARENA_ARRAY(s->a, uint8_t, r->g->values.len);
-    VEC(int64_t) cut = {0};  // nodes where the two differ
-    for (int64_t v = 0, last = -1; v < r->g->values.len; v++) {
-        int64_t def = graph_value(r->g, (ValueId)v)->def;
-        if (r->root[v] != v || more->choice[v] == less->choice[v] || def == last) continue;
-        vec_push(&cut, last = def);
-    }
-    Status st = ST_OK;
-    int64_t lo = 0, hi = cut.len;  // from cut[hi] on: fits; from cut[lo] on: does not
-    for (int k = 0; k < MIX_TRIALS && hi - lo > 1 && st == ST_OK; k++) {
-        int64_t mid = (lo + hi) / 2;
-        RematTrial t;
-        mix(r, less->choice, more->choice, cut.data[mid], choice);
-        st = consider(s, choice, rows, &t);
-        if (st == ST_OK && fits(s, &t)) hi = mid;
-        else lo = mid;
-    }
-    vec_free(&cut);
-    return st;
-}
-
-typedef struct Flip {
-    ValueId value;
-    double worth;
-} Flip;
-static int by_worth(const void *pa, const void *pb) {
-    const Flip *a = pa, *b = pb;
-    return a->worth != b->worth ? (a->worth < b->worth ? 1 : -1) : (a->value > b->value) - (a->value < b->value);
-}
-
-// Single flips of the best candidate, both ways, as long as one helps; for small graphs pairs too.
-static Status repair(Search *s, int64_t rows) {
-    const RematGraph *r = s->r;
-    int64_t left = REPAIR_WORK / (r->g->nodes.len + 1);
-    VEC(Flip) flip = {0};
-    for (int64_t v = 0; v < r->g->values.len; v++)
-        if (r->forward[v] && r->root[v] == v)
-            vec_push(&flip, ((Flip){(ValueId)v, r->seconds[graph_value(r->g, (ValueId)v)->def] / (double)(r->nbytes[v] + 1)}));
-    qsort(flip.data, (size_t)flip.len, sizeof *flip.data, by_worth);
-    uint8_t *choice = ARENA_ARRAY(s->a, uint8_t, r->g->values.len);
-    Status st = ST_OK;
-    for (bool better = true; better && left > 0 && st == ST_OK;) {
-        better = false;
-        for (int64_t i = 0; i < flip.len && left > 0 && st == ST_OK; i++)
-            for (int64_t k = i; k < flip.len && left > 0 && st == ST_OK; k++) {
-                if (k > i && left < flip.len * flip.len) break;  // pairs only while there is plenty left
-                double before = s->best.seconds;
-                bool found = s->found;
-                int64_t peak = s->best.peak_nbytes;
-                memcpy(choice, s->best.choice, (size_t)r->g->values.len);
-                choice[flip.data[i].value] ^= 1;
-                if (k > i) choice[flip.data[k].value] ^= 1;
-                RematTrial t;
-                st = consider(s, choice, rows, &t);
-                left--;
-                better |= s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak);
-            }
-    }
-    vec_free(&flip);
-    return st;
-}
-
-// ---- one size of chunks, all sizes -------------------------------------------------------------------------------------------
-// More is computed again along the hull, so the first point that fits is its fastest. It need not exist and those after it need not
-// fit: what is computed again all at once takes memory too.
+// ---- one size of chunks ----------------------------------------------------------------------------------------------------------
 static Status search_rows(Search *s, int64_t rows) {
     RematTrial t;
-    for (int64_t k = 0; k < s->point.len; k++) {
-        TRY(consider(s, s->point.data[k].choice, rows, &t));
-        if (!fits(s, &t)) continue;
-        return k == 0 ? ST_OK : try_mixes(s, rows, &s->point.data[k - 1], &s->point.data[k]);
+    Point all = s->solver.cut.data[0].p;
+    int64_t budget = s->m->budget_nbytes;
+    solver_forget_trials(&s->solver);
+    TRY(consider(s, all.choice, rows, &t));
+    if (fits(s, &t)) return ST_OK;
+    int64_t most = all.peak, least = 0, target = budget < most ? budget : most - (t.peak_nbytes - budget);
+    for (int k = 0; k < TARGETS && most > least + least / 256; k++) {
+        if (target <= least || target >= most) target = least + (most - least) / 2;
+        Point p = solver_solve(&s->solver, target);
+        int64_t peak = solver_trial_peak(&s->solver, p.choice);
+        if (peak < 0) {
+            TRY(consider(s, p.choice, rows, &t));
+            peak = t.peak_nbytes;
+        }
+        int64_t over = peak - budget;
+        if (over <= 0) {
+            least = max_i64(target, p.peak);
+            target = least + max_i64(-over, (most - least) / 8);
+        } else {
+            if (p.peak > target) break;  // less than that there is not
+            most = min_i64(target, p.peak - 1);
+            target = most - over;
+        }
+    }
+    return s->found ? ST_OK : scan_hull(s, rows);
+}
+
+// Trials of what estimates made second best, in the light of the trials that were made, and of changes of the best candidate.
+static Status repair(Search *s) {
+    const RematGraph *r = s->r;
+    int64_t rows = s->best.rows, size = r->g->nodes.len + 1, peak = 0;
+    double seconds = INFINITY;
+    RematTrial t;
+    uint8_t *choice = ARENA_ARRAY(s->a, uint8_t, r->g->values.len);
+    for (int64_t k = 0; k < (s->found ? min_i64(REPAIRS, REPAIR_WORK / size) : min_i64(FINDS, FIND_WORK / size)); k++) {
+        if (s->best.seconds != seconds || s->best.peak_nbytes != peak) solver_look_around(&s->solver, s->best.choice);
+        seconds = s->best.seconds;
+        peak = s->best.peak_nbytes;
+        while (!solver_next(&s->solver, s->m->budget_nbytes, seconds, !s->found, choice))
+            if (!solver_look_around(&s->solver, NULL)) return ST_OK;
+        TRY(consider(s, choice, rows, &t));
     }
     return ST_OK;
 }
 
+// ---- all sizes -------------------------------------------------------------------------------------------------------------------
 // Rows of the longest axis that the fullest rank cuts: the tokens it has.
 static int64_t local_tokens(const RematGraph *r, int rank) {
     const Graph *g = r->g;
@@ -247,15 +183,18 @@ static int64_t local_tokens(const RematGraph *r, int rank) {
     return most;
 }
 
+static bool keeps_all(const Search *s) {
+    return s->found && !s->best.noffload && !memcmp(s->best.choice, s->solver.cut.data[0].p.choice, (size_t)s->r->g->values.len);
+}
+
 static Status search_auto(Search *s) {
-    find_hull(s);
-    if (s->m->tile_rows != TILE_AUTO) return search_rows(s, s->m->tile_rows);
-    TRY(search_rows(s, 0));
-    // Nothing is gained on a candidate that keeps everything.
-    bool keeps_all = s->found && !memcmp(s->best.choice, s->point.data[0].choice, (size_t)s->r->g->values.len) && !s->best.noffload;
-    int worse = 0;
+    TRY(solver_begin(&s->solver, s->a, s->r, s->o, s->d));
+    bool fixed = s->m->tile_rows != TILE_AUTO;
     int64_t tokens = local_tokens(s->r, s->rank), least = max_i64(SMALLEST_CHUNK, tokens / MOST_CHUNKS);
-    for (int64_t rows = tokens / 2; rows >= least && !keeps_all && worse < 2; rows /= 2) {
+    TRY(search_rows(s, fixed ? s->m->tile_rows : 0));
+    int worse = 0;
+    // Nothing is gained on a candidate that keeps everything.
+    for (int64_t rows = tokens / 2; !fixed && rows >= least && !keeps_all(s) && worse < 2; rows /= 2) {
         double before = s->best.seconds;
         int64_t peak = s->best.peak_nbytes;
         bool found = s->found;
@@ -263,7 +202,7 @@ static Status search_auto(Search *s) {
         bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak - peak / 128);
         worse = better ? 0 : worse + 1;
     }
-    return ST_OK;
+    return keeps_all(s) ? ST_OK : repair(s);
 }
 
 Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *best,
@@ -276,8 +215,6 @@ Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptio
     if (m->remat == REMAT_LAYER) remat_layers(r, choice);
     if (m->remat != REMAT_AUTO) st = consider(&s, choice, m->tile_rows == TILE_AUTO ? 0 : m->tile_rows, &t);
     else st = search_auto(&s);
-    bool keeps_all = s.found && !s.best.noffload && s.point.len && !memcmp(s.best.choice, s.point.data[0].choice, (size_t)r->g->values.len);
-    if (st == ST_OK && m->remat == REMAT_AUTO && !keeps_all) st = repair(&s, s.best.rows);
     if (st == ST_OK) {
         memcpy(best->choice, s.best.choice, (size_t)r->g->values.len);
         uint8_t *mine = best->choice;
@@ -285,7 +222,7 @@ Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptio
         best->choice = mine;
         best->ntrial = s.ntrial;
     }
-    vec_free(&s.point);
+    solver_end(&s.solver);
     arena_free(s.a);
     return st;
 }

@@ -261,9 +261,21 @@ Status pass_tile(PassContext *c, Graph *in, Graph **out, Diag *d) {
     return st;
 }
 
-void tile_pieces(const Graph *g, const TileOptions *o, Arena *a, int32_t *pieces) {
-    for (int64_t v = 0; v < g->values.len; v++) pieces[v] = 1;
-    if (o->rows < 1) return;
+// Node i's region: of the outer level, or of the inner one, whose graph has it where its result comes from.
+static int32_t region_of(const Graph *g, NodeId i, const TileEmit *rows, const TileEmit *runs) {
+    const Node *n = graph_node(g, i);
+    if (!rows->out) return runs->region[i];
+    if (rows->region[i] >= 0) return rows->region[i];
+    ValueId v = n->nout > 0 ? rows->map[n->out[0]] : NO_VALUE;
+    int32_t inner = v == NO_VALUE ? -1 : runs->region[graph_value(rows->out, v)->def];
+    return inner < 0 ? -1 : (int32_t)g->nodes.len + inner;
+}
+
+TileSketch tile_sketch(const Graph *g, const TileOptions *o, Arena *a) {
+    TileSketch s = {ARENA_ARRAY(a, int32_t, g->values.len), ARENA_ARRAY(a, int32_t, g->nodes.len)};
+    for (int64_t v = 0; v < g->values.len; v++) s.pieces[v] = 1;
+    for (int64_t i = 0; i < g->nodes.len; i++) s.region[i] = -1;
+    if (o->rows < 1) return s;
     Diag d = {0};
     TileEmit rows = {.sketch = true}, runs = {.count = true};
     if (tile_has_batch(g)) CHECK(tile_emit(g, o, TILE_BATCH, NULL, a, &rows, &d) == ST_OK, "tile: %s", d.text);
@@ -272,7 +284,9 @@ void tile_pieces(const Graph *g, const TileOptions *o, Arena *a, int32_t *pieces
     CHECK(tile_emit(inner, o, TILE_SEQUENCE, rows.close, a, &runs, &d) == ST_OK, "tile: %s", d.text);
     for (int64_t v = 0; v < g->values.len; v++) {
         ValueId at = rows.out ? rows.map[v] : (ValueId)v;
-        pieces[v] = (rows.out ? rows.pieces[v] : 1) * runs.pieces[at];
+        s.pieces[v] = (rows.out ? rows.pieces[v] : 1) * runs.pieces[at];
     }
+    for (int64_t i = 0; i < g->nodes.len; i++) s.region[i] = region_of(g, (NodeId)i, &rows, &runs);
     if (rows.out) graph_free_vecs(rows.out);
+    return s;
 }

@@ -1,6 +1,6 @@
 // tile: token-wise kernels between barriers, cut along the sequence; what the pass and the search over plans share.
 #pragma once
-#include "ir/graph.h"
+#include "plan/plan.h"
 
 enum { TILE_MAX_CHUNKS = 4096, TILE_MAX_NODES = 1 << 22 };  // of one run of rows; of all regions: more are refused
 typedef struct TileOptions {
@@ -10,5 +10,6 @@ typedef struct TileOptions {
 
 // For every value of a graph in its order of execution: in how many pieces it will be held. 1: it is whole; n: only one of its n
 // chunks exists at a time. The analysis of pass_tile, without the rewriting; linear in the size of the graph.
-// pieces[values].
-void tile_pieces(const Graph *scheduled, const TileOptions *o, Arena *scratch, int32_t *pieces);
+// For every node the region that runs it chunk by chunk, -1 none: what a region reads whole is alive until its last chunk, what it makes
+// whole from its first one on.
+TileSketch tile_sketch(const Graph *scheduled, const TileOptions *o, Arena *a);  // arrays in `a`

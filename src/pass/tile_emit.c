@@ -205,9 +205,14 @@ static void keep_parts(Emit *m, const Region *r) {
     }
 }
 
-// Which of the nodes that are no members the region needs.
+static bool is_copy(const Node *n) {
+    return n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH || n->op == OP_FETCH_DONE;
+}
+
+// Which of the nodes that are no members the region needs; and copies that were put in front of it.
 static bool *needed_before(Emit *m, const Region *r, NodeId end) {
     bool *needed = ARENA_ARRAY(m->t.a, bool, end - r->first);
+    for (NodeId i = r->first; i < end && m->t.member[i] != m->t.region; i++) needed[i - r->first] = !m->t.taken[i] && is_copy(graph_node(m->t.g, i));
     for (int64_t i = 0; i < r->member.len; i++) {  // those fetched from behind the end
         const Node *n = graph_node(m->t.g, r->member.data[i].node);
         for (int k = 0; k < n->nin && r->member.data[i].node >= end; k++) {
@@ -235,10 +240,12 @@ static void copy_rest(Emit *m, const bool *needed, NodeId first, NodeId end, boo
         if (!m->t.taken[i] && needed[i - first] == before) graph_copy_node(m->t.g, i, m->b.g, m->e->map);
 }
 
-static void count_pieces(Emit *m, const Region *r) {
+// (A sum that comes from behind the end is taken to stay there: what it reads is then alive for no shorter than it will be.)
+static void count_pieces(Emit *m, const Region *r, NodeId end) {
     for (int64_t i = 0; i < r->member.len; i++) {
         const Member *x = &r->member.data[i];
         const Node *n = graph_node(m->t.g, x->node);
+        if (x->node < end) m->e->region[x->node] = m->t.region;
         for (int j = 0; j < n->nout; j++)
             if (x->out[j].kind == CUT_ROWS && !m->t.value[n->out[j]].whole) m->e->pieces[n->out[j]] = r->n;
     }
@@ -247,7 +254,7 @@ static void count_pieces(Emit *m, const Region *r) {
 static Status emit_region(Tile *t, Region *r, NodeId end, void *ctx) {
     Emit *m = ctx;
     (void)t;
-    if (r) count_pieces(m, r);
+    if (r) count_pieces(m, r, end);
     if (m->e->count) return ST_OK;
     for (; m->done < (r ? r->first : end); m->done++)
         if (!m->t.taken[m->done]) graph_copy_node(m->t.g, m->done, m->b.g, m->e->map);
@@ -292,6 +299,8 @@ Status tile_emit(const Graph *g, const TileOptions *o, TileLevel level, const bo
     m.t.close = close, m.t.found = emit_region, m.t.ctx = &m;
     e->map = ARENA_ARRAY(a, ValueId, g->values.len);
     e->pieces = ARENA_ARRAY(a, int32_t, g->values.len);
+    e->region = ARENA_ARRAY(a, int32_t, g->nodes.len);
+    for (int64_t i = 0; i < g->nodes.len; i++) e->region[i] = -1;
     m.now = ARENA_ARRAY(a, ValueId, g->values.len);
     m.made = ARENA_ARRAY(a, int32_t, g->values.len);
     m.as = ARENA_ARRAY(a, Cut, g->values.len);

@@ -93,5 +93,6 @@ typedef struct TileEmit {
     bool *close, *data;      // data[values of *out]: for `known` of the next level
     ValueId *map;
     int32_t *pieces;         // [values of g] 1, or the chunks in which it is held
+    int32_t *region;         // [nodes of g] which region it is a member of; -1
 } TileEmit;
 Status tile_emit(const Graph *g, const TileOptions *o, TileLevel level, const bool *close, Arena *a, TileEmit *e, Diag *d);

@@ -1,7 +1,8 @@
 // A buffer that is not accessed for a long time, typically from a layer's forward to its backward, can spend the time on the host. Where
-// the live bytes exceed the budget most, the buffer with the longest gap there goes first: longest gaps leave its copies the most
-// freedom and free the bytes for the longest time (Belady's rule). Copies to the host start right after the last access, in order;
-// copies back are planned from the last one backwards, each as late as its reader and the copies after it allow.
+// the live bytes exceed the budget most, a buffer with a gap there goes: the one with the longest (Belady's rule: its copies have most
+// freedom, its bytes are free for the longest time), the one with most bytes, or the one with just enough; the way that evicts the fewest
+// bytes wins, and what then turns out not to be needed stays. Copies to the host start right after the last access, in order; copies back
+// are planned from the last one backwards, each as late as its reader and the copies after it allow.
 #include "plan/offload.h"
 
 #include <stdlib.h>
@@ -21,6 +22,7 @@ typedef struct Offload {
     const DeviceModel *m;
     const OffloadOptions *o;
     double *start;           // [nstep + 1] of each step
+    int32_t *first, *last;   // [nstep] of the region that it is in
     int64_t *live;           // [nstep + 1]
     VEC(Gap) gap;
     VEC(Gap *) taken;        // in the order of e.before
@@ -51,9 +53,9 @@ static void find_gaps(Offload *f) {
             int32_t b = k < p->step[s].nin ? p->step[s].in_buf[k] : p->step[s].out_buf[k - p->step[s].nin];
             const Operand *o = k < p->step[s].nin ? &p->step[s].in[k] : &p->step[s].out[k - p->step[s].nin];
             if (b < 0 || !may_leave(&p->buffer[b]) || operand_nbytes(o) > p->buffer[b].nbytes) continue;  // in pieces: never whole
-            if (last[b] >= 0 && s > last[b] + 1) {
+            if (last[b] >= 0 && f->first[s] > f->last[last[b]] + 1) {
                 Gap *known = best[b] >= 0 ? &f->gap.data[best[b]] : NULL;
-                double length = f->start[s] - f->start[last[b] + 1];
+                double length = f->start[f->first[s]] - f->start[f->last[last[b]] + 1];
                 if (!known) {
                     best[b] = (int32_t)f->gap.len;
                     vec_push(&f->gap, ((Gap){.length = -1}));
@@ -64,12 +66,14 @@ static void find_gaps(Offload *f) {
             }
             last[b] = s;
         }
+    int64_t kept = 0;
     for (int64_t i = 0; i < f->gap.len; i++) {
         Eviction *e = &f->gap.data[i].e;
         e->value = value_read(p, f->g, e->buffer, e->after);
         const Placement *at = e->value == NO_VALUE ? NULL : &graph_value(f->g, e->value)->place;
-        f->gap.data[i].useless = !at || at->kind == PLACE_PARTIAL || at->reduce != RED_NONE;  // terms are summed before they are kept
+        if (at && at->kind != PLACE_PARTIAL && at->reduce == RED_NONE) f->gap.data[kept++] = f->gap.data[i];  // terms are summed before they are kept
     }
+    f->gap.len = kept;
 }
 
 // The first step that starts at or after time t, and the last one that starts at or before it.
@@ -102,10 +106,11 @@ static void plan_copies(Offload *f) {
     double link = 0;
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &f->taken.data[i]->e;
-        double ready = f->start[e->before + 1];
+        double ready = f->start[f->last[e->before] + 1];
         link = (ready > link ? ready : link) + copy_seconds(f, e->nbytes, true);
         e->done = step_at(f, link, true);
-        if (e->done > e->after) e->done = e->after;
+        if (e->done < f->p->nstep && f->first[e->done] < e->done) e->done = f->last[e->done] + 1;
+        if (e->done > f->first[e->after]) e->done = f->first[e->after];
     }
     Gap **back = ARENA_ARRAY(f->a, Gap *, f->taken.len);
     for (int64_t i = 0; i < f->taken.len; i++) back[i] = f->taken.data[i];
@@ -113,10 +118,11 @@ static void plan_copies(Offload *f) {
     link = f->start[f->p->nstep];
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &back[i]->e;
-        double end = f->start[e->after] < link ? f->start[e->after] : link;
+        double reader = f->start[f->first[e->after]], end = reader < link ? reader : link;
         link = end - copy_seconds(f, e->nbytes, false) * 1.1;  // copies both ways at once are a little slower than alone
         e->fetch = link > 0 ? step_at(f, link, false) : 0;
-        if (e->fetch > e->after) e->fetch = e->after;
+        e->fetch = f->first[e->fetch];
+        if (e->fetch > f->first[e->after]) e->fetch = f->first[e->after];
         if (e->fetch < e->done) e->fetch = e->done;
     }
 }
@@ -154,46 +160,119 @@ static int32_t worst_step(const Offload *f) {
     return worst;
 }
 
-// The next buffer to go: the longest gap around step s that was not tried.
-static Gap *choose_gap(Offload *f, int32_t s) {
+// The next buffer to go: of the gaps around step s that were not tried.
+typedef enum Rule { RULE_LONGEST, RULE_LARGEST, RULE_ENOUGH, RULE_COUNT } Rule;
+static bool goes_first(const Gap *x, const Gap *y, Rule rule, int64_t over) {
+    if (rule == RULE_ENOUGH) {  // the smallest of those that are enough, the largest of the others
+        bool ex = x->e.nbytes >= over, ey = y->e.nbytes >= over;
+        if (ex != ey) return ex;
+        if (x->e.nbytes != y->e.nbytes) return (x->e.nbytes < y->e.nbytes) == ex;
+    }
+    if (rule == RULE_LARGEST && x->e.nbytes != y->e.nbytes) return x->e.nbytes > y->e.nbytes;
+    return x->length > y->length || (x->length == y->length && x->e.nbytes > y->e.nbytes);
+}
+
+static Gap *choose_gap(Offload *f, int32_t s, Rule rule) {
     Gap *best = NULL;
     for (int64_t i = 0; i < f->gap.len; i++) {
         Gap *x = &f->gap.data[i];
         if (x->taken || x->useless || x->e.before >= s || x->e.after <= s) continue;
-        if (!best || x->length > best->length || (x->length == best->length && x->e.nbytes > best->e.nbytes)) best = x;
+        if (!best || goes_first(x, best, rule, f->live[s] - f->o->budget_nbytes)) best = x;
     }
     return best;
 }
 
-static void drop(Offload *f, Gap *x) {
-    x->taken = false;
-    x->useless = true;
-    for (int64_t i = 0, k = 0; i < f->taken.len; i++) {
-        f->taken.data[k] = f->taken.data[i];
-        k += f->taken.data[i] != x;
-    }
-    f->taken.len--;
+static void take(Offload *f, Gap *x) {
+    x->taken = true;
+    vec_push(&f->taken, x);
 }
 
-static void evict(Offload *f) {
+static void drop(Offload *f, Gap *x) {
+    x->taken = false;
+    int64_t k = 0;
+    for (int64_t i = 0; i < f->taken.len; i++)
+        if (f->taken.data[i] != x) f->taken.data[k++] = f->taken.data[i];
+    f->taken.len = k;
+}
+
+static void reckon(Offload *f) {
+    plan_copies(f);
     count_live(f);
+}
+
+static void evict(Offload *f, Rule rule) {
+    reckon(f);
     int32_t s = worst_step(f);
     while (f->live[s] > f->o->budget_nbytes) {
-        Gap *x = choose_gap(f, s);
+        Gap *x = choose_gap(f, s, rule);
         if (!x) return;
-        x->taken = true;
-        vec_push(&f->taken, x);
-        plan_copies(f);
         int64_t before = f->live[s];
-        count_live(f);
+        take(f, x);
+        reckon(f);
         // It may move others' copies: what does not help here is put back, for good.
         if (f->live[s] >= before || f->host_peak > f->o->host_nbytes) {
+            x->useless = true;
             drop(f, x);
-            plan_copies(f);
-            count_live(f);
+            reckon(f);
         }
         s = worst_step(f);
     }
+}
+
+static int by_nbytes(const void *pa, const void *pb) {
+    const Gap *a = *(Gap *const *)pa, *b = *(Gap *const *)pb;
+    return a->e.nbytes != b->e.nbytes ? (a->e.nbytes < b->e.nbytes ? 1 : -1) : (a->e.buffer > b->e.buffer) - (a->e.buffer < b->e.buffer);
+}
+
+// Largest first: what the budget is met without stays.
+static void put_back(Offload *f) {
+    int64_t n = f->taken.len;
+    Gap **all = ARENA_ARRAY(f->a, Gap *, n);
+    for (int64_t i = 0; i < n; i++) all[i] = f->taken.data[i];
+    if (n) qsort(all, (size_t)n, sizeof *all, by_nbytes);
+    for (int64_t i = 0; i < n; i++) {
+        drop(f, all[i]);
+        reckon(f);
+        if (f->live[worst_step(f)] <= f->o->budget_nbytes) continue;
+        take(f, all[i]);
+    }
+    reckon(f);
+}
+
+// The evictions of the rule that evicts the fewest bytes, or that comes nearest to the budget.
+static void choose(Offload *f) {
+    bool *best = ARENA_ARRAY(f->a, bool, f->gap.len);
+    int64_t least_peak = INT64_MAX, least_moved = INT64_MAX, budget = f->o->budget_nbytes;
+    reckon(f);
+    if (f->live[worst_step(f)] <= budget) return;
+    for (int rule = 0; rule < RULE_COUNT; rule++) {
+        int64_t moved = 0;
+        f->taken.len = 0;
+        for (int64_t i = 0; i < f->gap.len; i++) {
+            f->gap.data[i].taken = false;
+            f->gap.data[i].useless = f->gap.data[i].e.value == NO_VALUE;
+        }
+        evict(f, (Rule)rule);
+        if (f->live[worst_step(f)] <= budget) put_back(f);
+        for (int64_t i = 0; i < f->taken.len; i++) moved += f->taken.data[i]->e.nbytes;
+        int64_t peak = max_i64(f->live[worst_step(f)], budget);
+        if (peak > least_peak || (peak == least_peak && moved >= least_moved)) continue;
+        least_peak = peak;
+        least_moved = moved;
+        for (int64_t i = 0; i < f->gap.len; i++) best[i] = f->gap.data[i].taken;
+    }
+    f->taken.len = 0;
+    for (int64_t i = 0; i < f->gap.len; i++)
+        if (best[i]) take(f, &f->gap.data[i]);
+    reckon(f);
+}
+
+static void take_wanted(Offload *f) {
+    for (int64_t i = 0; i < f->gap.len; i++) {
+        const Eviction *e = &f->gap.data[i].e;
+        if (e->value != NO_VALUE && f->o->want[f->p->buffer[e->buffer].value]) take(f, &f->gap.data[i]);
+    }
+    reckon(f);
 }
 
 void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceModel *m, const OffloadOptions *o, OffloadChoice *out) {
@@ -201,8 +280,13 @@ void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceMod
     f.start = ARENA_ARRAY(a, double, p->nstep + 1);
     f.live = ARENA_ARRAY(a, int64_t, p->nstep + 1);
     for (int32_t s = 0; s < p->nstep; s++) f.start[s + 1] = f.start[s] + p->step[s].seconds;
+    f.first = ARENA_ARRAY(a, int32_t, p->nstep + 1);
+    f.last = ARENA_ARRAY(a, int32_t, p->nstep + 1);
+    for (int32_t s = 0; s <= p->nstep; s++) f.first[s] = f.last[s] = s;
+    if (o->region) plan_regions(p, o->region, a, f.first, f.last);
     if (o->host_nbytes > 0 && m->to_host_bandwidth > 0 && m->from_host_bandwidth > 0) find_gaps(&f);
-    evict(&f);
+    if (o->want) take_wanted(&f);
+    else choose(&f);
     *out = (OffloadChoice){.n = (int)f.taken.len, .seconds = f.start[p->nstep], .host_peak_nbytes = f.host_peak};
     out->eviction = ARENA_ARRAY(a, Eviction, f.taken.len);
     out->peak_nbytes = p->nstep > 0 ? f.live[worst_step(&f)] : p->lower_bound_nbytes;

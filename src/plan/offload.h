@@ -13,6 +13,8 @@ typedef struct Eviction {
 typedef struct OffloadOptions {
     int64_t budget_nbytes;   // of the device: live bytes at every step
     int64_t host_nbytes;     // of the host; 0: nothing may be offloaded
+    const int32_t *region;   // [nodes] that run chunk by chunk (TileSketch): copies start and end before or after them; NULL: none do
+    const uint8_t *want;     // [values] decided before: just the buffers that were made for these values, whatever the budget; NULL: to be chosen
 } OffloadOptions;
 
 typedef struct OffloadChoice {

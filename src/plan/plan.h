@@ -104,9 +104,16 @@ Status plan_make_some(Arena *a, const Graph *g, const PlanOptions *o, int nmade,
 int plan_telling_ranks(const Graph *g, int rank[3]);
 // Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
 Status pass_schedule(const Graph *g, Graph **out, Diag *d);
-// What one rank's plan would be, without offsets: for choices that need many tries. `pieces[v]` (NULL: all 1): value v is held in so
-// many pieces, one at a time (pass tile). The arena's size is taken to be the lower bound. In arena `a`.
-Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d);
+Status schedule_order(const Graph *g, NodeId *order, Diag *d);  // the order alone: order[nodes]
+typedef struct TileSketch {      // what pass tile will do, see pass/tile.h
+    int32_t *pieces;             // [values]
+    int32_t *region;             // [nodes]
+} TileSketch;
+// What one rank's plan would be, without offsets: for choices that need many tries. `tile` (NULL: nothing is cut): which values
+// the pass tile will hold in pieces, and which nodes will run chunk by chunk. The arena's size is taken to be the lower bound. In arena `a`.
+Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const TileSketch *tile, RankPlan *out, Diag *d);
+// The first and the last step of the region that each step belongs to, or the step itself: first[nstep], last[nstep]. region[nodes].
+void plan_regions(const RankPlan *p, const int32_t *region, Arena *a, int32_t *first, int32_t *last);
 // The rank that holds the most bytes of values; the first of several.
 int plan_fullest_rank(const Graph *g);
 // Offsets for n buffers given sizes and lifetimes; returns the arena's size (plan/memory.c).

@@ -26,6 +26,7 @@ typedef struct Sched {
     NodeId *writer;          // [values, at roots] the in-place node that overwrites it, NO_NODE
     int32_t *before_first;   // [nodes + 1] into before[]: readers that an in-place node must follow
     NodeId *before;
+    bool wait;               // nothing runs before its turn but what is wanted
     VEC(NodeId) order, stack, eager;
 } Sched;
 enum { NEW, OPEN, DONE };
@@ -154,6 +155,10 @@ static bool frees_enough(const Sched *s, const Node *n) {
     return freed >= made;
 }
 
+// A late node whose result can be taken for available: its readers may run as if it had. What is computed again is not: it could be from
+// the beginning on, and its readers are to wait for their turn.
+static bool can_be_had(const Sched *s, NodeId i) { return s->late[i] && graph_node(s->g, i)->phase != PHASE_RECOMPUTE; }
+
 // Node i can be had: its consumers may have all they need. Late consumers then can be had too; others that free memory run
 // soon.
 static void make_available(Sched *s, NodeId i) {
@@ -165,8 +170,8 @@ static void make_available(Sched *s, NodeId i) {
             for (int32_t u = s->use_first[n->out[k]]; u < s->use_first[n->out[k] + 1]; u++) {
                 NodeId c = s->use[u];
                 if (--s->missing[c] > 0) continue;
-                if (s->late[c]) vec_push(&s->stack, c);
-                else if (s->state[c] == NEW) vec_push(&s->eager, c);
+                if (can_be_had(s, c)) vec_push(&s->stack, c);
+                else if (s->state[c] == NEW && !s->late[c]) vec_push(&s->eager, c);
             }
     }
 }
@@ -184,7 +189,7 @@ static void run(Sched *s, NodeId i) {
     s->state[i] = DONE;
     vec_push(&s->order, i);
     for (int k = 0; k < n->nin && !is_view(n); k++) s->left[s->root[n->in[k]]]--;
-    if (!s->late[i]) make_available(s, i);
+    if (!can_be_had(s, i)) make_available(s, i);
     for (int k = 0; k < n->nin; k++)
         if (s->nbytes[s->root[n->in[k]]] > 0 && s->left[s->root[n->in[k]]] == 1) offer_last_reader(s, n->in[k]);
     for (int k = 0; k < n->nin; k++) {
@@ -231,7 +236,7 @@ static Status choose_order(Sched *s, Diag *d) {
     const Graph *g = s->g;
     s->state = ARENA_ARRAY(s->a, uint8_t, g->nodes.len);
     for (int64_t i = 0; i < g->nodes.len; i++)
-        if (s->late[i] && graph_node(g, (NodeId)i)->nin == 0) make_available(s, (NodeId)i);
+        if (can_be_had(s, (NodeId)i) && graph_node(g, (NodeId)i)->nin == 0) make_available(s, (NodeId)i);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         if (!s->late[i]) TRY(demand(s, (NodeId)i, d));
         while (s->eager.len > 0) {
@@ -239,11 +244,64 @@ static Status choose_order(Sched *s, Diag *d) {
             bool follows = !keeps_place(graph_node(g, c));  // an in-place node waits for its readers rather than pulling them forward
             for (int32_t k = s->before_first[c]; k < s->before_first[c + 1] && follows; k++)
                 follows = s->state[s->before[k]] == DONE;
-            if (follows && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
+            if (follows && !s->wait && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
         }
     }
     for (int64_t i = 0; i < g->nodes.len; i++) TRY(demand(s, (NodeId)i, d));  // late nodes that only dead nodes use
     return ST_OK;
+}
+
+// ---- which order ------------------------------------------------------------------------------------------------------------
+// Bytes alive at once in the order found.
+static double order_peak(Sched *s) {
+    const Graph *g = s->g;
+    int32_t *left = ARENA_ARRAY(s->a, int32_t, g->values.len);
+    double live = 0, peak = 0;
+    for (int64_t i = 0; i < g->outputs.len; i++) left[s->root[g->outputs.data[i].value]]++;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin && !is_view(n); k++) left[s->root[n->in[k]]]++;
+    }
+    for (int64_t i = 0; i < s->order.len; i++) {
+        const Node *n = graph_node(g, s->order.data[i]);
+        for (int k = 0; k < n->nout; k++) live += s->nbytes[n->out[k]];
+        if (live > peak) peak = live;
+        for (int k = 0; k < n->nin && !is_view(n); k++)
+            if (--left[s->root[n->in[k]]] == 0) live -= s->nbytes[s->root[n->in[k]]];
+    }
+    return peak;
+}
+
+static void free_lists(Sched *s) {
+    vec_free(&s->order);
+    vec_free(&s->stack);
+    vec_free(&s->eager);
+    arena_free(s->a);
+}
+
+static Status find_order(const Graph *g, bool wait, Sched *s, double *peak, Diag *d) {
+    *s = (Sched){.g = g, .a = arena_new(), .wait = wait};
+    CHECK(s->a != NULL, "out of memory");
+    collect_values(s);
+    collect_uses(s);
+    collect_readers(s);
+    choose_late(s);
+    TRY(choose_order(s, d));
+    *peak = order_peak(s);
+    return ST_OK;
+}
+
+// Running early what frees memory keeps some values alive for longer too: where the given order with what is wanted late is better,
+// that one is taken.
+static Status best_order(const Graph *g, Sched *s, Diag *d) {
+    double peak, other;
+    Sched waiting;
+    TRY(find_order(g, false, s, &peak, d));
+    Status st = find_order(g, true, &waiting, &other, d);
+    bool better = st == ST_OK && other < peak;
+    free_lists(better ? s : &waiting);
+    if (better) *s = waiting;
+    return st;
 }
 
 // ---- outputs that show state ----------------------------------------------------------------------------------------------
@@ -276,8 +334,6 @@ static Status copy_outputs(const Sched *s, Graph **out, Diag *d) {
 }
 
 static Status reorder(Sched *s, Graph **out, Diag *d) {
-    choose_late(s);
-    TRY(choose_order(s, d));
     Graph *n = graph_new_like(s->g);
     ValueId *map = ARENA_ARRAY(s->a, ValueId, s->g->values.len);
     for (int64_t v = 0; v < s->g->values.len; v++) map[v] = NO_VALUE;
@@ -290,24 +346,26 @@ static Status reorder(Sched *s, Graph **out, Diag *d) {
     return ST_OK;
 }
 
+Status schedule_order(const Graph *g, NodeId *order, Diag *d) {
+    Sched s;
+    Status st = best_order(g, &s, d);
+    for (int64_t i = 0; i < s.order.len && st == ST_OK; i++) order[i] = s.order.data[i];
+    free_lists(&s);
+    return st;
+}
+
 Status pass_schedule(const Graph *g, Graph **out, Diag *d) {
-    Sched s = {.g = g, .a = arena_new()};
-    CHECK(s.a != NULL, "out of memory");
-    collect_values(&s);
-    collect_uses(&s);
-    collect_readers(&s);
+    Sched s;
+    Status st = best_order(g, &s, d);
     bool copies = false;
-    for (int64_t i = 0; i < g->outputs.len; i++) copies |= is_overwritten(&s, &g->outputs.data[i]);
-    Status st = copies ? ST_OK : reorder(&s, out, d);
+    for (int64_t i = 0; i < g->outputs.len && st == ST_OK; i++) copies |= is_overwritten(&s, &g->outputs.data[i]);
+    if (st == ST_OK && !copies) st = reorder(&s, out, d);
     if (copies) {
         Graph *with = NULL;
         st = copy_outputs(&s, &with, d);
         if (st == ST_OK) st = pass_schedule(with, out, d);
         if (with) graph_free_vecs(with);
     }
-    vec_free(&s.order);
-    vec_free(&s.stack);
-    vec_free(&s.eager);
-    arena_free(s.a);
+    free_lists(&s);
     return st;
 }

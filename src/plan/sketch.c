@@ -3,10 +3,9 @@
 
 #include <stdlib.h>
 
-// A buffer is held in pieces if all that lies in it is.
-static void cut_buffers(Arena *a, const Graph *g, RankPlan *p, const int32_t *pieces) {
+// A buffer is held in pieces if all that lies in it is. least[buffers].
+static void cut_buffers(const Graph *g, RankPlan *p, const int32_t *pieces, int32_t *least) {
     Buffer *buf = (Buffer *)p->buffer;
-    int32_t *least = ARENA_ARRAY(a, int32_t, p->nbuffer);
     for (int64_t v = 0; v < g->values.len; v++) {
         int32_t b = p->value_buf[v];
         if (b >= 0 && (least[b] == 0 || pieces[v] < least[b])) least[b] = pieces[v];
@@ -15,17 +14,51 @@ static void cut_buffers(Arena *a, const Graph *g, RankPlan *p, const int32_t *pi
         if (least[i] > 1) buf[i].nbytes = (buf[i].nbytes + least[i] - 1) / least[i];
 }
 
-Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const int32_t *pieces, RankPlan *out, Diag *d) {
+void plan_regions(const RankPlan *p, const int32_t *region, Arena *a, int32_t *first, int32_t *last) {
+    int32_t most = -1;
+    for (int i = 0; i < p->nstep; i++) most = region[p->step[i].node] > most ? region[p->step[i].node] : most;
+    int32_t *begin = ARENA_ARRAY(a, int32_t, most + 1), *end = ARENA_ARRAY(a, int32_t, most + 1);
+    for (int32_t r = 0; r <= most; r++) begin[r] = INT32_MAX;
+    for (int i = 0; i < p->nstep; i++) {
+        int32_t r = region[p->step[i].node];
+        if (r < 0) continue;
+        if (i < begin[r]) begin[r] = i;
+        end[r] = i;
+    }
+    for (int i = 0; i < p->nstep; i++) first[i] = last[i] = i;
+    for (int32_t r = 0; r <= most; r++)  // what lies between runs before the chunks or after them
+        for (int32_t i = begin[r]; begin[r] < INT32_MAX && i <= end[r]; i++) first[i] = begin[r], last[i] = end[r];
+}
+
+// What is whole in a region is alive for all its chunks.
+static void hold_in_regions(RankPlan *p, const int32_t *region, const int32_t *least, Arena *a) {
+    Buffer *buf = (Buffer *)p->buffer;
+    int32_t *first = ARENA_ARRAY(a, int32_t, p->nstep), *last = ARENA_ARRAY(a, int32_t, p->nstep);
+    plan_regions(p, region, a, first, last);
+    for (int i = 0; i < p->nstep; i++) {
+        const Step *s = &p->step[i];
+        for (int k = 0; k < s->nin + s->nout; k++) {
+            int32_t b = k < s->nin ? s->in_buf[k] : s->out_buf[k - s->nin];
+            if (b < 0 || least[b] > 1 || region[s->node] < 0) continue;
+            if (first[i] < buf[b].first) buf[b].first = first[i];
+            if (last[i] > buf[b].last) buf[b].last = last[i];
+        }
+    }
+}
+
+Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const TileSketch *tile, RankPlan *out, Diag *d) {
     Lower l = {.a = a, .g = g, .o = o, .d = d, .nmade = 1, .made = &rank};
     *out = (RankPlan){0};
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
     if (st == ST_OK) st = lower_groups(&l);
+    if (st == ST_OK) st = lower_rank(&l, 0, out);
     if (st == ST_OK) {
-        st = lower_rank(&l, 0, out);
-    }
-    if (st == ST_OK) {
-        if (pieces) cut_buffers(a, g, out, pieces);
+        if (tile) {
+            int32_t *least = ARENA_ARRAY(a, int32_t, out->nbuffer);
+            cut_buffers(g, out, tile->pieces, least);
+            hold_in_regions(out, tile->region, least, a);
+        }
         out->lower_bound_nbytes = rank_statistics(&l, out);
         out->arena_nbytes = out->lower_bound_nbytes;
     }
