@@ -59,6 +59,7 @@ static Probe probe(Search *s, int64_t seq, const CompileOptions *o) {
     with.import.seq = seq;
     with.nranks = s->out->nranks;
     with.least = true;
+    with.memory.quick = true;
     with.sketch = 1;
     Probe p = {.seq = seq};
     if (compile_archive(s->ar, &with, &c, &d) == ST_OK) p.nbytes = largest_arena(c.plan);
@@ -96,7 +97,8 @@ static bool look(Search *s, int64_t seq) {
         s->at[1] = p;
         s->nat++;
     }
-    if (p.nbytes > 0 && !fits(s, &p) && s->o->memory.offload) p = probe_budget(s, &p);
+    bool near = (double)p.nbytes < 1.4 * (double)s->o->memory.budget_nbytes;
+    if (p.nbytes > 0 && !fits(s, &p) && near && s->o->memory.offload) p = probe_budget(s, &p);
     if (fits(s, &p)) s->lo = p;
     else s->hi = p;
     return fits(s, &p);
@@ -152,8 +154,8 @@ static void narrow(Search *s) {
 
 // A search over plans is no ruler: a length a little beyond one that did not fit may fit after all.
 static void look_beyond(Search *s) {
-    static const double beyond[] = {1.07, 1.15, 1.3};
-    for (int k = 0; k < 3 && s->hi.nbytes > 0; k++) {
+    static const double beyond[] = {1.07, 1.2};
+    for (int k = 0; k < 2 && s->hi.nbytes > 0; k++) {
         Probe lo = s->lo, hi = s->hi;
         int64_t seq = (int64_t)((double)lo.seq * beyond[k]);
         if (seq <= hi.seq || seq > LONGEST_SEQ) continue;

@@ -40,6 +40,7 @@ typedef struct MemoryOptions {   // what the passes remat, offload and tile may 
     int64_t budget_nbytes;       // device bytes of the arena per rank; 0: no limit
     int64_t host_nbytes;         // pinned host bytes per rank that offloading may take
     int64_t tile_rows;           // of one chunk at most; 0: no tiling; TILE_AUTO: chosen with the rest
+    bool quick;                  // no trials beyond what the search needs to find something: for probes
     int tile_align;              // chunks begin at multiples of so many bytes at least; 0: as the backend needs
     int64_t attention_groups;    // of heads, at most, that attention does one after the other; 0 or 1: all at once
 } MemoryOptions;

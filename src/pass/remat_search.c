@@ -202,7 +202,7 @@ static Status search_auto(Search *s) {
         bool better = s->found != found || (s->found ? s->best.seconds < before : s->best.peak_nbytes < peak - peak / 128);
         worse = better ? 0 : worse + 1;
     }
-    return keeps_all(s) ? ST_OK : repair(s);
+    return keeps_all(s) || s->m->quick ? ST_OK : repair(s);
 }
 
 Status remat_search(const RematGraph *r, const PlanOptions *o, const MemoryOptions *m, int64_t align, RematTrial *best,

@@ -1,6 +1,7 @@
 #include "plan/memo.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct Entry {
     uint64_t key[2];         // two hashes: different work with the same 128 bits is not to be expected
@@ -19,7 +20,17 @@ void kernel_memo_free(KernelMemo *m) {
     free(m);
 }
 
-static uint64_t mix(uint64_t h, const void *data, size_t n) { return hash_bytes(h, data, n); }
+// Word by word: keys are made for every kernel of every trial.
+static uint64_t mix(uint64_t h, const void *data, size_t n) {
+    const unsigned char *p = data;
+    for (; n >= 8; n -= 8, p += 8) {
+        uint64_t w;
+        memcpy(&w, p, 8);
+        h = (h ^ w) * 0x9e3779b97f4a7c15u;
+        h ^= h >> 29;
+    }
+    return n ? hash_bytes(h, p, n) : h;
+}
 
 static uint64_t mix_operand(uint64_t h, const Operand *x) {
     int64_t head[] = {x->dtype, x->ndim, x->sdim, x->nspan};

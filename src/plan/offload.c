@@ -24,6 +24,8 @@ typedef struct Offload {
     double *start;           // [nstep + 1] of each step
     int32_t *first, *last;   // [nstep] of the region that it is in
     int64_t *live;           // [nstep + 1]
+    int64_t *change;         // [nstep + 1] of the live bytes at each step, without evictions
+    int64_t *host;           // [nstep + 1] scratch
     VEC(Gap) gap;
     VEC(Gap *) taken;        // in the order of e.before
     int64_t host_peak;
@@ -131,12 +133,9 @@ static void plan_copies(Offload *f) {
 static void count_live(Offload *f) {
     const RankPlan *p = f->p;
     int32_t n = p->nstep;
-    int64_t *host = ARENA_ARRAY(f->a, int64_t, n + 1);
-    memset(f->live, 0, sizeof *f->live * (size_t)(n + 1));
-    for (int i = 0; i < p->nbuffer; i++) {
-        f->live[p->buffer[i].first] += padded(p->buffer[i].nbytes);
-        f->live[p->buffer[i].last + 1] -= padded(p->buffer[i].nbytes);
-    }
+    int64_t *host = f->host;
+    memcpy(f->live, f->change, sizeof *f->live * (size_t)(n + 1));
+    memset(host, 0, sizeof *host * (size_t)(n + 1));
     for (int64_t i = 0; i < f->taken.len; i++) {
         const Eviction *e = &f->taken.data[i]->e;
         f->live[e->done] -= e->nbytes;
@@ -279,6 +278,12 @@ void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceMod
     Offload f = {.a = a, .g = g, .p = p, .m = m, .o = o};
     f.start = ARENA_ARRAY(a, double, p->nstep + 1);
     f.live = ARENA_ARRAY(a, int64_t, p->nstep + 1);
+    f.host = ARENA_ARRAY(a, int64_t, p->nstep + 1);
+    f.change = ARENA_ARRAY(a, int64_t, p->nstep + 2);
+    for (int i = 0; i < p->nbuffer; i++) {
+        f.change[p->buffer[i].first] += padded(p->buffer[i].nbytes);
+        f.change[p->buffer[i].last + 1] -= padded(p->buffer[i].nbytes);
+    }
     for (int32_t s = 0; s < p->nstep; s++) f.start[s + 1] = f.start[s] + p->step[s].seconds;
     f.first = ARENA_ARRAY(a, int32_t, p->nstep + 1);
     f.last = ARENA_ARRAY(a, int32_t, p->nstep + 1);
