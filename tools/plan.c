@@ -78,7 +78,7 @@ int command_plan(int argc, char **argv) {
                      "Compiles the program and says what each rank will hold and do in one training step: bytes by kind, the peak and what is\n"
                      "alive there, what is kept for the backward and what is computed again, where the time goes, every collective with its\n"
                      "bytes and its reason, and the strategy of each attention with what the others would cost.\n"
-                     "With --max-seq: a table of the longest contexts that fit the memory, to about one percent.",
+                     "With --max-seq: a table of the longest contexts that fit the memory, to about two percent.",
                      opts, sizeof opts / sizeof *opts};
     const char *path[1];
     int n = args_parse(&u, argc, argv, path, 1);

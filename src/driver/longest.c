@@ -44,10 +44,10 @@ static int64_t largest_arena(const Plan *p) {
     return most;
 }
 
-// Lengths are multiples of this power of two: about one percent.
+// Lengths are multiples of this power of two: one to two percent.
 static int64_t step_of(int64_t seq) {
     int64_t step = 1;
-    while (step * 200 <= seq) step *= 2;
+    while (step * 100 <= seq) step *= 2;
     return step;
 }
 

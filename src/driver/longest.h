@@ -32,7 +32,7 @@ typedef struct Longest {     // one number of ranks
 } Longest;
 
 // rank[n] -> out[n], texts in arena `a`. o->path, o->memory and so on as for compile_file; the length is what is looked for, to about
-// one percent. A number of ranks for which nothing fits is no error: its row says so.
+// two percent. A number of ranks for which nothing fits is no error: its row says so.
 Status longest_find(Arena *a, const CompileOptions *o, int n, const int *rank, Longest *out, Diag *d);
 void longest_text(FILE *f, const CompileOptions *o, int n, const Longest *row);
 Status longest_json(FILE *f, const CompileOptions *o, int n, const Longest *row, Diag *d);

@@ -1,5 +1,6 @@
 // What lowering shares between its files: decisions that hold for all ranks (alias.c, plan.c), then one rank's steps (rank.c).
 #pragma once
+#include "plan/memo.h"
 #include "plan/reshard.h"
 
 typedef enum Action {
@@ -39,6 +40,13 @@ typedef struct Join {
     int32_t part;
 } Join;
 
+// Those of one rank are kept for all trials, in the memo (memo.c); others live as long as the plan is made.
+typedef struct Reshards {
+    Arena *a;
+    VEC(ReshardPlan *) list;
+} Reshards;
+Reshards *memo_reshards(KernelMemo *m, const LayoutTable *layouts, int rank);  // NULL: not kept
+
 typedef struct Lower {
     Arena *a;
     const Graph *g;
@@ -49,7 +57,7 @@ typedef struct Lower {
     DType real;
     Action *action;              // [nodes]
     const ReshardPlan **reshard; // [nodes]
-    VEC(ReshardPlan *) reshards; // distinct ones, by from, to, shape and dtype
+    Reshards *reshards;          // distinct ones, by from, to, shape and dtype
     ValueId *group;              // [values]: towards the value that names the group
     Group *info;                 // [values], valid at group names
     VEC(Join) joins;             // all of them, if there is any part

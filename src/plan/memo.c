@@ -1,4 +1,5 @@
 #include "plan/memo.h"
+#include "plan/lower.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,9 @@ typedef struct Entry {
 } Entry;
 
 struct KernelMemo {
+    Reshards reshards;       // of one rank, over one table of layouts
+    const LayoutTable *layouts;
+    int rank;
     Entry *entry;            // open addressing; key 0, 0 is free
     int64_t len, cap;        // cap: a power of two
 };
@@ -16,6 +20,8 @@ struct KernelMemo {
 KernelMemo *kernel_memo_new(void) { return calloc(1, sizeof(KernelMemo)); }
 
 void kernel_memo_free(KernelMemo *m) {
+    if (m && m->reshards.a) arena_free(m->reshards.a);
+    if (m) vec_free(&m->reshards.list);
     if (m) free(m->entry);
     free(m);
 }
@@ -62,6 +68,12 @@ static uint64_t mix_attr(uint64_t h, const Attr *a) {
     }
 }
 
+Reshards *memo_reshards(KernelMemo *m, const LayoutTable *layouts, int rank) {
+    if (!m) return NULL;
+    if (!m->reshards.a) m->reshards.a = arena_new(), m->layouts = layouts, m->rank = rank;
+    return m->reshards.a && m->layouts == layouts && m->rank == rank ? &m->reshards : NULL;
+}
+
 static uint64_t work_key(uint64_t seed, const PlanOptions *o, const Node *n, const Operand *in, const Operand *out) {
     int64_t head[] = {n->op, n->nin, n->nout, n->nattr, o->nthreads};
     uint64_t h = mix(seed, head, sizeof head);
@@ -80,7 +92,8 @@ static Entry *find(const KernelMemo *m, const uint64_t key[2]) {
 
 static bool grow(KernelMemo *m) {
     if (m->len * 2 < m->cap) return true;
-    KernelMemo larger = {.cap = m->cap ? m->cap * 2 : 256};
+    KernelMemo larger = *m;
+    larger.cap = m->cap ? m->cap * 2 : 256;
     larger.entry = calloc((size_t)larger.cap, sizeof *larger.entry);
     if (!larger.entry) return false;
     for (int64_t i = 0; i < m->cap; i++)

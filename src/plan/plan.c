@@ -45,22 +45,23 @@ static uint64_t reshard_key(const Value *x, const Value *y) {
 
 // Of all ranks at once, or of some one by one.
 static const Exchange *make_exchanges(const Lower *l, const Hop *hop, DType dtype) {
-    if (!l->made) return exchange_make(l->a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to);
-    Exchange *e = ARENA_ARRAY(l->a, Exchange, l->nmade);
+    Arena *a = l->reshards->a;
+    if (!l->made) return exchange_make(a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to);
+    Exchange *e = ARENA_ARRAY(a, Exchange, l->nmade);
     for (int k = 0; k < l->nmade; k++)
-        e[k] = *exchange_make_one(l->a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to, l->made[k]);
+        e[k] = *exchange_make_one(a, l->g->layouts, &hop->shape, dtype, &hop->from, &hop->to, l->made[k]);
     return e;
 }
 
 static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y) {
     uint64_t key = reshard_key(x, y);
-    for (int64_t i = 0; i < l->reshards.len; i++) {
-        const ReshardPlan *p = l->reshards.data[i];
+    for (int64_t i = 0; i < l->reshards->list.len; i++) {
+        const ReshardPlan *p = l->reshards->list.data[i];
         if (p->key == key && p->dtype == x->dtype && shape_equal(&p->shape, &x->shape) && placement_equal(&p->from, &x->place) &&
             placement_equal(&p->to, &y->place))
             return p;
     }
-    ReshardPlan *p = ARENA_NEW(l->a, ReshardPlan);
+    ReshardPlan *p = ARENA_NEW(l->reshards->a, ReshardPlan);
     *p = (ReshardPlan){.key = key, .dtype = x->dtype, .shape = x->shape, .from = x->place, .to = y->place};
     p->nhop = reshard_hops(l->g, &x->shape, x->dtype, &x->place, &y->place, p->hop);
     p->identity = true;
@@ -69,7 +70,7 @@ static const ReshardPlan *find_reshard(Lower *l, const Value *x, const Value *y)
         p->exchange[h] = make_exchanges(l, hop, x->dtype);
         p->identity = p->identity && exchange_is_identity(l->g->layouts, &hop->shape, &hop->from, &hop->to);
     }
-    vec_push(&l->reshards, p);
+    vec_push(&l->reshards->list, p);
     return p;
 }
 
@@ -180,7 +181,8 @@ Status plan_make_some(Arena *a, const Graph *g, const PlanOptions *o, int nmade,
     CHECK(o->backend && o->device && o->nthreads >= 1, "plan options are incomplete");
     PlanOptions own = *o;  // with a memory of kernels, for its chunks and layers repeat
     if (!o->memo) own.memo = kernel_memo_new();
-    Lower l = {.a = a, .g = g, .o = &own, .d = d, .nmade = nmade, .made = made};
+    Reshards reshards = {.a = a};
+    Lower l = {.a = a, .g = g, .o = &own, .d = d, .nmade = nmade, .made = made, .reshards = &reshards};
     int nranks = graph_nranks(g);
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
@@ -197,7 +199,7 @@ Status plan_make_some(Arena *a, const Graph *g, const PlanOptions *o, int nmade,
         *p = (Plan){g, nranks, nmade, o->nthreads, l.real, o->backend, rank, made ? 0 : plan_hash(&l, rank, nranks)};
         *out = p;
     }
-    vec_free(&l.reshards);
+    vec_free(&reshards.list);
     vec_free(&l.joins);
     if (!o->memo) kernel_memo_free(own.memo);
     return st;

@@ -47,7 +47,8 @@ static void hold_in_regions(RankPlan *p, const int32_t *region, const int32_t *l
 }
 
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const TileSketch *tile, RankPlan *out, Diag *d) {
-    Lower l = {.a = a, .g = g, .o = o, .d = d, .nmade = 1, .made = &rank};
+    Reshards own = {.a = a}, *kept = memo_reshards(o->memo, g->layouts, rank);
+    Lower l = {.a = a, .g = g, .o = o, .d = d, .nmade = 1, .made = &rank, .reshards = kept ? kept : &own};
     *out = (RankPlan){0};
     Status st = plan_find_real(g, o->backend, &l.real, d);
     if (st == ST_OK) st = lower_actions(&l);
@@ -62,7 +63,7 @@ Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, con
         out->lower_bound_nbytes = rank_statistics(&l, out);
         out->arena_nbytes = out->lower_bound_nbytes;
     }
-    vec_free(&l.reshards);
+    vec_free(&own.list);
     return st;
 }
 
