@@ -199,6 +199,26 @@ static Status refuse(const Run *r, int64_t least) {
                       m->offload ? "" : "; --offload on needs less");
 }
 
+static int64_t largest_host(const Plan *p) {
+    int64_t most = 0;
+    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].host_nbytes);
+    return most;
+}
+
+// With the optimizer's state on the host: what that takes of the host's memory is not for anything else.
+static Status begin_state(Run *r) {
+    MemoryOptions *m = &r->c.memory;
+    if (!if_state(r->o)) return ST_OK;
+    const Graph *g = r->out->graph;
+    int64_t nbytes = plan_host_state(g, r->c.scratch, ARENA_ARRAY(r->c.scratch, bool, g->values.len + 1));
+    r->plan.state_on_host = true;
+    if (m->budget_nbytes > 0 && nbytes > m->host_nbytes)
+        return diag_error(r->d, ST_MEMORY, "%s on %d rank%s: the optimizer's state takes %s of host memory for each rank, the budget is %s (--host-budget)",
+                          g->name, r->o->nranks, r->o->nranks == 1 ? "" : "s", bytes_text((double)nbytes).s, bytes_text((double)m->host_nbytes).s);
+    if (m->host_nbytes < INT64_MAX) m->host_nbytes -= nbytes;
+    return ST_OK;
+}
+
 static Status plan_once(Run *r, Graph *kernels) {
     if (r->out->graph != kernels) graph_free_vecs(r->out->graph);
     r->out->graph = kernels;
@@ -220,6 +240,7 @@ static Status plan_under_budget(Run *r) {
     Graph *kernels = r->out->graph;
     r->kept = kernels;
     if (r->o->least) *aim = 1;
+    TRY(begin_state(r));
     Status st = plan_once(r, kernels);
     for (int k = 1; st == ST_OK && !r->stopped && !r->o->least && budget > 0; k++) {
         int64_t peak = largest_arena(r->out->plan), over = peak - budget;
@@ -233,6 +254,9 @@ static Status plan_under_budget(Run *r) {
         if (!fitted || *aim < 1 || k == BUDGET_TRIES) *aim = 1;
         st = plan_once(r, kernels);
     }
+    if (st == ST_OK && !r->stopped && budget > 0 && largest_host(r->out->plan) > r->o->memory.host_nbytes)
+        st = diag_error(r->d, ST_MEMORY, "the plan takes %s of host memory for each rank, the budget is %s (--host-budget)",
+                        bytes_text((double)largest_host(r->out->plan)).s, bytes_text((double)r->o->memory.host_nbytes).s);
     if (r->out->graph != kernels) graph_free_vecs(kernels);
     return st;
 }

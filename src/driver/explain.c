@@ -14,6 +14,7 @@ const char *time_kind_name(TimeKind k) {
 TimeKind step_time_kind(const Graph *g, const Step *s) {
     const Node *n = graph_node(g, s->node);
     if (s->kind == STEP_EXCHANGE) return s->exchange->collective ? TIME_COLLECTIVE : TIME_MOVE;
+    if (step_is_wait(s->kind)) return TIME_HOST;
     if (n->phase == PHASE_UPDATE) return TIME_UPDATE;
     switch (n->op) {
         case OP_ATTENTION: case OP_ATTENTION_GRAD: case OP_SDPA: return TIME_ATTENTION;

@@ -38,33 +38,14 @@ typedef struct StatePass {
     VEC(Update) update;
 } StatePass;
 
-static bool is_state(const Graph *g, ValueId v) { return graph_def(g, v)->op == OP_PARAM && node_int_or(graph_def(g, v), ATTR_KIND, 0) < 3; }
-
-// params[4*index + kind]: how many nodes name that table entry.
-static int32_t *count_names(const Graph *g, Arena *scratch) {
-    int32_t *count = ARENA_ARRAY(scratch, int32_t, 4 * g->params.len + 1);
-    for (int64_t i = 0; i < g->nodes.len; i++) {
-        const Node *n = graph_node(g, (NodeId)i);
-        if (n->op == OP_PARAM) count[4 * node_int(n, ATTR_INDEX) + node_int_or(n, ATTR_KIND, 0)]++;
-    }
-    return count;
-}
-
-static void find_updates(StatePass *s, Arena *scratch) {
+static void find_updates(StatePass *s) {
     const Graph *g = s->in;
-    int32_t *uses = graph_use_counts(g, scratch), *names = count_names(g, scratch);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (n->op != OP_ADAMW) continue;
         Update u = {.node = (NodeId)i};
         bool any = false;
-        for (int k = 0; k < SLOTS; k++) {
-            ValueId v = n->in[state_operand[k]];
-            const Node *def = graph_def(g, v);
-            if (!is_state(g, v) || uses[v] != 1) continue;
-            if (names[4 * node_int(def, ATTR_INDEX) + node_int_or(def, ATTR_KIND, 0)] != 1) continue;
-            any = u.host[k] = s->host[v] = true;
-        }
+        for (int k = 0; k < SLOTS; k++) any |= u.host[k] = s->host[n->in[state_operand[k]]];
         if (any) vec_push(&s->update, u);
     }
 }
@@ -167,7 +148,8 @@ Status pass_state(PassContext *c, Graph *in, Graph **out, Diag *d) {
     s.map = ARENA_ARRAY(c->scratch, ValueId, in->values.len + 1);
     s.kept = ARENA_ARRAY(c->scratch, ValueId, in->values.len + 1);
     for (int64_t v = 0; v < in->values.len; v++) s.map[v] = s.kept[v] = NO_VALUE;
-    find_updates(&s, c->scratch);
+    plan_host_state(in, c->scratch, s.host);
+    find_updates(&s);
     *out = in;
     if (s.update.len == 0) return ST_OK;
     *out = s.out = s.b.g = graph_new_like(in);

@@ -34,7 +34,7 @@ typedef struct Offload {
 static int64_t padded(int64_t nbytes) { return round_up(nbytes, BUFFER_ALIGN); }
 
 static bool may_leave(const Buffer *b) {
-    return (b->kind == BUF_SAVED || b->kind == BUF_TRANSIENT) && b->value != NO_VALUE && b->nbytes >= LEAST_NBYTES;
+    return !b->host && (b->kind == BUF_SAVED || b->kind == BUF_TRANSIENT) && b->value != NO_VALUE && b->nbytes >= LEAST_NBYTES;
 }
 
 // What is read at step `after` of the buffer: the value that lies in it during the gap.
@@ -281,6 +281,7 @@ void offload_choose(Arena *a, const Graph *g, const RankPlan *p, const DeviceMod
     f.host = ARENA_ARRAY(a, int64_t, p->nstep + 1);
     f.change = ARENA_ARRAY(a, int64_t, p->nstep + 2);
     for (int i = 0; i < p->nbuffer; i++) {
+        if (p->buffer[i].host) continue;
         f.change[p->buffer[i].first] += padded(p->buffer[i].nbytes);
         f.change[p->buffer[i].last + 1] -= padded(p->buffer[i].nbytes);
     }

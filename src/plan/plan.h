@@ -95,6 +95,7 @@ typedef struct PlanOptions {
     const DeviceModel *device;
     int nthreads;                // workers per rank
     struct KernelMemo *memo;     // plan/memo.h; may be NULL
+    bool state_on_host;          // sketches: pass state will move it
 } PlanOptions;
 // Lowers a sharded (and fused) graph to a Plan in arena `a`.
 Status plan_make(Arena *a, const Graph *g, const PlanOptions *o, Plan **out, Diag *d);
@@ -105,6 +106,9 @@ int plan_telling_ranks(const Graph *g, int rank[3]);
 // Order of execution: pass over the graph that reorders nodes to shorten lifetimes (plan/schedule.c).
 Status pass_schedule(const Graph *g, Graph **out, Diag *d);
 Status schedule_order(const Graph *g, NodeId *order, Diag *d);  // the order alone: order[nodes]
+// State that nothing but its own update reads (the moments; a parameter whose copy in bf16 the program reads): what pass state moves to host
+// memory. host[values]; returns its bytes, the same on every rank.
+int64_t plan_host_state(const Graph *g, Arena *scratch, bool *host);
 typedef struct TileSketch {      // what pass tile will do, see pass/tile.h
     int32_t *pieces;             // [values]
     int32_t *region;             // [nodes]

@@ -157,6 +157,24 @@ static void lower_copy(RankLower *r, NodeId i, const Node *n) {
     vec_push(&r->step, s);
 }
 
+// When copies end, in each direction one after the other beside the kernels, and how long kernels wait for them: the seconds of a wait.
+static void time_copies(RankLower *r) {
+    const DeviceModel *m = r->l->o->device;
+    double *end = ARENA_ARRAY(r->l->a, double, r->out->ncopy), now = 0, link[2] = {0};
+    for (int64_t i = 0; i < r->step.len; i++) {
+        Step *s = &r->step.data[i];
+        if (step_is_copy(s->kind)) {
+            bool back = s->kind == STEP_FETCH;
+            double rate = back ? m->from_host_bandwidth : m->to_host_bandwidth, begin = link[back] > now ? link[back] : now;
+            link[back] = end[s->copy] = begin + (rate > 0 ? operand_nbytes(&s->in[0]) / rate + m->host_latency_s : 0);
+        } else if (step_is_wait(s->kind)) {
+            s->seconds = end[s->copy] > now ? end[s->copy] - now : 0;
+            r->out->seconds += s->seconds;
+        }
+        now += s->seconds;
+    }
+}
+
 // An alias costs nothing but keeps its buffer known under one more name.
 static void lower_alias(RankLower *r, const Node *n) {
     for (int k = 0; k < n->nin + n->nout; k++) {
@@ -204,6 +222,7 @@ Status lower_rank(Lower *l, int k, RankPlan *out) {
         if (l->action[i] == ACT_EXCHANGE) lower_exchange(&r, (NodeId)i, n);
         if (l->action[i] == ACT_COPY) lower_copy(&r, (NodeId)i, n);
     }
+    if (out->ncopy > 0) time_copies(&r);
     extend_lifetimes(&r);
     out->nstep = (int)r.step.len;
     out->nbuffer = (int)r.buffer.len;

@@ -46,6 +46,33 @@ static void hold_in_regions(RankPlan *p, const int32_t *region, const int32_t *l
     }
 }
 
+int64_t plan_host_state(const Graph *g, Arena *a, bool *host) {
+    int32_t *uses = graph_use_counts(g, a), *names = ARENA_ARRAY(a, int32_t, 4 * g->params.len + 1);  // nodes that name a table entry
+    int64_t nbytes = 0;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (n->op == OP_PARAM) names[4 * node_int(n, ATTR_INDEX) + node_int_or(n, ATTR_KIND, 0)]++;
+    }
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin && n->op == OP_ADAMW; k++) {
+            const Node *def = graph_def(g, n->in[k]);
+            int64_t kind = def->op == OP_PARAM ? node_int_or(def, ATTR_KIND, 0) : 3;
+            if (k > 3 || kind > 2 || uses[n->in[k]] != 1 || names[4 * node_int(def, ATTR_INDEX) + kind] != 1) continue;
+            host[n->in[k]] = true;
+            nbytes += round_up(shape_numel(graph_shape(g, n->in[k])) * dtype_nbytes(graph_value(g, n->in[k])->dtype), BUFFER_ALIGN);
+        }
+    }
+    return nbytes;
+}
+
+static void move_state(Arena *a, const Graph *g, RankPlan *p) {
+    bool *host = ARENA_ARRAY(a, bool, g->values.len);
+    plan_host_state(g, a, host);
+    for (int64_t v = 0; v < g->values.len; v++)
+        if (host[v] && p->value_buf[v] >= 0) ((Buffer *)p->buffer)[p->value_buf[v]].host = true;
+}
+
 Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, const TileSketch *tile, RankPlan *out, Diag *d) {
     Reshards own = {.a = a}, *kept = memo_reshards(o->memo, g->layouts, rank);
     Lower l = {.a = a, .g = g, .o = o, .d = d, .nmade = 1, .made = &rank, .reshards = kept ? kept : &own};
@@ -60,6 +87,7 @@ Status plan_sketch(Arena *a, const Graph *g, const PlanOptions *o, int rank, con
             cut_buffers(g, out, tile->pieces, least);
             hold_in_regions(out, tile->region, least, a);
         }
+        if (o->state_on_host) move_state(a, g, out);
         out->lower_bound_nbytes = rank_statistics(&l, out);
         out->arena_nbytes = out->lower_bound_nbytes;
     }
