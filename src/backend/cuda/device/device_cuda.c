@@ -8,6 +8,7 @@
 #include "backend/cuda/attention/dnn.h"
 #include "backend/cuda/product/gemm.h"
 #include "backend/cuda/device/module.h"
+#include "backend/cuda/device/pinned.h"
 
 #define CUDA_TRY(dev, call)                                                                                                     \
     do {                                                                                                                        \
@@ -32,6 +33,7 @@ struct DeviceImpl {
     char *memory;            // arena, then the records
     size_t arena_nbytes;
     Mirror *mirror;
+    Pinned host;             // values in host memory
     cudaStream_t copy_stream[COPY_DIRECTIONS];
     cudaEvent_t fork;        // what a copy waits for: all that was launched before it
     cudaEvent_t join;        // what the next step waits for: all that was copied before it
@@ -159,14 +161,14 @@ static Status join_copies(Device *dev, Diag *d) {
 static Status device_host_alloc(Device *dev, size_t nbytes, void **out, Diag *d) {
     *out = NULL;
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
-    cudaError_t e = cudaHostAlloc(out, nbytes, cudaHostAllocDefault);
-    if (e == cudaSuccess) return ST_OK;
-    cudaGetLastError();
-    *out = NULL;
+    CHECK(!dev->impl->host.data, "one host arena for a device");
+    const char *why = pinned_alloc(&dev->impl->host, nbytes);
+    *out = dev->impl->host.data;
+    if (!why) return ST_OK;
     return diag_error(d, ST_MEMORY,
                       "rank %d: the plan keeps %.2f GB in host memory, and the driver cannot pin that much here (%s): offload less, take a "
                       "shorter sequence, or a machine with more memory",
-                      dev->rank, (double)nbytes / 1e9, cudaGetErrorString(e));
+                      dev->rank, (double)nbytes / 1e9, why);
 }
 
 static void device_host_free(Device *dev, void *p, size_t nbytes) {
@@ -175,8 +177,7 @@ static void device_host_free(Device *dev, void *p, size_t nbytes) {
     cudaSetDevice(dev->ordinal);
     if (dev->stream) cudaStreamSynchronize(dev->stream);
     sync_copies(dev);
-    cudaFreeHost(p);
-    cudaGetLastError();
+    pinned_free(&dev->impl->host);
 }
 
 // Events of a slot are made when it is first used: in the first step, which runs before any is captured.
