@@ -68,7 +68,7 @@ static Small small_new(void) {
     graph_add_output(s.g, OUT_AUX, -1, 0, "used", used);
     if (b.status != ST_OK) fail_msg("%s", d.text);
     for (ValueId v = 0; v < s.g->values.len; v++) graph_value(s.g, v)->place = REPLICATE;
-    PlanOptions o = {&backend_cuda, device_model_h100(), 1};
+    PlanOptions o = {.backend = &backend_cuda, .device = device_model_h100(), .nthreads = 1};
     if (graph_verify(s.g, "test", &d) != ST_OK || plan_make(s.arena, s.g, &o, &s.plan, &d) != ST_OK) fail_msg("%s", d.text);
     return s;
 }

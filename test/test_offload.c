@@ -124,7 +124,7 @@ static void test_state(void **state) {
     Diag d = {0};
     Graph *g = NULL;
     Plan *p = NULL;
-    PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = 1};
     if (graph_parse(a, state_program, "state", &g, &d) != ST_OK || graph_verify(g, "parse", &d) != ST_OK) fail_msg("%s", d.text);
     for (ValueId v = 0; v < g->values.len; v++) graph_value(g, v)->place = REPLICATE;
     if (graph_verify(g, "placed", &d) != ST_OK || plan_make(a, g, &o, &p, &d) != ST_OK) fail_msg("%s", d.text);
@@ -160,7 +160,7 @@ static void test_state_order(void **state) {
         Diag d = {0};
         Graph *g = NULL;
         Plan *p = NULL;
-        PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+        PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = 1};
         const char *end = strstr(state_program, "return state 0 0");
         char *text = arena_printf(a, "%.*s%s%s", (int)(end - state_program), state_program, more[i], end);
         if (graph_parse(a, text, "state", &g, &d) != ST_OK) fail_msg("%s", d.text);
@@ -199,7 +199,7 @@ static void test_verifier(void **state) {
 static Plan *plan_of(Graph *g) {
     Diag d = {0};
     Plan *p = NULL;
-    PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = 1};
     if (plan_make(g->arena, g, &o, &p, &d) != ST_OK) fail_msg("%s", d.text);
     offload_check_plan(p);
     return p;

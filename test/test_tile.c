@@ -22,7 +22,7 @@ static Status plan_text(Arena *a, const char *text, Plan **out, Diag *d) {
     Graph *g = NULL;
     TRY(graph_parse(a, text, "test", &g, d));
     Status st = graph_verify(g, "parse", d);
-    PlanOptions o = {&backend_cpu, device_model_cpu(), 1};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = 1};
     if (st == ST_OK) st = plan_make(a, g, &o, out, d);
     graph_free_vecs(g);
     return st;
