@@ -181,9 +181,12 @@ static int pass_index(const char *name) {
     return i;
 }
 
-static int64_t largest_arena(const Plan *p) {
+int64_t plan_device_nbytes(const Plan *p, const DeviceModel *m) {
     int64_t most = 0;
-    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].arena_nbytes);
+    for (int k = 0; k < p->nmade; k++) {
+        int64_t tables = (int64_t)(device_beside_nbytes(m, p->rank[k].host_nbytes) - device_beside_nbytes(m, 0));
+        most = max_i64(most, p->rank[k].arena_nbytes + tables);
+    }
     return most;
 }
 
@@ -243,7 +246,7 @@ static Status plan_under_budget(Run *r) {
     TRY(begin_state(r));
     Status st = plan_once(r, kernels);
     for (int k = 1; st == ST_OK && !r->stopped && !r->o->least && budget > 0; k++) {
-        int64_t peak = largest_arena(r->out->plan), over = peak - budget;
+        int64_t peak = plan_device_nbytes(r->out->plan, r->plan.device), over = peak - budget;
         if (over <= 0) break;
         if (*aim == 1) {
             st = refuse(r, peak);

@@ -55,5 +55,7 @@ Status compile_file(const CompileOptions *o, Compiled *out, Diag *d);
 Status compile_archive(const Archive *ar, const CompileOptions *o, Compiled *out, Diag *d);
 // As compile_file, from a forward graph already in `a` (C builder API, tests). Takes ownership of the arena.
 Status compile_graph(Arena *a, Graph *forward, const CompileOptions *o, Compiled *out, Diag *d);
+// What a rank takes of a device's budget at most: its arena, and the tables for pinned host memory.
+int64_t plan_device_nbytes(const Plan *p, const DeviceModel *m);
 void compiled_free(Compiled *c);
 const char *const *pass_names(int *n);  // "import", "canonicalize", ..., "plan"

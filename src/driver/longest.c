@@ -38,12 +38,6 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int64_t largest_arena(const Plan *p) {
-    int64_t most = 0;
-    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].arena_nbytes);
-    return most;
-}
-
 // Lengths are multiples of this power of two: one to two percent.
 static int64_t step_of(int64_t seq) {
     int64_t step = 1;
@@ -62,7 +56,7 @@ static Probe probe(Search *s, int64_t seq, const CompileOptions *o) {
     with.memory.quick = true;
     with.sketch = 1;
     Probe p = {.seq = seq};
-    if (compile_archive(s->ar, &with, &c, &d) == ST_OK) p.nbytes = largest_arena(c.plan);
+    if (compile_archive(s->ar, &with, &c, &d) == ST_OK) p.nbytes = plan_device_nbytes(c.plan, compile_device_model(s->o));
     else p.why = arena_strdup(s->a, d.text);
     if (c.graph) {
         s->out->batch = c.graph->batch;
@@ -84,7 +78,7 @@ static Probe probe_budget(Search *s, const Probe *least) {
     with.import.seq = least->seq;
     with.nranks = s->out->nranks;
     with.sketch = 1;
-    if (compile_archive(s->ar, &with, &c, &d) == ST_OK) p.nbytes = largest_arena(c.plan);
+    if (compile_archive(s->ar, &with, &c, &d) == ST_OK) p.nbytes = plan_device_nbytes(c.plan, compile_device_model(s->o));
     compiled_free(&c);
     s->out->nprobe++;
     return p;
@@ -218,7 +212,7 @@ static void describe(Search *s, const Compiled *c) {
     x->step_seconds = plan_step_seconds(c);
     x->attention_seconds = by_kind[TIME_ATTENTION];
     x->tokens_per_second = x->step_seconds > 0 ? (double)(c->graph->seq * c->graph->batch) / x->step_seconds : 0;
-    x->device_nbytes = largest_arena(p);
+    x->device_nbytes = plan_device_nbytes(p, compile_device_model(s->o));
     x->host_nbytes = plan_host_nbytes(c);
     x->choice = c->memory;
     x->strategies = strategies_text(s->a, &c->shard);

@@ -93,9 +93,9 @@ static double largest_arena(const Plan *p) {
 static void print_device_memory(FILE *f, const Compiled *c) {
     const DeviceModel *m = c->device;
     if (!c->plan->backend->device) return;
-    double need = largest_arena(c->plan) + m->context_nbytes;
+    double beside = device_beside_nbytes(m, plan_host_nbytes(c)), need = largest_arena(c->plan) + beside;
     fprintf(f, "  and about ");
-    print_bytes(f, m->context_nbytes, 0);
+    print_bytes(f, beside, 0);
     fprintf(f, " for the device's context and libraries; ");
     if (m->mem_nbytes > 0 && need <= m->mem_nbytes) {
         fprintf(f, "fits in the ");
@@ -340,8 +340,8 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     char hash[32];
     snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
     bool own = p->backend->device != NULL;
-    double need = largest_arena(p) + c->device->context_nbytes;
-    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes,
+    double beside = device_beside_nbytes(c->device, plan_host_nbytes(c)), need = largest_arena(p) + beside;
+    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", beside,
                                      "memory_nbytes", c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
                          : json_null();
     json_t *model = json_pack("{s:s, s:s, s:s, s:b, s:s?}", "name", c->device->name, "about", c->device->about, "source",

@@ -146,6 +146,8 @@ static int launches(const Node *n, const Operand *in, const Operand *out) {
     return made * 64 <= largest ? 2 : 1;
 }
 
+double device_beside_nbytes(const DeviceModel *m, int64_t host_nbytes) { return m->context_nbytes + (m->mem_nbytes > 0 ? (double)host_nbytes / 512 : 0); }
+
 // Roofline: a kernel is bound by its arithmetic or by its traffic, whichever takes longer.
 double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c) {
     double compute = compute_seconds(m, n, in, out, c), memory = memory_seconds(m, n->op, c->nbytes);

@@ -69,6 +69,9 @@ Status device_model_parse(Arena *a, const char *what, const char *text, int64_t 
 Status device_model_save(const DeviceModel *m, int nnote, const char *const *note, const char *path, Diag *d);
 
 // Seconds of node n's kernel on operands in[n->nin], out[n->nout] of one rank; c is what its op's cost rule says of them.
+// Bytes of the device beside a rank's arena: driver context, library handles and kernels, and the tables that let it reach `host_nbytes` of
+// pinned host memory (8 bytes for each page of 4 KiB, measured).
+double device_beside_nbytes(const DeviceModel *m, int64_t host_nbytes);
 double cost_seconds(const DeviceModel *m, const Node *n, const Operand *in, const Operand *out, const Cost *c);
 // Part of the multiprocessors that have work while a product's result is made, over all its waves of tiles.
 double product_wave_part(const DeviceModel *m, double batch, double rows, double cols, double k);

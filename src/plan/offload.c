@@ -104,7 +104,7 @@ static int by_after(const void *pa, const void *pb) {
 
 // Times of all copies. An eviction whose copy back would have to start before its copy out is done frees nothing.
 static void plan_copies(Offload *f) {
-    qsort(f->taken.data, (size_t)f->taken.len, sizeof *f->taken.data, by_before);
+    if (f->taken.len) qsort(f->taken.data, (size_t)f->taken.len, sizeof *f->taken.data, by_before);
     double link = 0;
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &f->taken.data[i]->e;
@@ -116,7 +116,7 @@ static void plan_copies(Offload *f) {
     }
     Gap **back = ARENA_ARRAY(f->a, Gap *, f->taken.len);
     for (int64_t i = 0; i < f->taken.len; i++) back[i] = f->taken.data[i];
-    qsort(back, (size_t)f->taken.len, sizeof *back, by_after);
+    if (f->taken.len) qsort(back, (size_t)f->taken.len, sizeof *back, by_after);
     link = f->start[f->p->nstep];
     for (int64_t i = 0; i < f->taken.len; i++) {
         Eviction *e = &back[i]->e;

@@ -183,7 +183,7 @@ static void report_memory(const Run *r) {
     }
     if (host_planned > 0) printf("host memory for offloaded values: planned %.3f GB, allocated %.3f GB\n", host_planned / 1e9, host / 1e9);
     if (!runtime_device_used(r->rt, &used, &planned)) return;
-    double context = compile_device_model(&r->o->compile)->context_nbytes;
+    double context = device_beside_nbytes(compile_device_model(&r->o->compile), runtime_host_nbytes(r->rt, 0));
     printf("device memory: planned %.3f GB (arenas %.3f, context %.3f), in use %.3f GB\n", (planned + context) / 1e9, planned / 1e9, context / 1e9, used / 1e9);
 }
 
