@@ -2,7 +2,7 @@
 # Everything that a GPU has to show, with the table last. Two steps, because the GPU's machine may have no compiler libraries:
 #   bench/h100.sh build            here: an executable with static libraries, and the GPU tests, in build-gpu/
 #   bench/h100.sh run [PART...]    on the GPU's machine: checks and times. Each part is done in ten minutes. Parts:
-#     units rates right bf16 speed peer memory start quality sanitize
+#     units long rates calibrate right bf16 speed peer memory start quality sanitize
 # Files go to $OUT (default out/h100), rows of the table to $OUT/rows.txt too.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -13,7 +13,7 @@ if [ "${1:-}" = build ]; then
     cmake -S . -B $B -G Ninja -DCMAKE_BUILD_TYPE=Release -DAUTOSP_STATIC=ON -DAUTOSP_CUDA=ON -DAUTOSP_TESTS=OFF -DAUTOSP_GPU_TESTS=ON >$B.log ||
         { cat $B.log; exit 1; }
     tests=()
-    for f in test/gpu/gpu_*.c; do tests+=("$(basename "$f" .c)"); done
+    for f in $(grep -l '^int main' test/gpu/gpu_*.c); do tests+=("$(basename "$f" .c)"); done
     cmake --build $B --target autosp "${tests[@]}"
     rm -rf $B/carry
     mkdir -p $B/carry
@@ -28,7 +28,7 @@ fi
 [ "${1:-}" = run ] || { sed -n 2,7p "$0"; exit 3; }
 shift
 parts=("$@")
-[ $# = 0 ] && parts=(units rates right bf16 speed peer memory start quality sanitize)
+[ $# = 0 ] && parts=(units long rates calibrate right bf16 speed peer memory start quality sanitize)
 OUT=${OUT:-out/h100}
 mkdir -p "$OUT" $B/bin
 [ -f $B/carry.tar.xz ] && tar -C $B/bin -xJf $B/carry.tar.xz
@@ -91,7 +91,7 @@ ceiling() { sed -n "s/^ceiling: \([0-9]*\) tokens\/s at $1\$/\1/p" "$OUT/ceiling
 ratio() { awk -v a="${1:-0}" -v b="${2:-0}" 'BEGIN { if (a > 0 && b > 0) printf "%.3f", a / b; else printf "unknown" }'; }
 # Of the profiled step: what no kernel fills.
 idle() {
-    awk '/^ *all / { for (i = 1; i <= NF; i++) if ($i == "ms") k = $(i - 1) } /a step without marks takes/ { s = $(NF - 1) }
+    awk '/^ *all / { for (i = 1; i <= NF; i++) if ($i == "ms" && !k) k = $(i - 1) } /a step without marks takes/ { s = $(NF - 1) }
          END { if (k > 0 && s > 0) printf "%.1f %%", (k < s ? 100 * (1 - k / s) : 0); else printf "unknown" }' "$1"
 }
 speed_at() {
@@ -109,6 +109,12 @@ part_units() {
     probe gpu_head 60 head expert
     probe gpu_ops 120 samples
     probe gpu_ops 90 large
+    probe gpu_offload 120 programs
+}
+
+part_long() {
+    probe gpu_attention 150 groups
+    probe gpu_attention 330 million
 }
 
 part_rates() {
@@ -117,8 +123,23 @@ part_rates() {
     probe gpu_attention 150 speed
     probe gpu_attention 90 packed-speed
     probe gpu_ops 60 speed
+    probe gpu_offload 60 copies 8
     probe gpu_fused 60 bench
     probe gpu_head 60 speed
+}
+
+# A device model of this card, and what it predicts for the steps that `speed` measures.
+part_calibrate() {
+    local t0=$SECONDS s
+    note "calibrate"
+    limited 300 "$A" calibrate --device cuda --name h100-here -o "$OUT/device.json" >"$OUT/calibrate.log" 2>&1 || { tail -5 "$OUT/calibrate.log"; return; }
+    row "calibrate: $((SECONDS - t0)) s"
+    for s in 8192 16384 32768; do
+        for m in "--device h100" "--device cuda --device-model $OUT/device.json"; do
+            # shellcheck disable=SC2086
+            row "predicted at $s, $m: $("$A" plan $M --batch 1 --seq $s --dtype bf16 $m 2>/dev/null | awk '/predicted s/ { getline; print $3 }') s"
+        done
+    done
 }
 
 part_right() {

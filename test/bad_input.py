@@ -178,6 +178,8 @@ def arguments():
     refused("train --stop-after", ["train", LLAMA, "--data", __file__, "--seq", "8", "--steps", "1", "--stop-after", "grad", "--out", path("stop")], "--stop-after", "whole steps")
     refused("--threads -1", ["plan", LLAMA, "--seq", "32", "--threads", "-1"], "thread")
     refused("--threads 10^9", ["plan", LLAMA, "--seq", "32", "--threads", "1000000000"], "thread")
+    for t in ("0", "-5", "8x", "x", ""):
+        refused(f"--tile {t}", ["plan", LLAMA, "--seq", "32", "--tile", t], "--tile", "off")
     refused("--attention foo", ["plan", LLAMA, "--seq", "32", "--attention", "foo"], "foo", "gather-kv")
     refused("--after nowhere", ["dump", LLAMA, "--after", "nowhere"], "nowhere", "canonicalize")
     refused("--steps 0", check_seq() + ["--steps", "0"], "steps")

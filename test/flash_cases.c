@@ -109,6 +109,11 @@ const FlashCase flash_cases[] = {
     {"96 channels", SIZE(1, 2, 1, 130, 130, 96, 96), MASK(causal, 2, -1), .nranks = 1},
     {"128 channels", SIZE(1, 4, 2, 150, 150, 128, 128), MASK(causal, 2, -1), .nranks = 1},
     {"192 and 128 channels", SIZE(1, 2, 2, 100, 100, 192, 128), MASK(causal, 2, -1), .nranks = 1},
+    {"groups: window, prefix, documents, bias by distance, dropout", SIZE(2, 6, 3, 150, 150, 16, 24), MASK(everything, 13, 20),
+     DOCUMENTS, .dropout = 0.3, .groups = 3, .nranks = 3},
+    {"groups: vectors by head and batch", SIZE(3, 8, 4, 70, 135, 16, 16), MASK(vectors, 7, 0), .nvec = 2, .vec_on_b = {0, 1},
+     .vec_on_h = {1, 0}, .vec_dtype = {DT_F32, DT_BOOL}, .groups = 2, .nranks = 3},
+    {"groups: blind rows uniform", SIZE(2, 4, 2, 200, 200, 16, 16), MASK(hole, 8, -1), .masked_row = 2, .groups = 2, .nranks = 3},
     {"256 channels", SIZE(1, 1, 1, 80, 80, 256, 256), MASK(causal, 2, -1), .nranks = 1},
 };
 const int flash_ncase = sizeof flash_cases / sizeof *flash_cases;
@@ -132,6 +137,7 @@ static Sample sample_of(const FlashCase *c, bool grad) {
     if (c->softcap != 0) s.attr[s.nattr++] = attr_f(ATTR_SOFTCAP, c->softcap);
     if (c->dropout != 0) s.attr[s.nattr++] = attr_f(ATTR_DROPOUT, c->dropout);
     if (c->dropout != 0) s.attr[s.nattr++] = attr_i(ATTR_SEED, 5);
+    if (c->groups != 0) s.attr[s.nattr++] = attr_i(ATTR_GROUPS, c->groups);
     if (c->masked_row != 0) s.attr[s.nattr++] = attr_i(ATTR_MASKED_ROW, c->masked_row);
     return s;
 }

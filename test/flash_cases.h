@@ -12,6 +12,7 @@ typedef struct FlashCase {
     int64_t vec_lo[4], vec_hi[4];  // floats: /8
     double softcap, dropout;
     int masked_row;
+    int groups;                // of heads
     const Program *like;       // where float32 rounds scores away: the mask that gives what is right, with masked_row 2
     int nranks;                // most ranks that the emulated test spreads it over
 } FlashCase;

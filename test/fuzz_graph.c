@@ -204,6 +204,8 @@ static void random_setup(Case *c, Setup *s) {
     s->o.update = config(c, 2);
     s->o.no_fuse = config(c, 3) == 0;
     s->o.adamw.clip_norm = config(c, 2) ? 0.5 : 0;
+    s->o.memory.tile_rows = config(c, 3) ? 1 + (int64_t)config(c, 9) : 0;
+    s->o.memory.tile_align = config(c, 4) ? 0 : 16;
     s->o.verify_each = true;
     s->o.square_limit_nbytes = 1e18;
     c->real = config(c, 3) ? DT_F64 : DT_F32;
@@ -218,18 +220,21 @@ static void random_setup(Case *c, Setup *s) {
     }
     s->device = *device_model_cpu();
     if (config(c, 6)) {
+        RateCurve product = {1, {1}, {random_rate(c, 1e3)}}, attention = {1, {1}, {random_rate(c, 1e3)}};
         s->device = (DeviceModel){.name = "random",
-                                  .matmul_flops = random_rate(c, 1e3),
-                                  .attention_flops = random_rate(c, 1e3),
+                                  .product = {{product, product, product}},
+                                  .nattention = 1,
+                                  .attention = {{.head = 64, .forward = attention, .backward = attention}},
+                                  .vector_flops = random_rate(c, 1e3),
                                   .mem_bandwidth = random_rate(c, 1e3),
                                   .link_bandwidth = random_rate(c, 1e5),
                                   .link_latency_s = 1 / random_rate(c, 1e4),
                                   .kernel_latency_s = 1 / random_rate(c, 1e4)};
     }
     s->o.device = &s->device;
-    snprintf(s->text, sizeof s->text, "%s%s%s, %d ranks, %d threads, attention %s%s%s", dtype_name(c->real),
+    snprintf(s->text, sizeof s->text, "%s%s%s, %d ranks, %d threads, tile %d, attention %s%s%s", dtype_name(c->real),
              s->o.compute == DT_BF16 ? " (bf16)" : "", s->backend.features & BACKEND_EPILOGUE ? ", epilogue" : "", s->o.nranks,
-             s->o.nthreads, attention_choice_name(s->o.attention), s->o.update ? ", update" : "",
+             s->o.nthreads, (int)s->o.memory.tile_rows, attention_choice_name(s->o.attention), s->o.update ? ", update" : "",
              s->o.no_fuse ? ", no fuse" : "");
 }
 
@@ -274,7 +279,21 @@ static bool after_pass(Case *c, Setup *s, const char *pass) {
 // How often the second form was met, so that nobody takes an empty comparison for a test.
 static struct {
     long graphs, kernels, views, rows, col_sums, windows, divided;
+    long tiled, parts, divided_parts, nested, assembled;
 } met;
+
+static void count_tiles(const Graph *g) {
+    bool any = false;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        any |= n->op == OP_PART;
+        met.parts += n->op == OP_PART;
+        met.divided_parts += n->op == OP_PART && graph_value(g, n->out[0])->place.kind == PLACE_SHARD;
+        met.nested += n->op == OP_PART && graph_def(g, n->in[0])->op == OP_PART;
+        met.assembled += n->op == OP_ASSEMBLE;
+    }
+    met.tiled += any;
+}
 
 static void count_met(const Graph *g) {
     met.graphs++;
@@ -299,14 +318,14 @@ static void count_met(const Graph *g) {
 
 // The form for backends with views and rows: the reference makes of it what it made of the nodes before, up to rounding.
 static bool fused_rows(Case *c, const Setup *setup) {
-    static const char *const stop[] = {"shard", "fuse"};
+    static const char *const stop[] = {"shard", "fuse", "tile"};
     Setup s = *setup;
     s.o.features = BACKEND_FUSE_ROWS;
     s.o.compute = DT_F32;
     s.o.no_fuse = false;
     Result want = c->want, r;
     bool ok = true;
-    for (int k = 0; k < 2 && ok; k++) {
+    for (int k = 0; k < 3 && ok; k++) {
         Compiled out;
         if (!compile(c, &s, stop[k], &out)) {
             ok = c->why.len == 0;
@@ -322,6 +341,7 @@ static bool fused_rows(Case *c, const Setup *setup) {
         else ok = ok && same(c, &r, true, what);
         c->real = real;
         if (k == 1) count_met(out.graph);
+        if (k == 2) count_tiles(out.graph);
         if (!ok && getenv("FUZZ_DUMP")) dump(out.graph);
         compiled_free(&out);
     }
@@ -454,6 +474,7 @@ static bool configurations(Case *c) {
             if (c->why.len) return false;
             continue;
         }
+        count_tiles(out.graph);
         bool ok = execute(c, &s, &out) && (k || round_trip(c, out.graph));
         if (!ok && getenv("FUZZ_DUMP")) dump(out.graph);
         compiled_free(&out);
@@ -502,5 +523,7 @@ int main(int argc, char **argv) {
     int rc = fuzz_loop(argc, argv, one, NULL);
     printf("of %ld graphs: %ld fused nodes, %ld with a row, %ld with views, %ld with windows, %ld divided; %ld column sums\n",
            met.graphs, met.kernels, met.rows, met.views, met.windows, met.divided, met.col_sums);
+    printf("%ld graphs tiled: %ld parts, %ld of divided values, %ld of parts; %ld wholes assembled\n", met.tiled, met.parts,
+           met.divided_parts, met.nested, met.assembled);
     return rc;
 }

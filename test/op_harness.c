@@ -4,6 +4,7 @@
 #include <float.h>
 #include <math.h>
 #include "base/random.h"
+#include "ops/chunk.h"
 
 void (*op_device_gap)(void *p, size_t nbytes, bool forbid);
 
@@ -401,6 +402,65 @@ static KernelArgs kernel_args(const OpCase *c, const RankRun *r) {
                         .scratch = r->scratch, .scratch_nbytes = r->scratch_nbytes, .run_seed = c->run_seed, .step = c->step};
 }
 
+// ---- what the plan makes of part and assemble ---------------------------------------------------------------------------
+// They have no kernel: parts share the whole's bytes where these lie in one piece, else the plan is refused. Here they are copied
+// element by element, and whether and where they would lie in one piece is compared with what the planner is told.
+static bool inside(Intervals v, int64_t at) {
+    for (int k = 0; k < v.n; k++)
+        if (v.at[2 * k] <= at && at < v.at[2 * k + 1]) return true;
+    return false;
+}
+
+static Status run_part(const Operand *whole, const Operand *part, int dim, Intervals v, bool gather, Diag *d) {
+    int64_t outer = 1, row = dtype_nbytes(whole->dtype), at = 0, pos = 0, first = -1, last = -1;
+    for (int i = 0; i < dim; i++) outer *= whole->dim[i];
+    for (int i = dim + 1; i < whole->ndim; i++) row *= whole->dim[i];
+    bool together = true;
+    Span all = {0, whole->global[dim]};
+    for (int s = 0; s < (whole->sdim == dim ? whole->nspan : 1); s++) {
+        Span span = whole->sdim == dim ? whole->span[s] : all;
+        for (int64_t g = span.begin; g < span.end; g++, pos++) {
+            if (!inside(v, g)) continue;
+            if (at == part->dim[dim])
+                return diag_error(d, ST_NUMERIC, "the rank has more of the part than the part's layout says");
+            for (int64_t o = 0; o < outer; o++) {
+                char *w = (char *)whole->data + (o * whole->dim[dim] + pos) * row,
+                     *p = (char *)part->data + (o * part->dim[dim] + at) * row;
+                memcpy(gather ? p : w, gather ? w : p, (size_t)row);
+            }
+            together = together && (first < 0 || pos == last + 1);
+            if (first < 0) first = pos;
+            last = pos, at++;
+        }
+    }
+    if (at != part->dim[dim])
+        return diag_error(d, ST_NUMERIC, "the rank has %lld rows of the part, not %lld", (long long)at,
+                          (long long)part->dim[dim]);
+    int64_t offset, nbytes, n = outer * at * row;
+    bool placed = intervals_place(whole, dim, v, &offset, &nbytes);
+    bool right = placed == (n == 0 || (together && (outer == 1 || at == whole->dim[dim])));
+    if (placed) right = right && nbytes == n && offset == (n ? first * row : 0);
+    return right ? ST_OK
+                 : diag_error(d, ST_NUMERIC, "%s at %lld, %lld bytes", placed ? "placed" : "not placed", (long long)offset,
+                              (long long)nbytes);
+}
+
+static Status run_placed(const KernelArgs *k, Diag *d) {
+    int dim = (int)node_int(k->node, ATTR_DIM);
+    if (k->node->op == OP_PART) return run_part(&k->in[0], &k->out[0], dim, part_intervals(k->node), true, d);
+    Intervals v = {0};
+    for (int i = 0; i < k->nin; i++) {
+        v = assemble_next(k->node, v);
+        TRY(run_part(&k->out[0], &k->in[i], dim, v, false, d));
+    }
+    return ST_OK;
+}
+
+static KernelFn kernel_of(const OpCase *c, const Backend *b) {
+    if (op_flags(c->op) & OPF_PLACED) return b->device ? NULL : run_placed;
+    return b->kernel(c->op, b->device ? kernel_real(c) : c->real);
+}
+
 // A device's copy of a rank's buffers, one after the other in its arena with room between.
 typedef struct DeviceRun {
     const DeviceApi *api;
@@ -451,7 +511,7 @@ static Status device_run(OpCase *c, const Backend *backend, DeviceRun *x, const 
     CHECK(x->used == used, "operands moved");
     k.state = state;
     TRY(x->api->begin(x->dev, c->run_seed, c->step, d));
-    TRY(backend->kernel(c->op, kernel_real(c))(&k, d));
+    TRY(kernel_of(c, backend)(&k, d));
     TRY(x->api->finish(x->dev, &failed, d));
     for (int j = 0; j < c->nout; j++)
         TRY(x->api->read(x->dev, host->out[j].data, x->r.out[j].data, operand_bytes(&host->out[j]), d));
@@ -488,7 +548,7 @@ static Status run_rank(OpCase *c, const Backend *backend, Pool *pool, const Row 
     if (backend->device) return run_on_device(c, backend, rank, r, d);
     KernelArgs k = kernel_args(c, r);
     k.pool = pool;
-    return backend->kernel(c->op, c->real)(&k, d);
+    return kernel_of(c, backend)(&k, d);
 }
 
 static void free_rank(OpCase *c, RankRun *r) {
@@ -548,7 +608,7 @@ static bool compare_output(OpCase *c, const Row *row, const RankRun *run, int j,
 }
 
 bool op_check_row(OpCase *c, const Backend *backend, Pool *pool, const Row *row, bool *ran, Str *why) {
-    *ran = backend->kernel(c->op, backend->device ? kernel_real(c) : c->real) != NULL;
+    *ran = kernel_of(c, backend) != NULL;
     if (!*ran) return true;
     RankRun *run = calloc((size_t)c->nranks, sizeof *run);
     CHECK(run, "out of memory");

@@ -25,6 +25,19 @@ for p in 1 2; do
     esac
 done
 
+# Heads in groups, of each entry of the batch by itself: the same bytes.
+for p in 1 2; do
+    check --ranks $p --max-documents 6 --out "$tmp/all" > "$tmp/log" || fail "check on $p ranks" "$(cat "$tmp/log")"
+    check --ranks $p --max-documents 6 --attention-groups 2 --out "$tmp/groups" > "$tmp/log" ||
+        fail "check in groups on $p ranks" "$(cat "$tmp/log")"
+    cmp "$tmp/all" "$tmp/groups" || fail "other results in groups on $p ranks" ""
+    out=$(check --ranks $p --max-documents 3 --attention-groups 2)
+    case "$? $out" in
+        2*REFUSED*"holds 6 packed documents"*) ;;
+        *) fail "too many documents in groups on $p ranks" "$out" ;;
+    esac
+done
+
 # Rows of 48 tokens with up to 12 documents each, ended by token 5; the program counts tokens below 6.
 python3 - "$tmp" <<'P' || exit 1
 import random, struct, sys

@@ -49,7 +49,7 @@ static Packing packing(int64_t batch, int64_t n, int64_t slots, int64_t longest,
 
 static void pack(const Packing *p) {
     DnnData x = {.ids = p->ids, .node = 11};
-    dnn_pack(&device, &p->call, &p->parts, p->call.batch, p->call.kv_heads, 0, &x, p->scratch);
+    dnn_pack(&device, &p->call, &p->parts, p->call.batch, p->call.kv_heads, &x, p->scratch);
 }
 
 static void release(Packing *p) { free(p->ids), free(p->scratch); }
@@ -176,7 +176,7 @@ static void test_operands(void **state) {
         int32_t lengths[2] = {192, 192};
         DnnRun r = dnn_run_of(&c);
         r.lengths = lengths;
-        DnnOperands x = dnn_operands(&r, &(DnnData){0}, 0, 0, NULL);
+        DnnOperands x = dnn_operands(&r, &(DnnData){0}, NULL);
         bool cut = form == 2 || (form == 1 && backward);
         assert_int_equal(dnn_given(&x) & LENGTHS, cut ? LENGTHS : 0);
         assert_int_equal(dnn_given(&x) & TABLES, form == 2 ? TABLES : 0);

@@ -179,6 +179,34 @@ static void check_sent(const Graph *g, const Shape *s, const Case *c) {
     }
 }
 
+static void same_boxes(int n, const Box *a, const Box *b) {
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(a[i].peer, b[i].peer);
+        assert_int_equal(a[i].ndim, b[i].ndim);
+        assert_int_equal(a[i].msg_off, b[i].msg_off);
+        for (int k = 0; k < a[i].ndim; k++) assert_true(a[i].size[k] == b[i].size[k] && a[i].start[k] == b[i].start[k]);
+    }
+}
+
+// What is made for one rank is what is made for it among all.
+static void check_one(Arena *a, const Graph *g, const Case *c) {
+    size_t nbytes = sizeof(int64_t) * (size_t)graph_nranks(g);
+    for (int h = 0; h < c->nhop; h++)
+        for (int r = 0; r < graph_nranks(g); r++) {
+            const Exchange *x = &c->exchange[h][r];
+            const Exchange *y = exchange_make_one(a, g->layouts, &c->hop[h].shape, DT_F64, &c->hop[h].from, &c->hop[h].to, r);
+            assert_true(x->nsend == y->nsend && x->nrecv == y->nrecv && x->reduce == y->reduce && x->ncover == y->ncover);
+            assert_true(x->collective == y->collective && x->send_direct == y->send_direct && x->recv_direct == y->recv_direct);
+            assert_true(x->send_staging == y->send_staging && x->recv_staging == y->recv_staging);
+            same_boxes(x->nsend, x->send, y->send);
+            same_boxes(x->nrecv, x->recv, y->recv);
+            assert_memory_equal(x->send_off, y->send_off, nbytes);
+            assert_memory_equal(x->send_nbytes, y->send_nbytes, nbytes);
+            assert_memory_equal(x->recv_off, y->recv_off, nbytes);
+            assert_memory_equal(x->recv_nbytes, y->recv_nbytes, nbytes);
+        }
+}
+
 static void run_cases(int nranks, Shape s, bool split_large) {
     Arena *a = arena_new();
     Graph *g = graph_new(a, "reshards", nranks);
@@ -197,6 +225,7 @@ static void run_cases(int nranks, Shape s, bool split_large) {
             c->exchange[h] = exchange_make(a, g->layouts, &c->hop[h].shape, DT_F64, &c->hop[h].from, &c->hop[h].to);
         make_parts(g->layouts, &s, value, c);
         check_sent(g, &s, c);
+        check_one(a, g, c);
         assert_non_null(reshard_name(g, &c->from, &c->to));
     }
     Comm *comm[MAX_RANKS];

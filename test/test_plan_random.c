@@ -99,7 +99,7 @@ static void check_graph(int round) {
     Reference r = {.inputs = inputs, .params = params, .hyper = hyper};
     if (reference_run(g, &r, out, &d) != ST_OK) fail_msg("%s", d.text);
     if (pass_schedule(g, &s, &d) != ST_OK) fail_msg("round %d: %s", round, d.text);
-    PlanOptions o = {&backend_cpu, device_model_cpu(), 1 + round % 2};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = 1 + round % 2};
     Plan *p = NULL;
     Runtime *rt = NULL;
     if (plan_make(a, s, &o, &p, &d) != ST_OK || runtime_new(p, 0, &rt, &d) != ST_OK) fail_msg("round %d: %s", round, d.text);

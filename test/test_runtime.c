@@ -95,7 +95,7 @@ static void run_start(Run *r, int nranks, int nthreads, bool update, const Data 
     assert_int_equal(pass_schedule(g, &r->graph, &r->diag), ST_OK);
     graph_free_vecs(g);
     if (graph_verify(r->graph, "schedule", &r->diag) != ST_OK) fail_msg("%s", r->diag.text);
-    PlanOptions o = {&backend_cpu, device_model_cpu(), nthreads};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = nthreads};
     if (plan_make(r->arena, r->graph, &o, &r->plan, &r->diag) != ST_OK) fail_msg("%s", r->diag.text);
     if (runtime_new(r->plan, 7, &r->runtime, &r->diag) != ST_OK) fail_msg("%s", r->diag.text);
     Runtime *rt = r->runtime;
@@ -105,6 +105,27 @@ static void run_start(Run *r, int nranks, int nthreads, bool update, const Data 
     assert_int_equal(runtime_set_state(rt, 1, 0, data->e, DT_F64, &r->diag), ST_OK);
     assert_int_equal(runtime_set_hyper(rt, data->hyper, &r->diag), ST_OK);
 }
+// A plan of some ranks is those ranks of the whole one.
+static void check_some(const Run *r, int nranks) {
+    Arena *a = arena_new();
+    int made[] = {0, nranks - 1};
+    PlanOptions o = {.backend = &backend_cpu, .device = device_model_cpu(), .nthreads = r->plan->nthreads};
+    for (int again = 0; again < 2; again++) {  // the second time kernels' work comes from the memo
+        Plan *p;
+        Diag d = {0};
+        if (plan_make_some(a, r->graph, &o, nranks > 1 ? 2 : 1, made, &p, &d) != ST_OK) fail_msg("%s", d.text);
+        for (int k = 0; k < p->nmade; k++) {
+            const RankPlan *x = &p->rank[k], *y = &r->plan->rank[made[k]];
+            assert_true(x->rank == made[k] && x->nstep == y->nstep && x->nbuffer == y->nbuffer && x->peak_step == y->peak_step);
+            assert_true(x->arena_nbytes == y->arena_nbytes && x->seconds == y->seconds && x->flops == y->flops);
+            assert_true(x->comm_nbytes == y->comm_nbytes);
+            for (int i = 0; i < x->nbuffer; i++)
+                assert_true(x->buffer[i].offset == y->buffer[i].offset && x->buffer[i].nbytes == y->buffer[i].nbytes);
+        }
+    }
+    arena_free(a);
+}
+
 static void run_end(Run *r) {
     runtime_free(r->runtime);
     graph_free_vecs(r->graph);
@@ -150,6 +171,7 @@ static void test_outputs(void **state) {
             assert_close(got, want[3 + slot], INNER * COLS);
         }
         for (int i = 0; i < nranks; i++) assert_int_equal(runtime_arena_nbytes(r.runtime, i), r.plan->rank[i].arena_nbytes);
+        check_some(&r, nranks);
         run_end(&r);
     }
 }
@@ -222,7 +244,7 @@ static void test_missing_kernel(void **state) {
     Graph *g = program(a, 2, false, &d);
     Backend b = backend_cpu;
     b.kernel = no_gelu;
-    PlanOptions o = {&b, device_model_cpu(), 1};
+    PlanOptions o = {.backend = &b, .device = device_model_cpu(), .nthreads = 1};
     Plan *p = NULL;
     assert_int_equal(plan_make(a, g, &o, &p, &d), ST_UNSUPPORTED);
     assert_non_null(strstr(d.text, "no kernel for gelu"));
@@ -242,7 +264,7 @@ static void test_failing_start(void **state) {
         Arena *a = arena_new();
         Diag d = {0};
         Graph *g = program(a, 3, false, &d);
-        PlanOptions o = {&b, device_model_cpu(), 1};
+        PlanOptions o = {.backend = &b, .device = device_model_cpu(), .nthreads = 1};
         Plan *p = NULL;
         Runtime *rt = NULL;
         assert_int_equal(plan_make(a, g, &o, &p, &d), ST_OK);

@@ -44,7 +44,8 @@ int args_parse(const Usage *u, int argc, char **argv, const char **rest, int max
             args_help(u, stdout);
             return -2;
         }
-        if (strncmp(a, "--", 2)) {
+        bool letter = a[0] == '-' && a[1] && !a[2] && find_option(u, a, 2);  // -o
+        if (strncmp(a, "--", 2) && !letter) {
             if (n == max) {
                 fprintf(stderr, "%s: one argument too many: \"%s\" (see %s --help)\n", u->command, a, u->command);
                 return -1;

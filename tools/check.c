@@ -16,7 +16,7 @@ static void print_number(const char *name, double v) {
 static void show_notes(const ImportReport *r) { print_import_notes("autosp check", r); }
 
 int command_check(int argc, char **argv) {
-    CommonArgs c = COMMON_DEFAULTS;
+    CommonArgs c = RUN_DEFAULTS;
     CheckOptions o = {.lr = 1e-3, .adamw_steps = 5, .notes = show_notes};
     int64_t steps = 5;
     RuntimeArgs run = {0};

@@ -36,7 +36,7 @@ int command_dump(int argc, char **argv) {
         {"--seq", OPT_INT, &c.seq, "S", "sequence length (default: the archive's example)"},
         {"--after", OPT_TEXT, &after, "PASS",
          "import, canonicalize, hold, experts, mask, head, precision, grad, simplify, head_join, update, shard, epilogue, "
-         "recompute, fuse, narrow, schedule"},
+         "recompute, fuse, narrow, groups, remat, schedule, offload, tile, state"},
         {"--no-update", OPT_FLAG, &no_update, NULL, "leave the optimizer out"},
         {"--clip", OPT_FLOAT, &clip, "N", "clip the gradient's norm, as train does (default 0: off)"},
         {"--fuse-rows", OPT_FLAG, &fuse_rows, NULL, "fuse as for a backend that takes views, rows and column sums (CUDA)"},

@@ -16,13 +16,14 @@ static const struct {
     {"plan", command_plan, "what a step will take: memory to the byte, time, every collective and why"},
     {"check", command_check, "prove that the compiled program equals the original"},
     {"dump", command_dump, "print the graph after a pass"},
+    {"calibrate", command_calibrate, "measure this machine for predictions of time"},
 };
 
 static void help(FILE *f) {
     fprintf(f, "usage: autosp COMMAND ...   (autosp COMMAND --help says more)\n\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(f, "  %-8s %s\n", commands[i].name, commands[i].about);
-    fprintf(f, "  %-8s %s\n", "--version", "the version and what it was built with");
+        fprintf(f, "  %-9s %s\n", commands[i].name, commands[i].about);
+    fprintf(f, "  %-9s %s\n", "--version", "the version and what it was built with");
     fprintf(f,
             "\nAutoSP compiles a training program exported from PyTorch (torch.export, .pt2) for one device into one that runs\n"
             "sequence-parallel on any number of ranks, and proves it equal to the original. See README.md and docs/.\n");

@@ -58,7 +58,7 @@ static int gather_data(int argc, char **argv, const char **file, char **rest) {
 }
 
 int command_train(int argc, char **argv) {
-    CommonArgs c = COMMON_DEFAULTS;
+    CommonArgs c = RUN_DEFAULTS;
     TrainOptions o = {.lr = 3e-4, .warmup = -1, .min_lr = 0.1, .out = "out", .data.doc_token = -1, .stop = &stop_requested};
     AdamWOptions adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
     const char *format = "auto", *ignored = NULL;
@@ -86,7 +86,7 @@ int command_train(int argc, char **argv) {
         {"--resume", OPT_FLAG, &o.resume, NULL, "continue what --out holds"},
         {"--no-save", OPT_FLAG, &no_save, NULL, "save nothing (benchmarks)"},
         {"--profile", OPT_FLAG, &o.profile, NULL,
-         "with --device cuda: time the last step kernel by kernel: a table, and OUT/trace.json for Perfetto"},
+         "time the last step kernel by kernel, beside what was predicted: a table, and OUT/trace.json for Perfetto"},
         {"--quiet", OPT_FLAG, &quiet, NULL, "do not print the plan first"},
         RUNTIME_OPTIONS(run),
         COMMON_OPTIONS(c),

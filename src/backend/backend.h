@@ -32,6 +32,8 @@ typedef struct BoxCopy {
     Reduce reduce;         // RED_NONE: overwrite
 } BoxCopy;
 
+typedef enum CopyDirection { COPY_TO_HOST, COPY_TO_DEVICE, COPY_DIRECTIONS } CopyDirection;
+
 // A device with memory of its own. All calls for one Device come from one thread at a time; launches are asynchronous and in
 // order.
 typedef struct DeviceApi {
@@ -53,6 +55,15 @@ typedef struct DeviceApi {
     Status (*copy)(Device *dev, void *dst, const void *src, size_t nbytes, Diag *d);       // device to device, peers included
     Status (*fill)(Device *dev, void *dst, DType t, int64_t n, double value, Diag *d);
     Status (*copy_box)(Device *dev, const BoxCopy *b, Diag *d);
+    // Host memory that copies beside the kernels reach, for as long as the device is open. host_free waits for what is being copied.
+    Status (*host_alloc)(Device *dev, size_t nbytes, void **out, Diag *d);
+    void (*host_free)(Device *dev, void *p, size_t nbytes);
+    // Once everything launched so far has run, copies on the stream of its direction: copies of one direction run one after the other, beside
+    // the kernels launched later. `slot` (0, 1, ...) names the copy until the step ends.
+    Status (*copy_start)(Device *dev, CopyDirection to, void *dst, const void *src, size_t nbytes, int slot, Diag *d);
+    Status (*copy_wait)(Device *dev, int slot, Diag *d);  // what is launched from here on runs once that copy is complete
+    // Seconds from mark 0 to when that copy began and ended; after finish.
+    Status (*copy_times)(Device *dev, int slot, double *begin, double *end, Diag *d);
     // The launches between capture_begin and capture_end are recorded instead of run; replay runs them again. NULL: it
     // cannot record.
     Status (*capture_begin)(Device *dev, Diag *d);
@@ -87,5 +98,8 @@ typedef struct Backend {
     Pool *(*pool_new)(int nthreads);  // nthreads >= 1, the caller's thread included; NULL on a device
     void (*pool_free)(Pool *p);
     const DeviceApi *device;          // NULL: kernels run on host memory
+    // Which of its attention kernels takes this node, by the name that device models have it under (plan/device.h); data pointers
+    // unset, no device is needed. NULL: there is one.
+    const char *(*attention_kernel)(const Node *n, const Operand *in, const Operand *out);
 } Backend;
 extern const Backend backend_cpu;

@@ -47,3 +47,10 @@ _Noreturn void check_failed(const char *file, int line, const char *cond, const 
     fprintf(stderr, "\n  This is a bug in AutoSP; please report it with the command line and the archive.\n");
     abort();
 }
+
+BytesText bytes_text(double nbytes) {
+    BytesText t;
+    double unit = nbytes >= 1e12 ? 1e12 : nbytes >= 1e9 ? 1e9 : nbytes >= 1e6 ? 1e6 : 1e3;
+    snprintf(t.s, sizeof t.s, "%.2f %s", nbytes / unit, unit == 1e12 ? "TB" : unit == 1e9 ? "GB" : unit == 1e6 ? "MB" : "kB");
+    return t;
+}

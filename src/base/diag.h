@@ -29,6 +29,12 @@ Status diag_error(Diag *d, Status s, const char *fmt, ...) __attribute__((format
 // Puts "where: " in front of an error on its way out; returns d->status. Does nothing if there is no error.
 Status diag_where(Diag *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void diag_clear(Diag *d);
+
+// A number of bytes for people: bytes_text(x).s is "61.28 GB", "558.89 MB", "12.30 kB".
+typedef struct BytesText {
+    char s[24];
+} BytesText;
+BytesText bytes_text(double nbytes);
 const char *status_name(Status s);
 
 #define TRY(expr)                        \

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "backend/backend.h"
+#include "plan/memo.h"
 
 Status compute_from_name(const char *name, DType *out, Diag *d) {
     *out = !name ? COMPUTE_AS_ARCHIVE : !strcmp(name, "bf16") ? DT_BF16 : DT_F32;
@@ -28,7 +29,9 @@ static Status run_schedule(PassContext *c, Graph *in, Graph **out, Diag *d) {
 
 static bool if_routing(const CompileOptions *o) { return o->routing != ROUTING_FREE; }
 static bool if_update(const CompileOptions *o) { return o->update; }
+static bool if_state(const CompileOptions *o) { return o->update && o->offload_state; }
 static bool if_fuse(const CompileOptions *o) { return !o->no_fuse; }
+static bool if_chunked(const CompileOptions *o) { return !o->whole_logits; }
 static bool if_bf16(const CompileOptions *o) { return o->compute == DT_BF16; }
 
 typedef struct PassEntry {
@@ -43,18 +46,23 @@ static const PassEntry passes[] = {
     {"hold",         pass_hold,         if_routing},  // a router's choices shown or held
     {"experts",      pass_experts,      NULL},        // mixtures of experts become token-wise
     {"mask",         pass_mask,         NULL},        // attention with predicates
-    {"head",         pass_head,         NULL},        // logits with their cross-entropy
+    {"head",         pass_head,         if_chunked},       // logits with their cross-entropy
     {"precision",    pass_precision,    if_bf16},     // operands of products and of attention in bf16
     {"grad",         pass_grad,         NULL},        // the backward, on the global graph
     {"simplify",     pass_canonicalize, NULL},        // once more, over the joint graph
-    {"head_join",    pass_head_join,    NULL},        // ... with their gradients
+    {"head_join",    pass_head_join,    if_chunked},       // ... with their gradients
     {"update",       pass_update,       if_update},   // clipping and AdamW
     {"shard",        pass_shard,        NULL},        // placements and reshards
     {"epilogue",     pass_epilogue,     NULL},        // sums into products
     {"recompute",    pass_recompute,    if_fuse},     // what kernels of the backward can compute themselves is not kept
     {"fuse",         pass_fuse,         if_fuse},     // pointwise groups
     {"narrow",       pass_narrow,       if_bf16},     // activations in bf16 in memory
+    {"groups",       pass_groups,       NULL},        // attention's heads in groups
+    {"remat",        pass_remat,        NULL},        // what the backward needs: kept, or computed again
     {"schedule",     run_schedule,      NULL},        // an order
+    {"offload",      pass_offload,      NULL},        // what is kept: on the device, or on the host for a while
+    {"tile",         pass_tile,         NULL},        // token-wise kernels chunk by chunk
+    {"state",        pass_state,        if_state},    // the optimizer's state in host memory
 };
 // clang-format on
 enum { NPASS = sizeof passes / sizeof *passes };
@@ -93,7 +101,10 @@ static int default_threads(int nranks) {
 
 static const Backend *backend_of(const CompileOptions *o) { return o->backend ? o->backend : &backend_cpu; }
 const DeviceModel *compile_device_model(const CompileOptions *o) {
-    return o->device ? o->device : backend_of(o)->device ? device_model_h100() : device_model_cpu();
+    if (o->device) return o->device;
+    if (!backend_of(o)->device) return device_model_cpu();
+    const DeviceModel *here = device_model_here();
+    return here ? here : device_model_h100();
 }
 
 // The CPU has no bf16: a graph that is asked for in it is shown as a device gets it.
@@ -102,64 +113,173 @@ static unsigned features_of(const CompileOptions *o) {
     return o->compute == DT_BF16 ? f | BACKEND_BF16 | BACKEND_FUSE_ROWS | BACKEND_EPILOGUE : f;
 }
 
+static int threads_of(const CompileOptions *o) {
+    return backend_of(o)->device ? 1 : o->nthreads > 0 ? o->nthreads : default_threads(o->nranks);
+}
+
 static double default_square_limit(void) {
     double ram = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
     return ram / 8;
 }
 
-static Status run_passes(Graph **g, const CompileOptions *o, Compiled *out, Arena *scratch, bool *stopped, Diag *d) {
-    PassContext c = {.scratch = scratch,
-                     .nranks = o->nranks,
-                     .attention = o->attention,
-                     .strategies = o->strategies,
-                     .nstrategies = o->nstrategies,
-                     .device = compile_device_model(o),
-                     .features = features_of(o),
-                     .adamw = &o->adamw,
-                     .routing = o->routing,
-                     .compute = o->compute,
-                     .max_documents = o->max_documents,
-                     .report = &out->shard};
-    c.square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit();
-    TRY(after_pass(o, *g, "import", d));
-    *stopped = o->stop_after && !strcmp(o->stop_after, "import");
-    for (int i = 0; i < NPASS && !*stopped; i++) {
-        const PassEntry *p = &passes[i];
-        bool skip = p->when && !p->when(o);
-        if (!skip) {
-            Graph *next = NULL;
-            Status st = p->run(&c, *g, &next, d);
-            if (next && next != *g) {
-                graph_free_vecs(*g);
-                *g = out->graph = next;
-            }
-            TRY(st);
-            TRY(after_pass(o, *g, p->name, d));
+// A compilation on its way through the passes.
+typedef struct Run {
+    const CompileOptions *o;
+    Compiled *out;
+    PassContext c;
+    PlanOptions plan;
+    const Graph *kept;       // is needed again: not to be freed when a pass replaces it
+    bool stopped;
+    Diag *d;
+} Run;
+
+static void begin_run(Run *r) {
+    const CompileOptions *o = r->o;
+    r->plan = (PlanOptions){.backend = backend_of(o), .device = compile_device_model(o), .nthreads = threads_of(o), .memo = kernel_memo_new()};
+    r->c = (PassContext){.scratch = arena_new(),
+                         .nranks = o->nranks,
+                         .attention = o->attention,
+                         .strategies = o->strategies,
+                         .nstrategies = o->nstrategies,
+                         .device = r->plan.device,
+                         .features = features_of(o),
+                         .adamw = &o->adamw,
+                         .routing = o->routing,
+                         .compute = o->compute,
+                         .max_documents = o->max_documents,
+                         .square_limit_nbytes = o->square_limit_nbytes > 0 ? o->square_limit_nbytes : default_square_limit(),
+                         .report = &r->out->shard,
+                         .plan = &r->plan,
+                         .tile.align = backend_of(o)->device && o->memory.tile_align < 16 ? 16 : max_i64(o->memory.tile_align, 1),
+                         .memory = o->memory,
+                         .choice = &r->out->memory};
+    CHECK(r->c.scratch != NULL, "out of memory");
+}
+
+static Status run_pass(Run *r, const PassEntry *p) {
+    Graph *g = r->out->graph, *next = NULL;
+    if (!p->when || p->when(r->o)) {
+        Status st = p->run(&r->c, g, &next, r->d);
+        if (next && next != g) {
+            if (g != r->kept) graph_free_vecs(g);
+            r->out->graph = next;
         }
-        *stopped = o->stop_after && !strcmp(o->stop_after, p->name);
+        TRY(st);
+        TRY(after_pass(r->o, r->out->graph, p->name, r->d));
     }
+    r->stopped = r->o->stop_after && !strcmp(r->o->stop_after, p->name);
     return ST_OK;
+}
+
+static Status run_passes(Run *r, int from, int to) {
+    for (int i = from; i < to && !r->stopped; i++) TRY(run_pass(r, &passes[i]));
+    return ST_OK;
+}
+
+static int pass_index(const char *name) {
+    int i = 0;
+    while (i < NPASS && strcmp(passes[i].name, name)) i++;
+    return i;
+}
+
+int64_t plan_device_nbytes(const Plan *p, const DeviceModel *m) {
+    int64_t most = 0;
+    for (int k = 0; k < p->nmade; k++) {
+        int64_t tables = (int64_t)(device_beside_nbytes(m, p->rank[k].host_nbytes) - device_beside_nbytes(m, 0));
+        most = max_i64(most, p->rank[k].arena_nbytes + tables);
+    }
+    return most;
+}
+
+static Status refuse(const Run *r, int64_t least) {
+    const MemoryOptions *m = &r->o->memory;
+    const Graph *g = r->out->graph;
+    bool freely = m->remat == REMAT_AUTO && m->tile_rows == TILE_AUTO;
+    return diag_error(r->d, ST_MEMORY,
+                      "%s at sequence length %lld on %d rank%s does not fit: the budget of each rank is %s, the least found is %s (--budget "
+                      "%lld would do)%s%s; more ranks or a shorter sequence help too",
+                      g->name, (long long)g->seq, r->o->nranks, r->o->nranks == 1 ? "" : "s", bytes_text((double)m->budget_nbytes).s,
+                      bytes_text((double)least).s, (long long)least, freely ? "" : "; --remat auto and --tile auto need less",
+                      m->offload ? "" : "; --offload on needs less");
+}
+
+static int64_t largest_host(const Plan *p) {
+    int64_t most = 0;
+    for (int k = 0; k < p->nmade; k++) most = max_i64(most, p->rank[k].host_nbytes);
+    return most;
+}
+
+// With the optimizer's state on the host: what that takes of the host's memory is not for anything else.
+static Status begin_state(Run *r) {
+    MemoryOptions *m = &r->c.memory;
+    if (!if_state(r->o)) return ST_OK;
+    const Graph *g = r->out->graph;
+    int64_t nbytes = plan_host_state(g, r->c.scratch, ARENA_ARRAY(r->c.scratch, bool, g->values.len + 1));
+    r->plan.state_on_host = true;
+    if (m->budget_nbytes > 0 && nbytes > m->host_nbytes)
+        return diag_error(r->d, ST_MEMORY, "%s on %d rank%s: the optimizer's state takes %s of host memory for each rank, the budget is %s (--host-budget)",
+                          g->name, r->o->nranks, r->o->nranks == 1 ? "" : "s", bytes_text((double)nbytes).s, bytes_text((double)m->host_nbytes).s);
+    if (m->host_nbytes < INT64_MAX) m->host_nbytes -= nbytes;
+    return ST_OK;
+}
+
+static Status plan_once(Run *r, Graph *kernels) {
+    if (r->out->graph != kernels) graph_free_vecs(r->out->graph);
+    r->out->graph = kernels;
+    TRY(run_passes(r, pass_index("remat"), NPASS));
+    if (r->stopped) return ST_OK;
+    r->out->ntry++;
+    if (r->o->sketch > 0 && r->o->nranks > r->o->sketch) {
+        int *rank = ARENA_ARRAY(r->out->arena, int, 3), n = plan_telling_ranks(r->out->graph, rank);
+        return plan_make_some(r->out->arena, r->out->graph, &r->plan, n, rank, &r->out->plan, r->d);
+    }
+    return plan_make(r->out->arena, r->out->graph, &r->plan, &r->out->plan, r->d);
+}
+
+// The passes from remat on and the plan. What they count is the sum of live bytes; the plan's peak is a little more, so where that
+// exceeds the budget they aim lower once more, in the end for the least there is.
+enum { BUDGET_TRIES = 5 };
+static Status plan_under_budget(Run *r) {
+    int64_t budget = r->o->memory.budget_nbytes, *aim = &r->c.memory.budget_nbytes;
+    Graph *kernels = r->out->graph;
+    r->kept = kernels;
+    if (r->o->least) *aim = 1;
+    TRY(begin_state(r));
+    Status st = plan_once(r, kernels);
+    for (int k = 1; st == ST_OK && !r->stopped && !r->o->least && budget > 0; k++) {
+        int64_t peak = plan_device_nbytes(r->out->plan, r->plan.device), over = peak - budget;
+        if (over <= 0) break;
+        if (*aim == 1) {
+            st = refuse(r, peak);
+            break;
+        }
+        bool fitted = r->out->memory.peak_nbytes <= *aim;
+        *aim -= over + over / 8 + BUFFER_ALIGN;
+        if (!fitted || *aim < 1 || k == BUDGET_TRIES) *aim = 1;
+        st = plan_once(r, kernels);
+    }
+    if (st == ST_OK && !r->stopped && budget > 0 && largest_host(r->out->plan) > r->o->memory.host_nbytes)
+        st = diag_error(r->d, ST_MEMORY, "the plan takes %s of host memory for each rank, the budget is %s (--host-budget)",
+                        bytes_text((double)largest_host(r->out->plan)).s, bytes_text((double)r->o->memory.host_nbytes).s);
+    if (r->out->graph != kernels) graph_free_vecs(kernels);
+    return st;
 }
 
 Status compile_graph(Arena *a, Graph *g, const CompileOptions *o, Compiled *out, Diag *d) {
     double start = now();
     CHECK(o->compute != COMPUTE_AS_ARCHIVE, "a graph has no archive: say what it computes in");
-    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o)};
+    *out = (Compiled){.arena = a, .graph = g, .import = out->import, .compute = o->compute, .device = compile_device_model(o), .options = o->memory};
     if (o->nranks < 1) return diag_error(d, ST_INPUT, "%d ranks: there must be at least one", o->nranks);
     if (o->nranks > 65536) return diag_error(d, ST_INPUT, "%d ranks: the limit is 65536", o->nranks);
     g->layouts = layouts_new(a, o->nranks);  // nothing is placed before the shard pass
-    Arena *scratch = arena_new();
-    bool stopped = false;
-    Status st = run_passes(&g, o, out, scratch, &stopped, d);
-    arena_free(scratch);
-    if (st == ST_OK && !stopped) {
-        PlanOptions po = {.backend = backend_of(o),
-                          .device = compile_device_model(o),
-                          .nthreads = backend_of(o)->device ? 1
-                                      : o->nthreads > 0     ? o->nthreads
-                                                            : default_threads(o->nranks)};
-        st = plan_make(a, g, &po, &out->plan, d);
-    }
+    Run r = {.o = o, .out = out, .d = d};
+    begin_run(&r);
+    Status st = after_pass(o, g, "import", d);
+    r.stopped = o->stop_after && !strcmp(o->stop_after, "import");
+    if (st == ST_OK) st = run_passes(&r, 0, pass_index("remat"));
+    if (st == ST_OK && !r.stopped) st = plan_under_budget(&r);
+    arena_free(r.c.scratch);
+    kernel_memo_free(r.plan.memo);
     out->seconds += now() - start;
     return st;
 }
@@ -175,7 +295,7 @@ static DType compute_of_archive(const CompileOptions *o, const Graph *g) {
     return 2 * half > all && (backend_of(o)->features & BACKEND_BF16) ? DT_BF16 : DT_F32;
 }
 
-Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
+static Status compile_from(const Archive *ar, const CompileOptions *options, Compiled *out, Diag *d) {
     CompileOptions copy = *options, *o = &copy;
     double start = now();
     *out = (Compiled){0};
@@ -183,7 +303,8 @@ Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
     if (!a) return diag_error(d, ST_MEMORY, "out of memory");
     out->arena = a;
     Graph *g = NULL;
-    TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
+    if (ar) TRY(import_bind(a, ar, &o->import, &g, &out->import, d));
+    else TRY(import_pt2(a, o->path, &o->import, &g, &out->import, d));
     out->graph = g;
     if (o->compute == COMPUTE_AS_ARCHIVE) o->compute = compute_of_archive(o, g);
     if (o->compute != DT_BF16 && out->import.narrowed)
@@ -193,6 +314,9 @@ Status compile_file(const CompileOptions *options, Compiled *out, Diag *d) {
     out->seconds += imported;
     return st;
 }
+
+Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(NULL, o, out, d); }
+Status compile_archive(const Archive *ar, const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(ar, o, out, d); }
 
 void compiled_free(Compiled *c) {
     if (c->graph) graph_free_vecs(c->graph);

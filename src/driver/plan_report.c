@@ -1,5 +1,7 @@
 #include "driver/plan_report.h"
 
+#include "driver/explain.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
@@ -14,11 +16,6 @@ typedef struct Collective {  // one reshard, or a group of alike ones
 typedef struct Collectives {
     VEC(Collective) item;
 } Collectives;
-
-static const char *phase_name(Phase p) {
-    static const char *const name[] = {"forward", "backward", "update"};
-    return name[p];
-}
 
 // Layers repeat: every distinct move is reckoned once (its pieces are quadratic in the number of ranks).
 typedef struct Sent {
@@ -84,18 +81,11 @@ static void collect(const Compiled *c, bool group, Collectives *out) {
 
 // ---- text -----------------------------------------------------------------------------------------------------------------
 
-static void print_bytes(FILE *f, double v, int width) {
-    if (v >= 1e9)
-        fprintf(f, "%*.2f GB", width, v / 1e9);
-    else if (v >= 1e6)
-        fprintf(f, "%*.2f MB", width, v / 1e6);
-    else
-        fprintf(f, "%*.2f kB", width, v / 1e3);
-}
+static void print_bytes(FILE *f, double v, int width) { fprintf(f, "%*s", width ? width + 3 : 0, bytes_text(v).s); }
 
 static double largest_arena(const Plan *p) {
     int64_t most = 0;
-    for (int r = 0; r < p->nranks; r++) most = max_i64(most, p->rank[r].arena_nbytes);
+    for (int r = 0; r < p->nmade; r++) most = max_i64(most, p->rank[r].arena_nbytes);
     return (double)most;
 }
 
@@ -103,9 +93,9 @@ static double largest_arena(const Plan *p) {
 static void print_device_memory(FILE *f, const Compiled *c) {
     const DeviceModel *m = c->device;
     if (!c->plan->backend->device) return;
-    double need = largest_arena(c->plan) + m->context_nbytes;
+    double beside = device_beside_nbytes(m, plan_host_nbytes(c)), need = largest_arena(c->plan) + beside;
     fprintf(f, "  and about ");
-    print_bytes(f, m->context_nbytes, 0);
+    print_bytes(f, beside, 0);
     fprintf(f, " for the device's context and libraries; ");
     if (m->mem_nbytes > 0 && need <= m->mem_nbytes) {
         fprintf(f, "fits in the ");
@@ -124,32 +114,91 @@ static void print_device_memory(FILE *f, const Compiled *c) {
     }
 }
 
+// What was decided about memory, where there was something to decide.
+static void print_choice(FILE *f, const Compiled *c) {
+    const MemoryChoice *x = &c->memory;
+    const MemoryOptions *m = &c->options;
+    if (m->budget_nbytes <= 0 && m->remat != REMAT_LAYER && x->tile_rows == 0) return;
+    fprintf(f, "\nmemory decisions (--remat %s, --offload %s", remat_mode_name(m->remat), m->offload ? "on" : "off");
+    if (m->budget_nbytes > 0) fprintf(f, ", budget "), print_bytes(f, (double)m->budget_nbytes, 0);
+    fprintf(f, "; %d candidates)\n  the backward needs ", x->ntrial);
+    print_bytes(f, x->needed_nbytes, 0);
+    fprintf(f, " in %" PRId64 " values: keeps ", x->nneeded);
+    print_bytes(f, x->kept_nbytes, 0);
+    if (x->noffload) {
+        fprintf(f, ", of these ");
+        print_bytes(f, x->offload_nbytes, 0);
+        fprintf(f, " in %" PRId64 " values wait on the host", x->noffload);
+    }
+    fprintf(f, "; computes %" PRId64 " again in %.4f s\n", x->nagain, x->again_seconds);
+    if (x->tile_rows) fprintf(f, "  token-wise kernels run over at most %" PRId64 " tokens at a time\n", x->tile_rows);
+    else fprintf(f, "  nothing is tiled\n");
+}
+
+static void print_host_memory(FILE *f, const Plan *p) {
+    int64_t all = 0;
+    for (int r = 0; r < p->nranks; r++) all += p->rank[r].host_nbytes;
+    fprintf(f, "  host memory beside it, for what is offloaded: ");
+    print_bytes(f, (double)p->rank[0].host_nbytes, 0);
+    fprintf(f, " on rank 0 (lower bound ");
+    print_bytes(f, (double)p->rank[0].host_lower_bound_nbytes, 0);
+    fprintf(f, "), ");
+    print_bytes(f, (double)all, 0);
+    fprintf(f, " for all ranks\n");
+}
+
 static void print_ranks(FILE *f, const Compiled *c) {
     const Plan *p = c->plan;
     fprintf(f, "\nmemory per rank (one arena, allocated once; the peak is what is allocated)\n  rank ");
-    for (int k = 0; k < BUF_KIND_COUNT; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
-    fprintf(f, " %13s %13s\n", "peak", "bytes");
-    for (int r = 0; r < p->nranks; r++) {
+    bool host = false;
+    for (int r = 0; r < p->nmade; r++) host |= p->rank[r].host_nbytes > 0;
+    for (int k = 0; k < BUF_HOST; k++) fprintf(f, " %13s", buffer_kind_name((BufferKind)k));
+    fprintf(f, " %13s %13s%s\n", "peak", "bytes", host ? "  host bytes" : "");
+    for (int r = 0; r < p->nmade; r++) {
         const RankPlan *x = &p->rank[r];
-        fprintf(f, "  %4d ", r);
-        for (int k = 0; k < BUF_KIND_COUNT; k++) {
+        fprintf(f, "  %4d ", x->rank);
+        for (int k = 0; k < BUF_HOST; k++) {
             fprintf(f, " ");
             print_bytes(f, (double)x->nbytes_by_kind[k], 10);
         }
         fprintf(f, " ");
         print_bytes(f, (double)x->arena_nbytes, 10);
-        fprintf(f, " %13" PRId64 "\n", x->arena_nbytes);
+        fprintf(f, " %13" PRId64, x->arena_nbytes);
+        if (host) fprintf(f, " %11" PRId64, x->host_nbytes);
+        fprintf(f, "\n");
     }
+    if (p->nmade < p->nranks)
+        fprintf(f, "  (of %d ranks, those that tell: the first, the fullest, the last; the others lie between)\n", p->nranks);
     fprintf(f, "  (by kind: alive at the peak step; the lower bound, the largest sum of live bytes, is ");
     print_bytes(f, (double)p->rank[0].lower_bound_nbytes, 0);
     fprintf(f, " on rank 0)\n");
+    if (host) print_host_memory(f, p);
     print_device_memory(f, c);
+    print_choice(f, c);
     fprintf(f, "\nwork per rank and step\n  rank    GFLOP   predicted s   sent to others\n");
-    for (int r = 0; r < p->nranks; r++) {
-        fprintf(f, "  %4d %8.2f %13.4f     ", r, p->rank[r].flops / 1e9, p->rank[r].seconds);
+    for (int r = 0; r < p->nmade; r++) {
+        fprintf(f, "  %4d %8.2f %13.4f     ", p->rank[r].rank, p->rank[r].flops / 1e9, p->rank[r].seconds);
         print_bytes(f, p->rank[r].comm_nbytes, 10);
         fprintf(f, "\n");
     }
+}
+
+// Where the predicted seconds of rank 0 go.
+static void print_groups(FILE *f, const Compiled *c, bool every) {
+    StepGroup group[STEP_GROUPS];
+    char name[STEP_GROUP_NAME];
+    int n = plan_groups(c->plan, 0, NULL, group), most = every || n < 8 ? n : 8;
+    const DeviceModel *m = c->device;
+    double rest = 0;
+    fprintf(f, "\npredicted time on rank 0, by kind of kernel\n  device model %s: %s\n  its numbers: %s\n", m->name, m->about,
+            m->source);
+    if (m->runs) fprintf(f, "  %s\n", m->runs);
+    for (int i = 0; i < n; i++) {
+        const StepGroup *g = &group[i];
+        if (i < most) fprintf(f, "  %-28s %6" PRId64 " %11.3f ms\n", step_group_name(g, name), g->count, 1e3 * g->predicted);
+        else rest += g->predicted;
+    }
+    if (most < n) fprintf(f, "  %-28s %6d %11.3f ms (--all lists them)\n", "other kinds", n - most, 1e3 * rest);
 }
 
 static bool same_attention(const AttentionReport *a, const AttentionReport *b) {
@@ -224,6 +273,13 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
             p->nranks, p->nranks == 1 ? "" : "s", p->nthreads, p->nthreads == 1 ? "" : "s", compute_name(c), p->backend->name,
             g->nodes.len, c->seconds, p->hash);
     print_ranks(f, c);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    explain_text(f, c, &e, every);
+    arena_free(a);
+    print_groups(f, c, every);
     print_attention(f, c);
     print_collectives(f, c, every);
     if (c->shard.gathered.len) fprintf(f, "\ncomputed whole on every rank\n");
@@ -240,10 +296,11 @@ void plan_report_text(FILE *f, const Compiled *c, bool every) {
 
 static json_t *rank_json(const RankPlan *x) {
     json_t *kinds = json_object();
-    for (int k = 0; k < BUF_KIND_COUNT; k++)
+    for (int k = 0; k < BUF_HOST; k++)
         json_object_set_new(kinds, buffer_kind_name((BufferKind)k), json_integer((json_int_t)x->nbytes_by_kind[k]));
-    return json_pack("{s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "peak_nbytes", (json_int_t)x->arena_nbytes, "lower_bound_nbytes",
-                     (json_int_t)x->lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
+    return json_pack("{s:i, s:I, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:i}", "rank", x->rank, "peak_nbytes", (json_int_t)x->arena_nbytes,
+                     "lower_bound_nbytes", (json_int_t)x->lower_bound_nbytes, "host_nbytes", (json_int_t)x->host_nbytes, "host_lower_bound_nbytes",
+                     (json_int_t)x->host_lower_bound_nbytes, "nbytes_by_kind_at_peak", kinds, "flops", x->flops, "predicted_seconds",
                      x->seconds, "sent_nbytes", x->comm_nbytes, "steps", x->nstep);
 }
 
@@ -260,7 +317,7 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
     const Plan *p = c->plan;
     json_t *ranks = json_array(), *attention = json_array(), *coll = json_array(), *gathered = json_array(),
            *square = json_array(), *logits = json_array();
-    for (int r = 0; r < p->nranks; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
+    for (int r = 0; r < p->nmade; r++) json_array_append_new(ranks, rank_json(&p->rank[r]));
     for (int64_t i = 0; i < c->shard.attention.len; i++)
         json_array_append_new(attention, attention_json(&c->shard.attention.data[i]));
     Collectives list = {0};
@@ -271,21 +328,29 @@ Status plan_report_json(FILE *f, const Compiled *c, Diag *d) {
             coll, json_pack("{s:s, s:s, s:f, s:s}", "phase", x->phase, "kind", x->name, "sent_nbytes", x->nbytes, "why", x->why));
     }
     vec_free(&list.item);
+    Arena *a = arena_new();
+    CHECK(a != NULL, "out of memory");
+    Explanation e;
+    explain(c, a, &e);
+    json_t *explained = explain_json(c, &e);
+    arena_free(a);
     for (int64_t i = 0; i < c->shard.gathered.len; i++) json_array_append_new(gathered, json_string(c->shard.gathered.data[i]));
     for (int64_t i = 0; i < c->shard.square.len; i++) json_array_append_new(square, json_string(c->shard.square.data[i]));
     for (int64_t i = 0; i < c->shard.logits.len; i++) json_array_append_new(logits, json_string(c->shard.logits.data[i]));
     char hash[32];
     snprintf(hash, sizeof hash, "%016" PRIx64, p->hash);
     bool own = p->backend->device != NULL;
-    double need = largest_arena(p) + c->device->context_nbytes;
-    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", c->device->context_nbytes,
+    double beside = device_beside_nbytes(c->device, plan_host_nbytes(c)), need = largest_arena(p) + beside;
+    json_t *device = own ? json_pack("{s:s, s:f, s:f, s:b}", "name", c->device->name, "context_nbytes", beside,
                                      "memory_nbytes", c->device->mem_nbytes, "fits", (int)(need <= c->device->mem_nbytes))
                          : json_null();
-    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
+    json_t *model = json_pack("{s:s, s:s, s:s, s:b, s:s?}", "name", c->device->name, "about", c->device->about, "source",
+                              c->device->source, "measured", (int)c->device->measured, "runs", c->device->runs);
+    json_t *top = json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:s, s:o, s:o, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "program",
                             c->graph->name, "batch", (json_int_t)c->graph->batch, "seq", (json_int_t)c->graph->seq, "ranks",
                             p->nranks, "threads", p->nthreads, "dtype", compute_name(c), "backend", p->backend->name, "device",
-                            device, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
-                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits);
+                            device, "device_model", model, "hash", hash, "compile_seconds", c->seconds, "per_rank", ranks, "attention", attention,
+                            "collectives", coll, "computed_whole", gathered, "square_tensors", square, "whole_logits", logits, "explanation", explained);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     int bad = json_dumpf(top, f, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     fputc('\n', f);

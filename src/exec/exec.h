@@ -27,13 +27,18 @@ Status runtime_set_const_inputs(Runtime *r, Diag *d);  // constants into the are
 Status runtime_set_hyper(Runtime *r, const double hyper[3], Diag *d);
 // One step on all ranks. *loss is OUT_LOSS (identical on all ranks).
 Status runtime_step(Runtime *r, int64_t step, double *loss, Diag *d);
-// The same step, timed kernel by kernel on a device: seconds[r][i] is what step i of rank r's plan took; owned by the runtime.
-Status runtime_profile(Runtime *r, int64_t step, double *loss, const double **seconds, Diag *d);
+typedef struct StepTimes {  // of one rank; owned by the runtime
+    const double *seconds;  // [nstep] what each step took of the compute stream: of a wait, how long it waited
+    const double *copies;   // [ncopy][2] when each copy began and ended, since the first step began
+} StepTimes;
+// The same step, timed kernel by kernel on a device: times[r] of rank r's plan.
+Status runtime_profile(Runtime *r, int64_t step, double *loss, StepTimes *times, Diag *d);
 // The whole value of graph output `i`, gathered over ranks, as float64. `data` has its numel.
 Status runtime_get_output(Runtime *r, int i, double *data, Diag *d);
 // Devices: bytes in use on rank 0's device now, by everybody, and how many bytes of arenas the plan has there; false on the CPU.
 bool runtime_device_used(const Runtime *r, double *used, double *planned);
 int64_t runtime_arena_nbytes(const Runtime *r, int rank);  // what was really allocated
+int64_t runtime_host_nbytes(const Runtime *r, int rank);   // the same of the host arena
 
 // The oracle: evaluates the graph's nodes one by one in float64, no plan, no threads, ignoring placements (exec/reference.c).
 // inputs[i], params[i] are whole values as doubles (integers too); out[i] receives graph output i (caller allocates numel doubles).

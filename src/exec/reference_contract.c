@@ -58,7 +58,8 @@ static Status ref_expert_matmul_grad(const RefNode *r, Diag *d) {
     const Shape *sx = ref_in_shape(r, 0), *sg = ref_in_shape(r, 2), *so = ref_out_shape(r, 0);
     int64_t rows = sx->dim[0], K = sx->dim[1], N = sg->dim[1], E = so->dim[0];
     bool trans = node_int_or(r->n, ATTR_TRANS_W, 0) != 0;
-    memset(r->out[0], 0, sizeof(double) * (size_t)shape_numel(so));
+    if (r->n->nin == 4) memcpy(r->out[0], r->in[3], sizeof(double) * (size_t)shape_numel(so));
+    else memset(r->out[0], 0, sizeof(double) * (size_t)shape_numel(so));
     for (int64_t i = 0; i < rows; i++) {
         int64_t e = (int64_t)r->in[1][i];
         if (e < 0 || e >= E) continue;

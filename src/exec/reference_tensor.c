@@ -2,10 +2,17 @@
 #include <math.h>
 #include <string.h>
 #include "exec/reference.h"
+#include "ops/chunk.h"
 
-static Status ref_copy(const RefNode *r, Diag *d) {  // reshape, reshard: the same elements in the same order
+static Status ref_copy(const RefNode *r, Diag *d) {  // reshape, reshard, copies: the same elements in the same order
     (void)d;
     memcpy(r->out[0], r->in[0], sizeof(double) * (size_t)shape_numel(ref_out_shape(r, 0)));
+    return ST_OK;
+}
+
+static Status ref_offload_done(const RefNode *r, Diag *d) {  // the copy, not what it is a copy of
+    (void)d;
+    memcpy(r->out[0], r->in[1], sizeof(double) * (size_t)shape_numel(ref_out_shape(r, 0)));
     return ST_OK;
 }
 
@@ -76,6 +83,37 @@ static Status ref_concat(const RefNode *r, Diag *d) {
     return ST_OK;
 }
 
+// Copies between a part and the whole, interval by interval.
+static void ref_intervals(const Shape *whole, int dim, double *all, double *part, Intervals v, bool gather) {
+    int64_t outer, n, inner, own = 0, at = 0;
+    ref_split(whole, dim, &outer, &n, &inner);
+    for (int i = 0; i < v.n; i++) own += v.at[2 * i + 1] - v.at[2 * i];
+    for (int i = 0; i < v.n; i++)
+        for (int64_t j = v.at[2 * i]; j < v.at[2 * i + 1]; j++, at++)
+            for (int64_t o = 0; o < outer; o++)
+                for (int64_t k = 0; k < inner; k++) {
+                    double *w = &all[(o * n + j) * inner + k], *p = &part[(o * own + at) * inner + k];
+                    if (gather) *p = *w;
+                    else *w = *p;
+                }
+}
+
+static Status ref_part(const RefNode *r, Diag *d) {
+    (void)d;
+    ref_intervals(ref_in_shape(r, 0), (int)node_int(r->n, ATTR_DIM), (double *)r->in[0], r->out[0], part_intervals(r->n), true);
+    return ST_OK;
+}
+
+static Status ref_assemble(const RefNode *r, Diag *d) {
+    (void)d;
+    Intervals v = {0};
+    for (int i = 0; i < r->n->nin; i++) {
+        v = assemble_next(r->n, v);
+        ref_intervals(ref_out_shape(r, 0), (int)node_int(r->n, ATTR_DIM), r->out[0], (double *)r->in[i], v, false);
+    }
+    return ST_OK;
+}
+
 // sum and amax: out starts at the neutral element and takes every input element at its place.
 static Status ref_reduce(const RefNode *r, Diag *d) {
     (void)d;
@@ -128,12 +166,18 @@ static Status ref_cumsum(const RefNode *r, Diag *d) {
 RefFn ref_tensor_fn(OpKind op) {
     switch (op) {
     case OP_RESHAPE:
-    case OP_RESHARD: return ref_copy;
+    case OP_RESHARD:
+    case OP_OFFLOAD:
+    case OP_FETCH:
+    case OP_FETCH_DONE: return ref_copy;
+    case OP_OFFLOAD_DONE: return ref_offload_done;
     case OP_PERMUTE: return ref_permute;
     case OP_BROADCAST: return ref_broadcast;
     case OP_SLICE: return ref_slice;
     case OP_PAD: return ref_pad;
     case OP_CONCAT: return ref_concat;
+    case OP_PART: return ref_part;
+    case OP_ASSEMBLE: return ref_assemble;
     case OP_SUM:
     case OP_AMAX: return ref_reduce;
     case OP_LOGSUMEXP: return ref_logsumexp;

@@ -132,7 +132,9 @@ static _Noreturn void rank_process(Rank *r, int parent) {
     else r->comm->vt->abort(r->comm, r->diag.text);
     finish_command(r->runtime);
     rank_main(r);
+    Comm *c = r->comm;  // the commanding process has one at the same address, and is yet to free it
     rank_close(r);
+    r->comm = c;
     _exit(0);
 }
 
@@ -188,8 +190,9 @@ static Runtime *runtime_alloc(const Plan *p, const RuntimeOptions *o) {
 }
 
 Status runtime_new_with(const Plan *p, const RuntimeOptions *o, Runtime **out, Diag *d) {
-    if (!p->backend->device) TRY(available_check(p, d));
-    else if (!p->backend->device->count && !o->processes) return diag_error(d, ST_UNSUPPORTED, "the %s backend cannot run", p->backend->name);
+    CHECK(p->nmade == p->nranks, "a plan of %d of %d ranks is to look at, not to run", p->nmade, p->nranks);
+    TRY(available_check(p, d));
+    if (p->backend->device && !p->backend->device->count && !o->processes) return diag_error(d, ST_UNSUPPORTED, "the %s backend cannot run", p->backend->name);
     Runtime *rt = runtime_alloc(p, o);
     if (!rt) return diag_error(d, ST_MEMORY, "out of memory for %d ranks", p->nranks);
     rt->run_seed = o->run_seed;
@@ -241,6 +244,7 @@ void runtime_free(Runtime *rt) {
     for (int i = 0; i < rt->plan->nranks; i++) {
         rank_close(&rt->rank[i]);
         free(rt->rank[i].seconds);
+        free(rt->rank[i].copies);
     }
     pthread_mutex_destroy(&rt->lock);
     pthread_cond_destroy(&rt->start);
@@ -249,23 +253,27 @@ void runtime_free(Runtime *rt) {
 }
 
 // ---- a device's memory ------------------------------------------------------------------------------------------------------------
-Status runtime_read(Runtime *rt, int rank, int64_t offset, void *host, int64_t nbytes, Diag *d) {
+Status runtime_read(Runtime *rt, int rank, int32_t buf, void *to, int64_t nbytes, Diag *d) {
     const Rank *r = &rt->rank[rank];
-    if (!rt->options.processes) return runtime_device(rt)->read(r->device, host, r->arena + offset, (size_t)nbytes, d);
+    const Buffer *b = &rt->plan->rank[rank].buffer[buf];
+    if (!rt->options.processes && !b->host) return runtime_device(rt)->read(r->device, to, rank_buffer(r, buf), (size_t)nbytes, d);
+    if (!rt->options.processes && nbytes > 0) return memcpy(to, rank_buffer(r, buf), (size_t)nbytes), ST_OK;
     for (int64_t at = 0; at < nbytes; at += COURIER_NBYTES) {
-        rt->errand = (Errand){rank, offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
+        rt->errand = (Errand){rank, b->host, b->offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
         TRY(command_all(rt, CMD_READ, d));
-        memcpy((char *)host + at, rt->courier, (size_t)rt->errand.nbytes);
+        memcpy((char *)to + at, rt->courier, (size_t)rt->errand.nbytes);
     }
     return ST_OK;
 }
 
-Status runtime_write(Runtime *rt, int rank, int64_t offset, const void *host, int64_t nbytes, Diag *d) {
+Status runtime_write(Runtime *rt, int rank, int32_t buf, const void *from, int64_t nbytes, Diag *d) {
     const Rank *r = &rt->rank[rank];
-    if (!rt->options.processes) return runtime_device(rt)->write(r->device, r->arena + offset, host, (size_t)nbytes, d);
+    const Buffer *b = &rt->plan->rank[rank].buffer[buf];
+    if (!rt->options.processes && !b->host) return runtime_device(rt)->write(r->device, rank_buffer(r, buf), from, (size_t)nbytes, d);
+    if (!rt->options.processes && nbytes > 0) return memcpy(rank_buffer(r, buf), from, (size_t)nbytes), ST_OK;
     for (int64_t at = 0; at < nbytes; at += COURIER_NBYTES) {
-        rt->errand = (Errand){rank, offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
-        memcpy(rt->courier, (const char *)host + at, (size_t)rt->errand.nbytes);
+        rt->errand = (Errand){rank, b->host, b->offset + at, min_i64(COURIER_NBYTES, nbytes - at)};
+        memcpy(rt->courier, (const char *)from + at, (size_t)rt->errand.nbytes);
         TRY(command_all(rt, CMD_WRITE, d));
     }
     return ST_OK;
@@ -281,14 +289,14 @@ Status runtime_step(Runtime *rt, int64_t step, double *loss, Diag *d) {
     return ST_OK;
 }
 
-Status runtime_profile(Runtime *rt, int64_t step, double *loss, const double **seconds, Diag *d) {
-    if (!runtime_device(rt) || rt->options.processes)
-        return diag_error(d, ST_UNSUPPORTED, "profiles are taken on a device, with ranks as threads");
+Status runtime_profile(Runtime *rt, int64_t step, double *loss, StepTimes *times, Diag *d) {
+    if (rt->options.processes) return diag_error(d, ST_UNSUPPORTED, "profiles are taken with ranks as threads");
     for (int i = 0; i < rt->plan->nranks; i++) {
         Rank *r = &rt->rank[i];
         if (!r->seconds) r->seconds = calloc((size_t)rt->plan->rank[i].nstep + 1, sizeof *r->seconds);
-        if (!r->seconds) return diag_error(d, ST_MEMORY, "out of memory for a profile");
-        seconds[i] = r->seconds;
+        if (!r->copies) r->copies = calloc((size_t)rt->plan->rank[i].ncopy + 1, 2 * sizeof *r->copies);
+        if (!r->seconds || !r->copies) return diag_error(d, ST_MEMORY, "out of memory for a profile");
+        times[i] = (StepTimes){r->seconds, r->copies};
     }
     rt->profile = true;
     Status st = runtime_step(rt, step, loss, d);
@@ -308,3 +316,4 @@ bool runtime_device_used(const Runtime *rt, double *used, double *planned) {
 }
 
 int64_t runtime_arena_nbytes(const Runtime *rt, int rank) { return rt->rank[rank].arena_nbytes; }
+int64_t runtime_host_nbytes(const Runtime *rt, int rank) { return rt->rank[rank].host_nbytes; }

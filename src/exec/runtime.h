@@ -12,6 +12,8 @@ typedef struct Rank {
     int index;
     char *arena;             // own: address of the arena (a device address on a device)
     int64_t arena_nbytes;    // as allocated
+    char *host;              // own: address of the host arena
+    int64_t host_nbytes;     // as allocated
     Comm *comm;              // own
     CommMemory comm_memory;  // own
     Pool *pool;              // own; CPU
@@ -23,6 +25,7 @@ typedef struct Rank {
     Operand *operand;        // own: room for the operands of any step
     char handle[64];         // processes: names the arena
     double *seconds;         // [nstep] when profiled: of each step, by the device's clock
+    double *copies;          // [ncopy][2] when profiled: begin and end of each copy, since the first step began
     pthread_t thread;
     bool has_thread;
     int pid;                 // processes; 0: none
@@ -35,7 +38,8 @@ typedef enum Command { CMD_AGREE, CMD_PREPARE, CMD_STEP, CMD_READ, CMD_WRITE, CM
 // process that did could not fork again.
 typedef struct Errand {
     int rank;
-    int64_t offset, nbytes;  // in the arena
+    bool host;               // the host arena
+    int64_t offset, nbytes;  // in that arena
 } Errand;
 enum { COURIER_NBYTES = 8 << 20 };
 struct Runtime {
@@ -58,11 +62,12 @@ struct Runtime {
 
 static inline const DeviceApi *runtime_device(const Runtime *rt) { return rt->plan->backend->device; }
 static inline void *rank_buffer(const Rank *r, int32_t buf) {
-    return r->arena + r->runtime->plan->rank[r->index].buffer[buf].offset;
+    const Buffer *b = &r->runtime->plan->rank[r->index].buffer[buf];
+    return (b->host ? r->host : r->arena) + b->offset;
 }
-// Bytes [offset, offset + nbytes) of a rank's arena on a device, from and to host memory.
-Status runtime_read(Runtime *rt, int rank, int64_t offset, void *host, int64_t nbytes, Diag *d);
-Status runtime_write(Runtime *rt, int rank, int64_t offset, const void *host, int64_t nbytes, Diag *d);
+// A rank's buffer where the backend is a device, from and to memory of the caller's.
+Status runtime_read(Runtime *rt, int rank, int32_t buf, void *to, int64_t nbytes, Diag *d);
+Status runtime_write(Runtime *rt, int rank, int32_t buf, const void *from, int64_t nbytes, Diag *d);
 // In the rank's own thread or process.
 Status rank_open(Rank *r, Diag *d);   // arena, workers or device
 void rank_close(Rank *r);

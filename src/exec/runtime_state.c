@@ -56,32 +56,33 @@ static int64_t operand_nbytes_local(const Operand *o) {
 
 // This rank's part of value v in host memory: the arena itself, or a copy of it that the caller frees.
 static Status local_part(Runtime *rt, ValueId v, int rank, const Operand *o, bool read, char **out, Diag *d) {
-    int32_t buf = rt->plan->rank[rank].value_buf[v];
+    const RankPlan *p = &rt->plan->rank[rank];
+    int32_t buf = p->value_buf[v];
     if (!runtime_device(rt)) {
-        *out = rank_buffer(&rt->rank[rank], buf);
+        *out = (char *)rank_buffer(&rt->rank[rank], buf) + p->value_off[v];
         return ST_OK;
     }
     int64_t nbytes = operand_nbytes_local(o);
     *out = malloc((size_t)max_i64(nbytes, 1));
     if (!*out) return diag_error(d, ST_MEMORY, "out of memory for a copy of %lld bytes", (long long)nbytes);
-    Status st = read ? runtime_read(rt, rank, rt->plan->rank[rank].buffer[buf].offset, *out, nbytes, d) : ST_OK;
+    Status st = read ? runtime_read(rt, rank, buf, *out, nbytes, d) : ST_OK;
     if (st != ST_OK) free(*out);
     return st;
 }
 
 static Status transfer(Runtime *rt, ValueId v, int rank, void *data, DType t, Direction direction, Diag *d) {
     Operand o = plan_operand(NULL, rt->plan->graph, v, rank);
-    int64_t at = rt->plan->rank[rank].buffer[rt->plan->rank[rank].value_buf[v]].offset;
+    int32_t buf = rt->plan->rank[rank].value_buf[v];
     if (runtime_device(rt) && o.sdim < 0 && t == o.dtype)  // nothing to cut or convert
-        return direction == INTO_ARENA ? runtime_write(rt, rank, at, data, operand_nbytes_local(&o), d)
-                                       : runtime_read(rt, rank, at, data, operand_nbytes_local(&o), d);
+        return direction == INTO_ARENA ? runtime_write(rt, rank, buf, data, operand_nbytes_local(&o), d)
+                                       : runtime_read(rt, rank, buf, data, operand_nbytes_local(&o), d);
     char *local = NULL;
     TRY(local_part(rt, v, rank, &o, direction == OUT_OF_ARENA, &local, d));
     Transfer x = {data, local, t, o.dtype, direction};
     for_each_run(&o, transfer_run, &x);
     if (!runtime_device(rt)) return ST_OK;
     Status st = ST_OK;
-    if (direction == INTO_ARENA) st = runtime_write(rt, rank, at, local, operand_nbytes_local(&o), d);
+    if (direction == INTO_ARENA) st = runtime_write(rt, rank, buf, local, operand_nbytes_local(&o), d);
     free(local);
     return st;
 }

@@ -33,7 +33,7 @@ static Status trace_value(Rank *r, const Step *s, int index, int j, const Operan
     for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
     const void *data = o->data;
     void *copy = NULL;
-    if (r->device) {
+    if (r->device && !r->runtime->plan->rank[r->index].buffer[s->out_buf[j]].host) {
         data = copy = malloc((size_t)max_i64(n * dtype_nbytes(o->dtype), 1));
         if (!copy) return diag_error(d, ST_MEMORY, "out of memory for a trace");
         Status st = runtime_device(r->runtime)->read(r->device, copy, o->data, (size_t)(n * dtype_nbytes(o->dtype)), d);
@@ -52,6 +52,9 @@ static Status trace_value(Rank *r, const Step *s, int index, int j, const Operan
 Status rank_trace(Rank *r, int index, Diag *d) {
     const Step *s = &r->runtime->plan->rank[r->index].step[index];
     const Operand *out = r->operand + s->nin;
+    NodeId failed;
+    if (step_is_copy(s->kind)) return ST_OK;  // not there yet
+    if (s->kind == STEP_OFFLOAD_DONE && r->device) TRY(runtime_device(r->runtime)->finish(r->device, &failed, d));
     for (int j = 0; j < s->nout; j++) TRY(trace_value(r, s, index, j, &out[j], r->runtime->options.trace, d));
     return ST_OK;
 }

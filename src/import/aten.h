@@ -97,7 +97,7 @@ typedef struct AtenOutput {
     const char *target;                  // mutated buffer or input
 } AtenOutput;
 
-typedef struct Archive {
+struct Archive {
     const char *path, *name;             // file; program name
     int schema_major, schema_minor;
     AtenGraph *graph;
@@ -113,7 +113,7 @@ typedef struct Archive {
     const char **guard;                  // guards_code, Python expressions
     VEC(Param) param;                    // tied groups already merged (by shared weight file or extra/autosp.json "tied")
     VEC(Const) constant;                 // buffers and lifted tensors, data NULL when unknown
-} Archive;
+};
 
 // Opens, checks and parses (import/archive.c and friends). `weights`: see ImportOptions.
 Status archive_open(Arena *a, const char *path, const char *weights, Archive **out, ImportReport *r, Diag *d);

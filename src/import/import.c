@@ -45,3 +45,16 @@ Status import_pt2(Arena *a, const char *path, const ImportOptions *o, Graph **ou
     if (st == ST_OK) st = lower_archive(a, ar, values, o, out, r, d);
     return st == ST_OK ? ST_OK : diag_where(d, "%s", path);
 }
+
+Status import_open(Arena *a, const char *path, const ImportOptions *o, Archive **out, ImportReport *r, Diag *d) {
+    TRY(archive_open(a, path, o->weights, out, r, d));
+    Status st = check_params(*out, o, r, d);
+    return st == ST_OK ? ST_OK : diag_where(d, "%s", path);
+}
+
+Status import_bind(Arena *a, const Archive *ar, const ImportOptions *o, Graph **out, ImportReport *r, Diag *d) {
+    int64_t *values = ARENA_ARRAY(a, int64_t, ar->nsymbol);
+    Status st = archive_bind(ar, o->batch, o->seq, a, values, d);
+    if (st == ST_OK) st = lower_archive(a, ar, values, o, out, r, d);
+    return st == ST_OK ? ST_OK : diag_where(d, "%s", ar->path);
+}

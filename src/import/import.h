@@ -20,6 +20,12 @@ typedef struct ImportReport {
 // inputs (with roles and sequence dims) are filled in. The mapping of the file is released with the arena.
 Status import_pt2(Arena *a, const char *path, const ImportOptions *o, Graph **out, ImportReport *r, Diag *d);
 
+// The same in two steps, for one archive at several lengths. The graphs point into the archive: its arena outlives theirs. An archive
+// is not to be bound by two threads at once.
+typedef struct Archive Archive;
+Status import_open(Arena *a, const char *path, const ImportOptions *o, Archive **out, ImportReport *r, Diag *d);
+Status import_bind(Arena *a, const Archive *ar, const ImportOptions *o, Graph **out, ImportReport *r, Diag *d);
+
 // ---- safetensors (import/safetensors.c) ----
 typedef struct TensorView {
     const char *name;

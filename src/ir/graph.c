@@ -53,6 +53,11 @@ Graph *graph_new_like(const Graph *g) {
     return n;
 }
 
+bool value_on_host(const Graph *g, ValueId v) {
+    const Node *n = graph_def(g, v);
+    return n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || (n->op == OP_PARAM && node_int_or(n, ATTR_HOST, 0));
+}
+
 // ---- attributes ----------------------------------------------------------------------------------------------------------
 
 const Attr *node_attr(const Node *n, AttrKey k) {

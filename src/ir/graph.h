@@ -46,7 +46,9 @@ static inline Attr attr_s(AttrKey k, const char *v) { return (Attr){.key = k, .u
 static inline Attr attr_ints(AttrKey k, int n, const int64_t *v) { return (Attr){.key = k, .n = n, .u.ints = v}; }
 static inline Attr attr_prog(AttrKey k, const Program *p) { return (Attr){.key = k, .u.prog = p}; }
 
-typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
+// RECOMPUTE: what the forward did, once more, because the backward wants it and it was not kept.
+typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE, PHASE_RECOMPUTE, PHASE_COUNT } Phase;
+const char *phase_name(Phase p);  // "forward", "backward", "update", "recompute"
 
 typedef struct Node {
     OpKind op;
@@ -130,6 +132,7 @@ static inline int graph_nranks(const Graph *g) { return layouts_nranks(g->layout
 static inline Node *graph_node(const Graph *g, NodeId n) { return &g->nodes.data[n]; }
 static inline Value *graph_value(const Graph *g, ValueId v) { return &g->values.data[v]; }
 static inline Node *graph_def(const Graph *g, ValueId v) { return graph_node(g, graph_value(g, v)->def); }
+bool value_on_host(const Graph *g, ValueId v);  // lives in host memory, not on the device (ops/memory.c)
 static inline const Shape *graph_shape(const Graph *g, ValueId v) { return &graph_value(g, v)->shape; }
 
 // Appends a node. Checks arity and attributes, runs the op's shape rule, creates its output values. Inputs must exist already.
@@ -166,4 +169,4 @@ Status graph_parse(Arena *a, const char *text, const char *file, Graph **out, Di
 Status graph_parse_file(Arena *a, const char *path, Graph **out, Diag *d);
 // Everything docs/ir.md demands; `stage` names the pass that just ran (for the message). A failure is a bug in that pass.
 Status graph_verify(const Graph *g, const char *stage, Diag *d);
-uint64_t graph_hash(const Graph *g);  // over the text; equal graphs, equal hash
+uint64_t graph_hash(const Graph *g);  // over what the text says; equal texts, equal hash

@@ -272,6 +272,25 @@ bool layout_split(LayoutTable *t, LayoutId merged, int64_t outer, int64_t mid, i
     return true;
 }
 
+LayoutId layout_select(LayoutTable *t, LayoutId in, int n, const Span *interval) {
+    const Layout *l = layouts_get(t, in);
+    int64_t extent = 0;
+    for (int k = 0; k < n; k++) extent += interval[k].end - interval[k].begin;
+    Draft d = {0};
+    for (int r = 0; r < t->nranks; r++) {
+        draft_rank(&d);
+        for (int i = 0; i < layout_nspan(l, r); i++) {
+            Span s = layout_spans(l, r)[i];
+            int64_t at = 0;  // where interval k begins in the new axis
+            for (int k = 0; k < n && interval[k].begin < s.end; at += interval[k].end - interval[k].begin, k++) {
+                int64_t begin = max_i64(s.begin, interval[k].begin), end = min_i64(s.end, interval[k].end);
+                draft_add(&d, at + begin - interval[k].begin, at + max_i64(end, begin) - interval[k].begin);
+            }
+        }
+    }
+    return intern(t, extent, &d);
+}
+
 LayoutId layout_concat(LayoutTable *t, int n, const LayoutId *part) {
     Draft d = {0};
     int64_t extent = 0;

@@ -209,6 +209,22 @@ static Status parse_program(Parser *p, const Program **out) {
     return ST_OK;
 }
 
+static Status parse_ints(Parser *p, Attr *x) {
+    enum { MAX_INTS = 1 << 20 };  // the intervals of an assemble
+    VEC(int64_t) ints = {0};
+    Status st = scan_expect(&p->s, "[");
+    while (st == ST_OK && !scan_accept(&p->s, "]")) {
+        int64_t v = 0;
+        if (ints.len == MAX_INTS) st = scan_error(&p->s, "a shorter list");
+        if (st == ST_OK && ints.len) st = scan_expect(&p->s, ",");
+        if (st == ST_OK) st = scan_int(&p->s, &v);
+        if (st == ST_OK) vec_push(&ints, v);
+    }
+    if (st == ST_OK) x->n = (int32_t)ints.len, x->u.ints = arena_copy(p->a, ints.data, sizeof(int64_t) * (size_t)ints.len);
+    vec_free(&ints);
+    return st;
+}
+
 static Status parse_attr(Parser *p, Attr *x) {
     char name[32], word[16];
     DType t;
@@ -230,16 +246,7 @@ static Status parse_attr(Parser *p, Attr *x) {
         case ATTRK_PROG: return parse_program(p, &x->u.prog);
         case ATTRK_INTS: break;
     }
-    enum { MAX_INTS = 2048 };  // the views of a fused node
-    int64_t ints[MAX_INTS];
-    TRY(scan_expect(&p->s, "["));
-    while (!scan_accept(&p->s, "]")) {
-        if (x->n == MAX_INTS) return scan_error(&p->s, "a shorter list");
-        if (x->n) TRY(scan_expect(&p->s, ","));
-        TRY(scan_int(&p->s, &ints[x->n++]));
-    }
-    x->u.ints = arena_copy(p->a, ints, sizeof *ints * (size_t)x->n);
-    return ST_OK;
+    return parse_ints(p, x);
 }
 
 static Status parse_placement(Parser *p, int ndim, Placement *out) {
@@ -367,9 +374,8 @@ static Status parse_line(Parser *p) {
     if (scan_accept_word(&p->s, "input")) return parse_input(p);
     if (scan_accept_word(&p->s, "layout")) return parse_layout(p);
     if (scan_accept_word(&p->s, "return")) return parse_return(p);
-    static const char *const phase[] = {"forward", "backward", "update"};
-    for (int k = 0; k < 3; k++)
-        if (scan_accept_word(&p->s, phase[k])) {
+    for (int k = 0; k < PHASE_COUNT; k++)
+        if (scan_accept_word(&p->s, phase_name((Phase)k))) {
             p->phase = (Phase)k;
             return scan_expect(&p->s, ":");
         }

@@ -200,17 +200,19 @@ static void print_tables(Str *s, const Graph *g) {
     }
 }
 
-void graph_print(const Graph *g, Str *s) {
-    static const char *const phase_name[] = {"forward:\n", "backward:\n", "update:\n"};
+const char *phase_name(Phase p) {
+    static const char *const name[PHASE_COUNT] = {"forward", "backward", "update", "recompute"};
+    return (unsigned)p < PHASE_COUNT ? name[p] : "?";
+}
+
+static void print_head(Str *s, const Graph *g) {
     str_add(s, "autosp.graph 1 ");
     print_quoted(s, g->name);
     str_printf(s, " batch %" PRId64 " seq %" PRId64 " ranks %d\n", g->batch, g->seq, graph_nranks(g));
     print_tables(s, g);
-    for (int64_t i = 0; i < g->nodes.len; i++) {
-        const Node *n = &g->nodes.data[i];
-        if (i == 0 || n->phase != g->nodes.data[i - 1].phase) str_add(s, phase_name[n->phase]);
-        print_node(s, g, n);
-    }
+}
+
+static void print_outputs(Str *s, const Graph *g) {
     for (int64_t i = 0; i < g->outputs.len; i++) {
         const Output *o = &g->outputs.data[i];
         static const char *const kind[] = {"loss", "grad", "state", "aux"};
@@ -220,10 +222,71 @@ void graph_print(const Graph *g, Str *s) {
     }
 }
 
+void graph_print(const Graph *g, Str *s) {
+    print_head(s, g);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = &g->nodes.data[i];
+        if (i == 0 || n->phase != g->nodes.data[i - 1].phase) str_printf(s, "%s:\n", phase_name(n->phase));
+        print_node(s, g, n);
+    }
+    print_outputs(s, g);
+}
+
+// ---- the hash: what the text says, without writing out every node -------------------------------------------------------
+static uint64_t hash_text(uint64_t h, const char *text) { return text ? hash_bytes(h ^ 1, text, strlen(text)) : h; }
+
+static uint64_t hash_double(uint64_t h, double v) {
+    if (v != v) v = 0, h ^= 2;  // one text for every NaN
+    return hash_bytes(h, &v, sizeof v);
+}
+
+static uint64_t hash_program(uint64_t h, const Program *p) {
+    for (int i = 0; i < p->ninstr; i++) {
+        const Instr *in = &p->instr[i];
+        bool op = in->code >= PROG_OP, plain = !op && in->code != PROG_CONST;
+        int32_t x[] = {in->code, (int32_t)in->dtype, op || plain ? in->a : -1, op ? in->b : -1, op ? in->c : -1};
+        if (in->code == PROG_INDEX_B || in->code == PROG_INDEX_H || in->code == PROG_INDEX_Q || in->code == PROG_INDEX_K)
+            x[2] = -1;
+        h = hash_bytes(h, x, sizeof x);
+        if (in->code == PROG_CONST) h = hash_double(h, in->imm);
+    }
+    return hash_bytes(h, p->out, sizeof *p->out * (size_t)p->nout);
+}
+
+static uint64_t hash_attr(uint64_t h, const Attr *a) {
+    h = hash_bytes(h, &a->key, sizeof a->key);
+    switch (attr_kind(a->key)) {
+        case ATTRK_INT: return hash_bytes(h, &a->u.i, sizeof a->u.i);
+        case ATTRK_FLOAT: return hash_double(h, a->u.f);
+        case ATTRK_INTS: return hash_bytes(hash_bytes(h, &a->n, sizeof a->n), a->u.ints, sizeof *a->u.ints * (size_t)a->n);
+        case ATTRK_STR: return hash_text(h, a->u.str);
+        case ATTRK_PROG: return hash_program(h, a->u.prog);
+    }
+    return h;
+}
+
+static uint64_t hash_value(uint64_t h, const Value *v) {
+    const Placement *p = &v->place;
+    bool shard = p->kind == PLACE_SHARD;
+    int32_t x[] = {(int32_t)v->dtype, v->shape.ndim, (int32_t)p->kind, shard || p->kind == PLACE_PARTIAL ? (int32_t)p->reduce : 0,
+                   shard ? p->dim : 0, shard ? p->layout : 0};
+    return hash_text(hash_bytes(hash_bytes(h, x, sizeof x), v->shape.dim, sizeof *v->shape.dim * (size_t)v->shape.ndim), v->name);
+}
+
+static uint64_t hash_node(uint64_t h, const Graph *g, const Node *n) {
+    int32_t x[] = {(int32_t)n->op, (int32_t)n->phase, n->nin, n->nout, n->nattr};
+    h = hash_bytes(hash_bytes(h, x, sizeof x), n->in, sizeof *n->in * (size_t)n->nin);
+    for (int i = 0; i < n->nattr; i++) h = hash_attr(h, &n->attr[i]);
+    for (int j = 0; j < n->nout; j++) h = hash_value(h, graph_value(g, n->out[j]));
+    return hash_text(hash_text(h, n->note) ^ 4, n->source);
+}
+
 uint64_t graph_hash(const Graph *g) {
     Str s = {0};
-    graph_print(g, &s);
+    print_head(&s, g);
+    print_outputs(&s, g);
     uint64_t h = hash_bytes(0, str_text(&s), s.len);
     str_free(&s);
+    for (int64_t i = 0; i < g->nodes.len; i++) h = hash_node(h, g, graph_node(g, (NodeId)i));
     return h;
 }

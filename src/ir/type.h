@@ -66,6 +66,8 @@ LayoutId layout_merge(LayoutTable *t, LayoutId in, int64_t outer, int64_t inner)
 // The inverse: a layout over outer*mid*inner seen on the middle factor. False if ownership is not a product
 // full(outer) x L(mid) x full(inner) in row-major local order.
 bool layout_split(LayoutTable *t, LayoutId merged, int64_t outer, int64_t mid, int64_t inner, LayoutId *out);
+// The layout of an axis made of these n intervals of the old one, one after the other; they ascend.
+LayoutId layout_select(LayoutTable *t, LayoutId in, int n, const Span *interval);
 // Concatenation of axes: rank r owns its spans of each part, in order.
 LayoutId layout_concat(LayoutTable *t, int n, const LayoutId *part);
 // Each span [b,e) of the input becomes [max(0,b*mul+lo), min(extent_out, (e-1)*mul+hi+1)) : the elements of an input axis that

@@ -108,6 +108,57 @@ static Status verify_node(Verify *v, NodeId id, bool placed) {
     return verify_row(v, id);
 }
 
+// ---- host memory -----------------------------------------------------------------------------------------------------------
+static const char *verify_operand_memory(const Graph *g, const Node *n, int i) {
+    OpKind def = graph_def(g, n->in[i])->op, op = n->op;
+    bool state = def == OP_PARAM && value_on_host(g, n->in[i]);
+    if (op == OP_OFFLOAD && i == 1) return state ? NULL : "is written over what is no state in host memory";
+    if (def == OP_OFFLOAD && !(op == OP_OFFLOAD_DONE && i == 1)) return "reads a copy to host memory that may still be under way";
+    if ((def == OP_OFFLOAD_DONE || state) && op != OP_FETCH) return "reads a value in host memory";
+    if (def == OP_FETCH && op != OP_FETCH_DONE) return "reads a copy from host memory that may still be under way";
+    bool wanted = op == OP_FETCH       ? def == OP_OFFLOAD_DONE || state
+                  : op == OP_FETCH_DONE ? def == OP_FETCH
+                                        : !(op == OP_OFFLOAD_DONE && i == 1) || def == OP_OFFLOAD;
+    return wanted ? NULL : "an operand that is not the copy it is for";
+}
+
+// State in host memory is written once, after all copies of it are complete. `written`: by value.
+static Status verify_state(Verify *v, NodeId id, bool *written) {
+    const Node *n = graph_node(v->g, id);
+    ValueId read = n->op == OP_FETCH ? n->in[0] : n->op == OP_FETCH_DONE ? graph_def(v->g, n->in[0])->in[0] : NO_VALUE;
+    if (read != NO_VALUE && written[read]) return fail(v, id, "copies state in host memory that has been written over");
+    if (n->op != OP_OFFLOAD || n->nin < 2) return ST_OK;
+    if (written[n->in[1]]) return fail(v, id, "is written over state that has been written over before");
+    written[n->in[1]] = true;
+    return ST_OK;
+}
+
+// Values in host memory are read by copies alone, what is being copied by nobody, and each copy is waited for exactly once: the
+// planner holds both sides' buffers until then.
+static Status verify_memory(Verify *v) {
+    const Graph *g = v->g;
+    bool *waited = ARENA_ARRAY(v->scratch, bool, g->values.len + 1), *written = ARENA_ARRAY(v->scratch, bool, g->values.len + 1);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin; k++) {
+            const char *wrong = verify_operand_memory(g, n, k);
+            if (wrong) return fail(v, (NodeId)i, wrong);
+        }
+        TRY(verify_state(v, (NodeId)i, written));
+        if (n->op != OP_OFFLOAD_DONE && n->op != OP_FETCH_DONE) continue;
+        ValueId copy = n->in[n->nin - 1];
+        if (waited[copy]) return fail(v, (NodeId)i, "waits for a copy that was waited for before");
+        waited[copy] = true;
+        if (n->op == OP_OFFLOAD_DONE && graph_def(g, copy)->in[0] != n->in[0]) return fail(v, (NodeId)i, "its operand is not what was copied");
+    }
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        bool copy = n->op == OP_OFFLOAD || n->op == OP_FETCH;
+        if (copy && !waited[n->out[0]]) return fail(v, (NodeId)i, "a copy that nobody waits for");
+    }
+    return ST_OK;
+}
+
 Status graph_verify(const Graph *g, const char *stage, Diag *d) {
     Verify v = {.g = g, .stage = stage, .scratch = arena_new(), .d = d};
     v.covered = ARENA_ARRAY(v.scratch, bool, layouts_count(g->layouts) + 1);
@@ -119,6 +170,7 @@ Status graph_verify(const Graph *g, const char *stage, Diag *d) {
         if ((graph_value(g, (ValueId)i)->place.kind != PLACE_NONE) != placed) st = fail(&v, def, "some values are placed and some are not");
     }
     for (int64_t i = 0; i < g->nodes.len && st == ST_OK; i++) st = verify_node(&v, (NodeId)i, placed);
+    if (st == ST_OK) st = verify_memory(&v);
     for (int64_t i = 0; i < g->outputs.len && st == ST_OK; i++) {
         const Output *o = &g->outputs.data[i];
         if (o->value < 0 || o->value >= g->values.len) {
@@ -127,6 +179,8 @@ Status graph_verify(const Graph *g, const char *stage, Diag *d) {
         }
         const Value *x = graph_value(g, o->value);
         if (o->kind == OUT_LOSS && (shape_numel(&x->shape) != 1 || !dtype_is_float(x->dtype))) st = fail(&v, x->def, "the loss is no scalar float");
+        OpKind def = graph_node(g, x->def)->op;
+        if (def == OP_OFFLOAD || def == OP_FETCH) st = fail(&v, x->def, "an output that may still be copied");
         if (o->kind == OUT_GRAD && !shape_equal(&x->shape, &g->params.data[o->param].shape)) st = fail(&v, x->def, "a gradient of another shape than its parameter");
         if (placed && x->place.kind != PLACE_REPLICATE) st = fail(&v, x->def, "an output that not every rank holds");
     }

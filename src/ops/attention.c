@@ -104,8 +104,21 @@ static Status check_mask(const Graph *g, const Node *n, int first, Diag *d) {
     return ST_OK;
 }
 
+int64_t attention_most_groups(int64_t most, int64_t kv_heads) {
+    int64_t g = min_i64(most, kv_heads);
+    while (g > 1 && kv_heads % g) g--;
+    return max_i64(1, g);
+}
+
+int64_t attention_groups(const Node *n, int64_t kv_heads) {
+    return attention_most_groups(node_int_or(n, ATTR_GROUPS, 1), kv_heads);
+}
+
 // What both the forward and the gradient node say in attributes.
-static Status check_attributes(const Node *n, Diag *d) {
+static Status check_attributes(const Graph *g, const Node *n, Diag *d) {
+    int64_t groups = node_int_or(n, ATTR_GROUPS, 1), kv_heads = graph_shape(g, n->in[1])->dim[1];
+    if (groups < 1 || kv_heads % groups)
+        return infer_error(d, "%lld KV heads cannot be done in %lld groups", (long long)kv_heads, (long long)groups);
     if (!node_attr(n, ATTR_SCALE)) return infer_error(d, "needs a scale");
     int64_t blind = node_int_or(n, ATTR_MASKED_ROW, 0);
     if (blind < 0 || blind > 3) return infer_error(d, "masked_row is %lld, not 0 to 3", (long long)blind);
@@ -119,7 +132,7 @@ static Status infer_attention(const Graph *g, const Node *n, int *nout, TypeOut 
     if (n->nin < ATTENTION_NIN) return infer_error(d, "takes q, k, v and vectors, not %d operands", n->nin);
     TRY(check_qkv(g, n, d));
     TRY(check_mask(g, n, ATTENTION_NIN, d));
-    TRY(check_attributes(n, d));
+    TRY(check_attributes(g, n, d));
     DType t = graph_value(g, n->in[0])->dtype;
     Shape o = output_shape(g, n);
     out[0] = (TypeOut){t, o};
@@ -133,7 +146,7 @@ static Status infer_attention_grad(const Graph *g, const Node *n, int *nout, Typ
         return infer_error(d, "takes q, k, v, o, lse, do and vectors, not %d operands", n->nin);
     TRY(check_qkv(g, n, d));
     TRY(check_mask(g, n, ATTENTION_GRAD_NIN, d));
-    TRY(check_attributes(n, d));
+    TRY(check_attributes(g, n, d));
     DType t = graph_value(g, n->in[0])->dtype;
     Shape o = output_shape(g, n), lse = shape_of(3, o.dim);
     static const char *const name[] = {"o", "lse", "do"};

@@ -12,6 +12,11 @@ void cost_attention_grad(const Node *n, const Operand *in, const Operand *out, C
 // Part of the query-key pairs of one rank (its rows of `q`, all of Sk) that the mask leaves visible, estimated from samples.
 double attention_visible_fraction(const Node *n, const Operand *q, const Operand *k);
 
-enum { SDPA_NSAMPLE = 3, ATTENTION_NSAMPLE = 10, ATTENTION_GRAD_NSAMPLE = 5 };
+// The most groups of equal size, at most `most`, that so many KV heads make.
+int64_t attention_most_groups(int64_t most, int64_t kv_heads);
+// In how many groups a rank does its `kv_heads` KV heads: as the node's `groups` says, or fewer where those do not divide by it.
+int64_t attention_groups(const Node *n, int64_t kv_heads);
+
+enum { SDPA_NSAMPLE = 3, ATTENTION_NSAMPLE = 12, ATTENTION_GRAD_NSAMPLE = 8 };
 extern const Sample sdpa_samples[SDPA_NSAMPLE], attention_samples[ATTENTION_NSAMPLE],
     attention_grad_samples[ATTENTION_GRAD_NSAMPLE];

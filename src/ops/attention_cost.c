@@ -9,6 +9,7 @@ enum {
     NEAR_SAMPLES = 48,   // keys at +-2^i from the row, so that a narrow window is seen at any length
     MAX_INSTR = 512,     // longer programs count as all visible
     KEY_BLOCK = 64,      // kernels work on whole blocks: part of one more per row
+    FORWARD_LAUNCHES = 1, BACKWARD_LAUNCHES = 4,  // kernels of one group of heads
 };
 
 typedef struct Keys {
@@ -89,6 +90,7 @@ void cost_attention(const Node *n, const Operand *in, const Operand *out, Cost *
     const Operand *q = &in[0], *k = &in[1], *v = &in[2];
     cost_memory_bound(n, in, out, c);
     double pairs = (double)q->dim[0] * (double)q->dim[1] * (double)q->dim[2] * (double)k->dim[2];
+    c->launches = (attention_groups(n, k->dim[1]) - 1) * FORWARD_LAUNCHES;
     c->flops = 2 * pairs * (double)(q->dim[3] + v->dim[3]) * attention_visible_fraction(n, q, k);
 }
 
@@ -96,4 +98,5 @@ void cost_attention(const Node *n, const Operand *in, const Operand *out, Cost *
 void cost_attention_grad(const Node *n, const Operand *in, const Operand *out, Cost *c) {
     cost_attention(n, in, out, c);
     c->flops *= 2.5;
+    c->launches *= BACKWARD_LAUNCHES / FORWARD_LAUNCHES;
 }

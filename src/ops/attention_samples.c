@@ -88,6 +88,12 @@ const Sample attention_samples[] = {
      .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_BOOL}, .nattr = 2, .attr = {ATTN_ATTRS(MASK(per_head, 5, 0))}},
     {.label = "dropout", F32(3), QKV(DIMS(2, 4, 7, 4), DIMS(2, 2, 7, 4), DIMS(2, 2, 7, 4)), .nattr = 4,
      .attr = {ATTN_ATTRS(MASK(causal, 2, -1)), SAMPLE_F(DROPOUT, 0.25), SAMPLE_I(SEED, 7)}},
+    {.label = "heads in groups", F32(3), QKV(DIMS(2, 8, 9, 8), DIMS(2, 4, 9, 8), DIMS(2, 4, 9, 8)), .nattr = 3,
+     .attr = {ATTN_ATTRS(MASK(causal, 2, -1)), SAMPLE_I(GROUPS, 2)}},
+    {.label = "heads in groups, documents and a bias by distance", .nin = 5,
+     QKV(DIMS(2, 6, 7, 4), DIMS(2, 3, 7, 4), DIMS(2, 3, 7, 4), DIMS(2, 1, 7), DIMS(2, 1, 7)),
+     .dtype = {DT_F32, DT_F32, DT_F32, DT_I64, DT_I64}, .hi = {0, 0, 0, 2, 2}, .nattr = 3,
+     .attr = {ATTN_ATTRS(MASK(documents, 6, 14)), SAMPLE_I(GROUPS, 3)}},
 };
 
 const Sample attention_grad_samples[] = {
@@ -108,4 +114,17 @@ const Sample attention_grad_samples[] = {
     {.label = "dropout", F32(6),
      QKV(DIMS(2, 4, 7, 4), DIMS(2, 2, 7, 4), DIMS(2, 2, 7, 4), DIMS(2, 4, 7, 4), DIMS(2, 4, 7), DIMS(2, 4, 7, 4)), .nattr = 4,
      .attr = {ATTN_ATTRS(MASK(causal, 2, -1)), SAMPLE_F(DROPOUT, 0.25), SAMPLE_I(SEED, 7)}},
+    {.label = "heads in groups", F32(6),
+     QKV(DIMS(2, 8, 9, 8), DIMS(2, 4, 9, 8), DIMS(2, 4, 9, 8), DIMS(2, 8, 9, 8), DIMS(2, 8, 9), DIMS(2, 8, 9, 8)), .nattr = 3,
+     .attr = {ATTN_ATTRS(MASK(causal, 2, -1)), SAMPLE_I(GROUPS, 2)}},
+    {.label = "heads in groups, documents and a bias by distance", .nin = 8,
+     QKV(DIMS(2, 6, 7, 4), DIMS(2, 3, 7, 4), DIMS(2, 3, 7, 4), DIMS(2, 6, 7, 4), DIMS(2, 6, 7), DIMS(2, 6, 7, 4), DIMS(2, 1, 7),
+         DIMS(2, 1, 7)),
+     .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_I64, DT_I64}, .hi = {0, 0, 0, 0, 0, 0, 2, 2}, .nattr = 3,
+     .attr = {ATTN_ATTRS(MASK(documents, 6, 14)), SAMPLE_I(GROUPS, 3)}},
+    {.label = "heads in groups, dropout, bias vectors by head and batch", .nin = 8,
+     QKV(DIMS(3, 4, 5, 2), DIMS(3, 4, 6, 2), DIMS(3, 4, 6, 2), DIMS(3, 4, 5, 2), DIMS(3, 4, 5), DIMS(3, 4, 5, 2), DIMS(1, 4, 6),
+         DIMS(3, 1, 5)),
+     .dtype = {DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_F32, DT_BOOL}, .nattr = 5,
+     .attr = {ATTN_ATTRS(MASK(per_head, 5, 0)), SAMPLE_F(DROPOUT, 0.25), SAMPLE_I(SEED, 7), SAMPLE_I(GROUPS, 4)}},
 };

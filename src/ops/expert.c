@@ -26,7 +26,8 @@ static Status infer_expert_matmul(const Graph *g, const Node *n, int *nout, Type
 }
 
 static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    if (n->nin != 3) return infer_error(d, "takes 3 operands (x, expert, g), not %d", n->nin);
+    if (n->nin != 3 && n->nin != 4)
+        return infer_error(d, "takes 3 operands (x, expert, g) and perhaps one to add, not %d", n->nin);
     const Value *x = graph_value(g, n->in[0]), *expert = graph_value(g, n->in[1]), *gy = graph_value(g, n->in[2]);
     TRY(check_rows(x, expert, "x", d));
     TRY(check_rows(gy, expert, "the cotangent", d));
@@ -39,7 +40,12 @@ static Status infer_expert_matmul_grad(const Graph *g, const Node *n, int *nout,
     TRY(rule_wide(n, x->dtype, &t, d));
     out[0] = (TypeOut){t, SHAPE(node_int(n, ATTR_NROWS), trans ? res : in, trans ? in : res)};
     *nout = 1;
-    return rule_check_shape(&out[0].shape, d);
+    TRY(rule_check_shape(&out[0].shape, d));
+    if (n->nin == 3) return ST_OK;
+    const Value *c = graph_value(g, n->in[3]);
+    if (c->dtype == t && shape_equal(&c->shape, &out[0].shape)) return ST_OK;
+    return infer_error(d, "what is added is %s %s, the result %s %s", dtype_name(c->dtype), shape_text(&c->shape).s,
+                       dtype_name(t), shape_text(&out[0].shape).s);
 }
 
 static Status grad_expert_matmul(GradCtx *c, Diag *d) {
@@ -87,12 +93,15 @@ static bool shard_expert_matmul_grad(Graph *g, const Node *n, int slot, Placemen
     if (p.kind == PLACE_PARTIAL) {
         if ((slot != 0 && slot != 2) || p.reduce != RED_SUM) return false;
         row->in[slot] = row->out[0] = PARTIAL_SUM;
+        if (n->nin == 4) row->in[3] = PARTIAL_SUM;
         return true;
     }
     if (!placement_is_partition(g, &p)) return false;
+    if (slot == 3) slot = ~0;  // what is added is placed as the result
     if (slot >= 0 && p.dim == 0) {  // dw sums over rows
         row->in[0] = row->in[1] = row->in[2] = p;
         row->out[0] = PARTIAL_SUM;
+        if (n->nin == 4) row->in[3] = PARTIAL_SUM;
         return true;
     }
     bool trans = node_int_or(n, ATTR_TRANS_W, 0) != 0;
@@ -102,6 +111,7 @@ static bool shard_expert_matmul_grad(Graph *g, const Node *n, int slot, Placemen
     if (!x_cols && !g_cols) return false;
     row->in[x_cols ? 0 : 2] = shard_on(1, p.layout);
     row->out[0] = shard_on(x_cols ? from_x : from_g, p.layout);
+    if (n->nin == 4) row->in[3] = row->out[0];
     return true;
 }
 
@@ -127,6 +137,12 @@ static const Sample expert_matmul_grad_samples[] = {
      .lo = {0, 0, 0}, .hi = {0, 3, 0}, .nattr = 2, .attr = {{.key = ATTR_NROWS, .u.i = 3}, {.key = ATTR_TRANS_W, .u.i = 0}}},
     {.label = "transposed, rows of no expert", .nin = 3, .shape = {{2, {9, 4}}, {1, {9}}, {2, {9, 5}}},
      .dtype = {DT_F32, DT_I64, DT_F32}, .lo = {0, -1, 0}, .hi = {0, 4, 0}, .nattr = 2,
+     .attr = {{.key = ATTR_NROWS, .u.i = 3}, {.key = ATTR_TRANS_W, .u.i = 1}}},
+    {.label = "added to", .nin = 4, .shape = {{2, {7, 4}}, {1, {7}}, {2, {7, 5}}, {3, {3, 4, 5}}},
+     .dtype = {DT_F32, DT_I64, DT_F32, DT_F32}, .lo = {0, -1, 0}, .hi = {0, 2, 0}, .nattr = 2,  // expert 2 has no row
+     .attr = {{.key = ATTR_NROWS, .u.i = 3}, {.key = ATTR_TRANS_W, .u.i = 0}}},
+    {.label = "added to, transposed", .nin = 4, .shape = {{2, {9, 4}}, {1, {9}}, {2, {9, 5}}, {3, {3, 5, 4}}},
+     .dtype = {DT_F32, DT_I64, DT_F32, DT_F32}, .lo = {0, -1, 0}, .hi = {0, 4, 0}, .nattr = 2,
      .attr = {{.key = ATTR_NROWS, .u.i = 3}, {.key = ATTR_TRANS_W, .u.i = 1}}},
 };
 

@@ -79,3 +79,20 @@ void cost_memory_bound(const Node *n, const Operand *in, const Operand *out, Cos
         c->flops += operand_numel(&out[i]);
     }
 }
+
+// Dims of more than one element stay in order: no byte moves.
+static bool permute_is_view(const Graph *g, const Node *n) {
+    const int64_t *dims;
+    int ndim = node_ints(n, ATTR_DIMS, &dims);
+    int64_t last = -1;
+    for (int i = 0; i < ndim; i++) {
+        if (graph_shape(g, n->in[0])->dim[dims[i]] == 1) continue;
+        if (dims[i] < last) return false;
+        last = dims[i];
+    }
+    return true;
+}
+
+bool op_is_view(const Graph *g, const Node *n) {
+    return op_flags(n->op) & OPF_VIEW || n->op == OP_STOP_GRAD || (n->op == OP_PERMUTE && permute_is_view(g, n));
+}

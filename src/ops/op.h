@@ -8,6 +8,7 @@ enum {
     OPF_POINTWISE = 2,   // elementwise with broadcasting; may be an instruction of a Program
     OPF_VIEW = 4,        // the output has input 0's bytes in the same order: no data moves
     OPF_INPLACE = 8,    // output i overwrites a state buffer (see the op)
+    OPF_PLACED = 16,    // no data moves: operands and output share bytes, at an offset (part, assemble)
 };
 
 typedef struct TypeOut {  // result type of one output
@@ -36,6 +37,7 @@ typedef struct Row {
 typedef struct Cost {
     double flops;          // of one rank, given local shapes
     double nbytes;         // memory traffic
+    int64_t launches;      // of further kernels that an attribute asks for
 } Cost;
 
 // One operand as a kernel (or the cost rule) sees it on one rank.
@@ -83,6 +85,9 @@ static inline const OpInfo *op_info(OpKind k) { return op_table[k]; }
 const char *op_name(OpKind k);
 uint32_t op_flags(OpKind k);
 bool op_from_name(const char *s, OpKind *out);
+// The operand that an op may have beyond those that it needs, which is added to its result (of a dot with bias=1: broadcast); -1:
+// none.
+static inline int op_addend(OpKind k) { return k == OP_DOT ? 2 : k == OP_EXPERT_MATMUL_GRAD ? 3 : -1; }
 static inline bool op_is_pointwise(OpKind k) { return (op_flags(k) & OPF_POINTWISE) != 0; }
 
 #define OP(ENUM, ...) extern const OpInfo op_info_##ENUM;
@@ -94,6 +99,8 @@ Status infer_error(Diag *d, const char *fmt, ...) __attribute__((format(printf, 
 bool broadcast_shapes(const Shape *a, const Shape *b, Shape *out);  // false: not broadcastable
 void row_replicate(const Node *n, Row *row);                         // everything REPLICATE
 bool placement_is_partition(const Graph *g, const Placement *p);     // SHARD, no overlap, no reduce
+// The output has the operand's bytes in the same order: by its op, or because a permute moves dims of one element alone.
+bool op_is_view(const Graph *g, const Node *n);
 double operand_nbytes(const Operand *o);
 double operand_numel(const Operand *o);
 void cost_memory_bound(const Node *n, const Operand *in, const Operand *out, Cost *c);  // reads + writes, flops = outputs

@@ -16,7 +16,8 @@ static Status infer_index(const Node *n, int64_t count, int64_t *index, Diag *d)
 }
 
 static Status infer_param(const Graph *g, const Node *n, int *nout, TypeOut *out, Diag *d) {
-    int64_t i, kind;
+    int64_t i, kind, host;
+    if (node_attr(n, ATTR_HOST)) TRY(rule_int(n, ATTR_HOST, 0, 1, &host, d));
     TRY(infer_index(n, g->params.len, &i, d));
     kind = 0;
     if (node_attr(n, ATTR_KIND)) TRY(rule_int(n, ATTR_KIND, 0, 3, &kind, d));

@@ -13,7 +13,7 @@ typedef struct Known {
 } Known;
 
 // Longest vectors that are folded: integers (a row of a million tokens, four times) and floats (tables; not activations' worth).
-enum { KNOWN_MAX_INT = 1 << 22, KNOWN_MAX_FLOAT = 4096 };
+enum { KNOWN_MAX_INT = 1 << 25, KNOWN_MAX_FLOAT = 4096 };
 
 Known known_constant(double v);
 static inline double known_at(const Known *k, int64_t i) {

@@ -7,14 +7,42 @@ ValueId lower_group(const Lower *l, ValueId v) {
     return v;
 }
 
-static void join(Lower *l, ValueId v, ValueId into) {
+static int64_t value_nbytes(const Lower *l, ValueId v) {
+    return shape_numel(graph_shape(l->g, v)) * dtype_nbytes(graph_value(l->g, v)->dtype);
+}
+
+static void join_at(Lower *l, ValueId v, ValueId into, NodeId node, int part) {
     ValueId a = lower_group(l, v), b = lower_group(l, into);
+    if (l->parts) vec_push(&l->joins, ((Join){v, into, node, part}));
     if (a == b) return;
+    if (l->parts && value_nbytes(l, a) > value_nbytes(l, b)) {  // a group is named by its whole
+        ValueId swap = a;
+        a = b, b = swap;
+    }
     l->group[a] = b;
     Group *x = &l->info[a], *y = &l->info[b];
+    CHECK(x->host == y->host, "%%%d and %%%d: one buffer in host memory and on the device", v, into);
     y->last = y->last > x->last ? y->last : x->last;
     y->persistent |= x->persistent;
     y->output |= x->output;
+    y->parts |= x->parts;
+}
+
+static void join(Lower *l, ValueId v, ValueId into) { join_at(l, v, into, NO_NODE, 0); }
+
+// The parts lie in the whole. What makes a part is then written there, so it must be at no other place already.
+static Status join_parts(Lower *l, NodeId i, const Node *n) {
+    for (int k = 0; k < n->nin; k++) {
+        bool part = n->op == OP_PART;
+        ValueId group = lower_group(l, n->in[k]);
+        bool inside = value_nbytes(l, group) > value_nbytes(l, n->in[k]);  // it is a part of something else
+        if (!part && (inside || l->info[group].persistent || group == lower_group(l, n->out[0])))
+            return diag_error(l->d, ST_UNSUPPORTED, "%s: part %d, %%%d, lies elsewhere already", node_describe(l->g, i, l->a), k,
+                              n->in[k]);
+        join_at(l, part ? n->out[0] : n->in[k], part ? n->in[k] : n->out[0], i, k);
+    }
+    l->info[lower_group(l, n->out[0])].parts = true;
+    return ST_OK;
 }
 
 // AdamW's outputs overwrite its inputs p, m, v, and with half=1 p's copy in bf16.
@@ -24,11 +52,12 @@ static void find_uses(Lower *l) {
     const Graph *g = l->g;
     for (int64_t v = 0; v < g->values.len; v++) {
         l->group[v] = (ValueId)v;
-        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def};
+        l->info[v] = (Group){.last = graph_value(g, (ValueId)v)->def, .host = value_on_host(g, (ValueId)v)};
     }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         for (int k = 0; k < n->nin; k++) l->info[n->in[k]].last = (int32_t)i;
+        if (n->op == OP_FETCH_DONE) l->info[graph_def(g, n->in[0])->in[0]].last = (int32_t)i;  // the copy reads it until then
         if (l->action[i] == ACT_NONE) l->info[n->out[0]].persistent = true;
     }
     for (int64_t i = 0; i < g->outputs.len; i++) l->info[g->outputs.data[i].value].output = true;
@@ -64,11 +93,25 @@ static Status join_in_place(Lower *l, NodeId i, const Node *n) {
         if (l->info[group].last > i)
             return diag_error(l->d, ST_UNSUPPORTED, "%s: overwrites %%%d, which is read again at %s", node_describe(g, i, l->a),
                               in, node_describe(g, l->info[group].last, l->a));
-        if (!l->info[group].persistent)
+        const Group *gr = &l->info[group];
+        bool fetched = graph_def(g, in)->op == OP_FETCH_DONE && !gr->output;  // state of host memory, while it is here
+        if (!gr->persistent && !fetched)
             return diag_error(l->d, ST_UNSUPPORTED, "%s: updates %%%d, which is not a parameter's state",
                               node_describe(g, i, l->a), in);
     }
     for (int k = 0; k < n->nout; k++) join(l, n->out[k], n->in[adamw_state[k]]);
+    return ST_OK;
+}
+
+// A copy that is complete is the copy that was started; new state takes the place of the old, whose last reader was before.
+static Status join_copy(Lower *l, NodeId i, const Node *n) {
+    if (n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH_DONE) join(l, n->out[0], n->in[n->nin - 1]);
+    if (n->op != OP_OFFLOAD || n->nin < 2) return ST_OK;
+    const Group *gr = &l->info[lower_group(l, n->in[1])];
+    if (gr->last > i)
+        return diag_error(l->d, ST_UNSUPPORTED, "%s: written over %%%d, which is read again at %s", node_describe(l->g, i, l->a), n->in[1],
+                          node_describe(l->g, gr->last, l->a));
+    join(l, n->out[0], n->in[1]);
     return ST_OK;
 }
 
@@ -79,7 +122,7 @@ static bool can_take_over(const Lower *l, NodeId i, const Node *n, ValueId v, Va
     if (!shape_equal(&out->shape, &x->shape) || !placement_equal(&out->place, &x->place)) return false;
     if (dtype_nbytes(out->dtype) != dtype_nbytes(x->dtype)) return false;
     const Group *gr = &l->info[lower_group(l, in)];
-    if (gr->persistent || gr->output || gr->last > i) return false;
+    if (gr->persistent || gr->output || gr->parts || gr->last > i) return false;  // of a whole, other parts may be alive
     for (int k = 0; k < n->nin; k++)
         if (lower_group(l, n->in[k]) == lower_group(l, in) && !shape_equal(graph_shape(l->g, n->in[k]), &x->shape)) return false;
     return true;
@@ -114,10 +157,12 @@ static void take_over(Lower *l, NodeId i, const Node *n) {
 
 // A product may be written over what is added to it: each element is read before it is written, by the same kernel.
 static void take_over_addend(Lower *l, NodeId i, const Node *n) {
-    if (n->nin != 3 || node_int_or(n, ATTR_BIAS, 0)) return;
-    ValueId c = lower_group(l, n->in[2]);
-    if (lower_group(l, n->in[0]) == c || lower_group(l, n->in[1]) == c) return;
-    if (can_take_over(l, i, n, n->out[0], n->in[2])) join(l, n->out[0], n->in[2]);
+    int at = op_addend(n->op);
+    if (n->nin != at + 1 || node_int_or(n, ATTR_BIAS, 0)) return;
+    ValueId c = lower_group(l, n->in[at]);
+    for (int k = 0; k < at; k++)
+        if (lower_group(l, n->in[k]) == c) return;
+    if (can_take_over(l, i, n, n->out[0], n->in[at])) join(l, n->out[0], n->in[at]);
 }
 
 static void name_kinds(Lower *l) {
@@ -131,6 +176,7 @@ static void name_kinds(Lower *l) {
             Group *gr = &l->info[lower_group(l, n->out[k])];
             if (gr->kind != BUF_KIND_COUNT) continue;  // named by its first value
             gr->kind = i < loss && gr->last > loss ? BUF_SAVED : BUF_TRANSIENT;
+            if (gr->host) gr->kind = BUF_HOST;
             int64_t state = n->op == OP_PARAM ? node_int_or(n, ATTR_KIND, 0) : -1;
             if (state >= 0) gr->kind = state == 1 || state == 2 ? BUF_MOMENT : BUF_PARAM;
             if (n->op == OP_INPUT) gr->kind = BUF_INPUT;
@@ -151,16 +197,22 @@ Status lower_groups(Lower *l) {
     const Graph *g = l->g;
     l->group = ARENA_ARRAY(l->a, ValueId, g->values.len);
     l->info = ARENA_ARRAY(l->a, Group, g->values.len);
+    for (int64_t i = 0; i < g->nodes.len; i++) l->parts |= (op_flags(graph_node(g, (NodeId)i)->op) & OPF_PLACED) != 0;
     find_uses(l);
     TRY(join_states(l));
-    for (int64_t i = 0; i < g->nodes.len; i++)
-        if (l->action[i] == ACT_ALIAS) join(l, graph_node(g, (NodeId)i)->out[0], graph_node(g, (NodeId)i)->in[0]);
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        if (l->action[i] == ACT_COPY) TRY(join_copy(l, (NodeId)i, n));
+        if (l->action[i] != ACT_ALIAS) continue;
+        if (op_flags(n->op) & OPF_PLACED) TRY(join_parts(l, (NodeId)i, n));
+        else join(l, n->out[0], n->in[0]);
+    }
     for (int64_t i = 0; i < g->nodes.len; i++) {
         const Node *n = graph_node(g, (NodeId)i);
         if (l->action[i] != ACT_KERNEL) continue;
         if (op_flags(n->op) & OPF_INPLACE) TRY(join_in_place(l, (NodeId)i, n));
         else if (op_is_pointwise(n->op) || n->op == OP_FUSED) take_over(l, (NodeId)i, n);
-        else if (n->op == OP_DOT) take_over_addend(l, (NodeId)i, n);
+        else if (op_addend(n->op) >= 0) take_over_addend(l, (NodeId)i, n);
     }
     for (int64_t v = 0; v < g->values.len; v++) l->info[v].kind = BUF_KIND_COUNT;
     name_kinds(l);

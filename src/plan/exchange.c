@@ -148,59 +148,40 @@ static int cover_count(const Box *box, int n, int64_t numel) {
     return covered == numel ? i : 0;
 }
 
-// Some target element gets more than one term, or none.
-static bool needs_reduce(const Maker *m) {
-    int64_t *got = calloc((size_t)m->nranks, sizeof *got);
-    CHECK(got != NULL, "out of memory for %d ranks", m->nranks);
-    const PieceList *l = m->list;
-    int64_t rest = 1;
-    for (int i = 0; i < l->shape.ndim; i++)
-        if (i != l->dim[0] && i != l->dim[1]) rest *= l->shape.dim[i];
-    for (int64_t i = 0; i < l->piece.len; i++) {
-        const Piece *p = &l->piece.data[i];
-        got[p->target] += p->size[0] * (l->ndim == 2 ? p->size[1] : 1) * rest;
+static void fill_side(const Maker *m, Exchange *e, int rank, bool sending, int64_t first, int64_t count) {
+    Side s;
+    side_make(m, rank, sending, first, count, sending || e->reduce == RED_NONE, &s);
+    if (sending) {
+        e->nsend = s.nbox, e->send = s.box, e->send_off = s.off, e->send_nbytes = s.nbytes;
+        e->send_staging = s.staging, e->send_direct = s.direct;
+        return;
     }
-    bool needed = false;
-    for (int r = 0; r < m->nranks && !needed; r++) {
-        Shape local = placement_local_shape(m->layouts, m->to, &l->shape, r);
-        needed = got[r] != shape_numel(&local);
-    }
-    free(got);
-    // As many terms as elements, yet not one each: an overlap beside a hole, which only a target of terms can have.
-    bool to_terms = m->to->kind == PLACE_PARTIAL || (m->to->kind == PLACE_SHARD && m->to->reduce != RED_NONE);
-    return l->reduce != RED_NONE && (needed || to_terms);
+    Shape local = placement_local_shape(m->layouts, m->to, &m->list->shape, rank);
+    e->nrecv = s.nbox, e->recv = s.box, e->recv_off = s.off, e->recv_nbytes = s.nbytes;
+    e->recv_staging = s.staging, e->recv_direct = s.direct;
+    e->ncover = e->reduce == RED_NONE ? s.nbox : cover_count(s.box, s.nbox, shape_numel(&local));
 }
 
-const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
-                              const Placement *to) {
+static const Exchange *make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from, const Placement *to,
+                            int only) {
     PieceList list;
-    reshard_pieces(t, shape, from, to, &list);
-    int nranks = layouts_nranks(t);
+    reshard_pieces(t, shape, from, to, only, &list);
+    int nranks = layouts_nranks(t), nmade = only == ALL_RANKS ? nranks : 1;
     int64_t n = list.piece.len;
     CHECK(n < INT32_MAX, "a reshard of %lld pieces", (long long)n);
     Maker m = {a, t, &list, from, to, nranks, dtype_nbytes(dtype), malloc(sizeof(int64_t) * (size_t)(n + nranks + 1))};
     CHECK(m.order != NULL, "out of memory for %lld pieces", (long long)n);
     int64_t *first = m.order + n;
-    Exchange *e = ARENA_ARRAY(a, Exchange, nranks);
-    Reduce reduce = needs_reduce(&m) ? list.reduce : RED_NONE;
-    bool collective = false;
-    for (int64_t i = 0; i < n && !collective; i++) collective = list.piece.data[i].source != list.piece.data[i].target;
+    Exchange *e = ARENA_ARRAY(a, Exchange, nmade);
+    for (int k = 0; k < nmade; k++) {
+        e[k].reduce = list.reduces ? list.reduce : RED_NONE;
+        e[k].collective = list.travels;
+    }
     for (int sending = 0; sending < 2; sending++) {
         sort_pieces(&m, sending, first);
-        for (int r = 0; r < nranks; r++) {
-            Side s;
-            side_make(&m, r, sending, first[r], first[r + 1] - first[r], sending || reduce == RED_NONE, &s);
-            if (sending) {
-                e[r].nsend = s.nbox, e[r].send = s.box, e[r].send_off = s.off, e[r].send_nbytes = s.nbytes;
-                e[r].send_staging = s.staging, e[r].send_direct = s.direct;
-            } else {
-                Shape local = placement_local_shape(t, to, &list.shape, r);
-                e[r].nrecv = s.nbox, e[r].recv = s.box, e[r].recv_off = s.off, e[r].recv_nbytes = s.nbytes;
-                e[r].recv_staging = s.staging, e[r].recv_direct = s.direct;
-                e[r].ncover = reduce == RED_NONE ? s.nbox : cover_count(s.box, s.nbox, shape_numel(&local));
-            }
-            e[r].reduce = reduce;
-            e[r].collective = collective;
+        for (int k = 0; k < nmade; k++) {
+            int r = only == ALL_RANKS ? k : only;
+            fill_side(&m, &e[k], r, sending, first[r], first[r + 1] - first[r]);
         }
     }
     free(m.order);
@@ -208,18 +189,49 @@ const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape
     return e;
 }
 
-bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from,
-                          const Placement *to) {
-    for (int r = 0; r < layouts_nranks(t); r++) {
-        if (e[r].collective || e[r].reduce != RED_NONE || e[r].nsend > 1) return false;
-        Shape a = placement_local_shape(t, from, shape, r), b = placement_local_shape(t, to, shape, r);
-        int64_t moved = e[r].nsend ? box_numel(&e[r].send[0]) : 0;
-        if (moved != shape_numel(&a) || moved != shape_numel(&b)) return false;
+const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from, const Placement *to) {
+    return make(a, t, shape, dtype, from, to, ALL_RANKS);
+}
+const Exchange *exchange_make_one(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
+                                  const Placement *to, int rank) {
+    return make(a, t, shape, dtype, from, to, rank);
+}
+
+static int64_t piece_numel(const PieceList *l, const Piece *p) {
+    int64_t n = p->size[0] * (l->ndim == 2 ? p->size[1] : 1);
+    for (int i = 0; i < l->shape.ndim; i++)
+        if (i != l->dim[0] && i != l->dim[1]) n *= l->shape.dim[i];
+    return n;
+}
+
+// Where one rank's pieces travel none of the others need be made; where none travel there are few.
+bool exchange_is_identity(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to) {
+    PieceList list;
+    reshard_pieces(t, shape, from, to, 0, &list);
+    bool same = !list.travels && !list.reduces;
+    vec_free(&list.piece);
+    if (!same) return false;
+    reshard_pieces(t, shape, from, to, ALL_RANKS, &list);
+    int nranks = layouts_nranks(t);
+    int64_t *moved = calloc((size_t)nranks, sizeof *moved), *count = calloc((size_t)nranks, sizeof *count);
+    CHECK(moved && count, "out of memory for %d ranks", nranks);
+    for (int64_t i = 0; i < list.piece.len; i++) {
+        const Piece *p = &list.piece.data[i];
+        int64_t n = piece_numel(&list, p);
+        moved[p->source] += n;
+        count[p->source] += n > 0;
     }
-    return true;
+    for (int r = 0; r < nranks && same; r++) {
+        Shape a = placement_local_shape(t, from, shape, r), b = placement_local_shape(t, to, shape, r);
+        same = count[r] <= 1 && moved[r] == shape_numel(&a) && moved[r] == shape_numel(&b);
+    }
+    free(moved);
+    free(count);
+    vec_free(&list.piece);
+    return same;
 }
 
 const Exchange *plan_exchange(Arena *a, const Graph *g, const Shape *shape, DType dtype, const Placement *from,
                               const Placement *to, int rank) {
-    return &exchange_make(a, g->layouts, shape, dtype, from, to)[rank];
+    return exchange_make_one(a, g->layouts, shape, dtype, from, to, rank);
 }

@@ -105,18 +105,33 @@ typedef struct Match {       // what pieces are made from
     PieceList *out;
     const Axis *axis;        // of the source
     bool terms;              // the source's copies are terms
+    int only;                // the rank whose pieces are wanted, or ALL_RANKS
+    VEC(int64_t) mine;       // segments that `only` owns, where only those matter for what others take
+    bool apart;              // a piece was left out since the last one: the next must not grow it
 } Match;
+
+// The first owner of a rank in a segment, -1 if it has none; owners are sorted by rank.
+static int find_owner(const Axis *x, const Segment *s, int rank) {
+    const Owner *o = x->owner.data + s->first;
+    int lo = 0, hi = s->nowner;
+    while (lo < hi) {
+        int mid = (lo + hi) / 2;
+        if (o[mid].rank < rank) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo < s->nowner && o[lo].rank == rank ? lo : -1;
+}
 
 // The owner that gives a copy to `target`: itself, else owners take turns.
 static const Owner *choose_owner(const Axis *x, const Segment *s, int target) {
-    const Owner *o = x->owner.data + s->first;
-    for (int i = 0; i < s->nowner; i++)
-        if (o[i].rank == target) return &o[i];
-    return &o[target % s->nowner];
+    int i = find_owner(x, s, target);
+    return x->owner.data + s->first + (i >= 0 ? i : target % s->nowner);
 }
 
-static void piece_add(PieceList *l, Piece p) {
-    Piece *last = l->piece.len ? &l->piece.data[l->piece.len - 1] : NULL;
+static void piece_add(Match *m, Piece p) {
+    PieceList *l = m->out;
+    Piece *last = l->piece.len && !m->apart ? &l->piece.data[l->piece.len - 1] : NULL;
+    m->apart = false;
     if (last && l->ndim == 1 && last->source == p.source && last->target == p.target &&
         last->source_start[0] + last->size[0] == p.source_start[0] &&
         last->target_start[0] + last->size[0] == p.target_start[0]) {
@@ -126,7 +141,12 @@ static void piece_add(PieceList *l, Piece p) {
     vec_push(&l->piece, p);
 }
 
-static void take_from(const Match *m, const Segment *s, const Owner *o, int target, const Need *need) {
+static void take_from(Match *m, const Segment *s, const Owner *o, int target, const Need *need) {
+    m->out->travels |= o->rank != target;
+    if (m->only != ALL_RANKS && o->rank != m->only && target != m->only) {
+        m->apart = true;
+        return;
+    }
     Piece p = {.source = o->rank, .target = target};
     if (m->out->ndim == 1) {
         int64_t begin = max_i64(s->begin, need->begin), end = min_i64(s->end, need->end);
@@ -141,7 +161,7 @@ static void take_from(const Match *m, const Segment *s, const Owner *o, int targ
         p.source_start[1] = need->begin;
         p.target_start[1] = need->local;
     }
-    piece_add(m->out, p);
+    piece_add(m, p);
 }
 
 // First segment that ends after `at`.
@@ -155,25 +175,58 @@ static int64_t segment_at(const Axis *x, int64_t at) {
     return lo;
 }
 
-static void satisfy(const Match *m, int target, const Need *need) {
+// The terms of one segment: of every owner, or of `only` where others give to others.
+static void take_terms(Match *m, const Segment *s, int target, const Need *need) {
+    const Owner *o = m->axis->owner.data + s->first;
+    int i = 0;
+    if (m->only != ALL_RANKS && target != m->only) {
+        m->out->travels |= s->nowner > 1 || o[0].rank != target;
+        i = find_owner(m->axis, s, m->only);
+        m->apart |= i != 0;
+        if (i < 0) return;
+    }
+    for (; i < s->nowner; i++) take_from(m, s, &o[i], target, need);
+}
+
+// What another rank takes from `only`: copies lie in segments that `only` owns. Whether pieces travel at all the others say too.
+static void satisfy_other(Match *m, int target, const Need *need) {
+    const Segment *segment = m->axis->segment.data;
     bool same = m->out->ndim == 1;
-    int64_t found = 0;
+    for (int64_t i = 0; i < m->mine.len; i++) {
+        const Segment *s = &segment[m->mine.data[i]];
+        if (same && (s->end <= need->begin || s->begin >= need->end)) continue;
+        take_from(m, s, choose_owner(m->axis, s, target), target, need);
+    }
+    for (int64_t i = same ? segment_at(m->axis, need->begin) : 0; i < m->axis->segment.len && !m->out->travels; i++) {
+        if (same && segment[i].begin >= need->end) break;
+        m->out->travels = choose_owner(m->axis, &segment[i], target)->rank != target;
+    }
+}
+
+// Returns how many terms the target's elements get, all together along the dims that are cut; of copies that is not counted.
+static int64_t satisfy(Match *m, int target, const Need *need) {
+    bool same = m->out->ndim == 1;
+    int64_t found = 0, given = 0;
+    if (!m->terms && m->only != ALL_RANKS && m->only != target) {
+        satisfy_other(m, target, need);
+        return 0;
+    }
     for (int64_t i = same ? segment_at(m->axis, need->begin) : 0; i < m->axis->segment.len; i++) {
         const Segment *s = &m->axis->segment.data[i];
         if (same && s->begin >= need->end) break;
-        found += min_i64(s->end, need->end) - max_i64(s->begin, need->begin);
-        if (!m->terms) {
-            take_from(m, s, choose_owner(m->axis, s, target), target, need);
-            continue;
-        }
-        for (int k = 0; k < s->nowner; k++) take_from(m, s, &m->axis->owner.data[s->first + k], target, need);
+        int64_t both = same ? min_i64(s->end, need->end) - max_i64(s->begin, need->begin) : s->end - s->begin;
+        found += both;
+        given += both * s->nowner;
+        if (m->terms) take_terms(m, s, target, need);
+        else take_from(m, s, choose_owner(m->axis, s, target), target, need);
     }
     CHECK(!same || found == need->end - need->begin, "elements %lld..%lld of dim %d live on no rank", (long long)need->begin,
           (long long)need->end, m->axis->dim);
+    return given * (same ? 1 : need->end - need->begin);
 }
 
 // A target whose copies are terms: each element goes to the first of its holders, the other holders' terms stay neutral.
-static void satisfy_terms(const Match *m, const Axis *target) {
+static void satisfy_terms(Match *m, const Axis *target) {
     for (int64_t i = 0; i < target->segment.len; i++) {
         const Segment *s = &target->segment.data[i];
         const Owner *o = &target->owner.data[s->first];
@@ -182,7 +235,7 @@ static void satisfy_terms(const Match *m, const Axis *target) {
 }
 
 // A whole-shaped term: every rank keeps its own terms, or those copies of which it is the first owner. Nothing travels.
-static void satisfy_partial(const Match *m) {
+static void satisfy_partial(Match *m) {
     for (int64_t i = 0; i < m->axis->segment.len; i++) {
         const Segment *s = &m->axis->segment.data[i];
         for (int k = 0; k < (m->terms ? s->nowner : 1); k++) {
@@ -192,7 +245,29 @@ static void satisfy_partial(const Match *m) {
     }
 }
 
-void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to, PieceList *out) {
+static void find_mine(Match *m) {
+    for (int64_t i = 0; i < m->axis->segment.len && m->only != ALL_RANKS; i++)
+        if (find_owner(m->axis, &m->axis->segment.data[i], m->only) >= 0) vec_push(&m->mine, i);
+}
+
+// A target of copies. Notes whether some rank gets more or fewer terms than it has elements.
+static void satisfy_copies(Match *m, const LayoutTable *t, const Placement *to) {
+    PieceList *out = m->out;
+    int64_t extent = out->shape.dim[out->dim[1]];
+    const Layout *l = is_shard(to) ? layouts_get(t, to->layout) : NULL;
+    for (int r = 0; r < layouts_nranks(t); r++) {
+        int64_t local = 0, given = 0;
+        for (int i = l ? l->first[r] : 0; l && i < l->first[r + 1]; i++) {
+            const Span *s = &l->span[i];
+            given += satisfy(m, r, &(Need){s->begin, s->end, local});
+            local += s->end - s->begin;
+        }
+        if (!l && extent > 0) given = satisfy(m, r, &(Need){0, local = extent, 0});
+        out->reduces |= m->terms && given != local * (out->ndim == 2 ? out->shape.dim[out->dim[0]] : 1);
+    }
+}
+
+void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to, int rank, PieceList *out) {
     *out = (PieceList){.shape = *shape, .ndim = 1};
     if (shape->ndim == 0) out->shape = SHAPE(1);
     int nranks = layouts_nranks(t), from_dim = is_shard(from) ? from->dim : is_shard(to) ? to->dim : 0;
@@ -203,25 +278,22 @@ void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *f
     Reduce give = place_reduce(from), take = place_reduce(to);
     CHECK(give == RED_NONE || take == RED_NONE || give == take, "a reshard from one reduction to another goes through hops");
     out->reduce = give != RED_NONE ? give : take;
+    // A target of terms may have an overlap beside a hole: as many terms as elements, yet not one each.
+    out->reduces = to->kind == PLACE_PARTIAL || take != RED_NONE;
     Axis source, target = {0};
     if (is_shard(from)) axis_from_layout(&source, from_dim, layouts_get(t, from->layout));
     else axis_whole(&source, from_dim, out->shape.dim[from_dim], nranks);
-    Match m = {out, &source, give != RED_NONE};
+    Match m = {.out = out, .axis = &source, .terms = give != RED_NONE, .only = rank};
+    find_mine(&m);
     if (to->kind == PLACE_PARTIAL) {
         satisfy_partial(&m);
     } else if (take != RED_NONE) {
         axis_from_layout(&target, to_dim, layouts_get(t, to->layout));
         satisfy_terms(&m, &target);
-    } else if (is_shard(to)) {
-        const Layout *l = layouts_get(t, to->layout);
-        for (int r = 0; r < nranks; r++) {
-            int64_t local = 0;
-            for (int i = l->first[r]; i < l->first[r + 1]; local += l->span[i].end - l->span[i].begin, i++)
-                satisfy(&m, r, &(Need){l->span[i].begin, l->span[i].end, local});
-        }
-    } else if (out->shape.dim[to_dim] > 0) {
-        for (int r = 0; r < nranks; r++) satisfy(&m, r, &(Need){0, out->shape.dim[to_dim], 0});
+    } else {
+        satisfy_copies(&m, t, to);
     }
+    vec_free(&m.mine);
     axis_free(&source);
     axis_free(&target);
 }
@@ -260,7 +332,7 @@ int64_t reshard_sent_nbytes(const Graph *g, const Shape *shape, DType dtype, con
     for (int h = 0; h < nhop; h++) {
         if (hop[h].from.kind == PLACE_REPLICATE) continue;  // everybody has everything
         PieceList l;
-        reshard_pieces(g->layouts, &hop[h].shape, &hop[h].from, &hop[h].to, &l);
+        reshard_pieces(g->layouts, &hop[h].shape, &hop[h].from, &hop[h].to, rank, &l);
         int64_t rest = 1;  // elements per unit of what pieces cut
         for (int i = 0; i < l.shape.ndim; i++)
             if (i != l.dim[0] && i != l.dim[1]) rest *= l.shape.dim[i];

@@ -16,9 +16,13 @@ typedef struct PieceList {
     int dim[2];
     Reduce reduce;        // how several pieces of one target element combine, and what elements that none reaches start at
     VEC(Piece) piece;     // for one (source, target) pair in the order in which both sides pack them
+    bool travels;         // some piece goes from one rank to another
+    bool reduces;         // some target element gets more than one term, or none
 } PieceList;
 // Fills `out` (free out->piece with vec_free). `from` and `to` must not reduce in different ways (see reshard_hops).
-void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to, PieceList *out);
+// Pieces of all ranks (rank ALL_RANKS), or those that `rank` gives or takes: there are about as many as ranks, not their square.
+enum { ALL_RANKS = -1 };
+void reshard_pieces(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to, int rank, PieceList *out);
 
 // A reshard as a chain of exchanges: an all-reduce of a large value is a reduce-scatter over an even split of its elements and
 // an all-gather. `shape` is the value's shape or its flattened form.
@@ -33,6 +37,8 @@ int reshard_hops(const Graph *g, const Shape *shape, DType dtype, const Placemen
 // The exchanges of all ranks, [nranks].
 const Exchange *exchange_make(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
                               const Placement *to);
+// The same of one rank, in time linear in the number of ranks.
+const Exchange *exchange_make_one(Arena *a, const LayoutTable *t, const Shape *shape, DType dtype, const Placement *from,
+                                  const Placement *to, int rank);
 // Nothing moves on any rank: the destination has the source's bytes.
-bool exchange_is_identity(const Exchange *e, const LayoutTable *t, const Shape *shape, const Placement *from,
-                          const Placement *to);
+bool exchange_is_identity(const LayoutTable *t, const Shape *shape, const Placement *from, const Placement *to);

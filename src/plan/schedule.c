@@ -7,8 +7,8 @@
 // Requires: any valid graph. Establishes: the same nodes in an order in which (1) a node whose result takes more memory than
 // running it later would keep alive comes right before its first use, (2) a node that frees at least as much as it makes runs
 // as soon as it can (weight gradients are reduced and consumed while they are fresh), (3) an in-place update follows every
-// other reader of what it overwrites. Otherwise the given order stays. The order is global, so collectives come in the same
-// order on every rank.
+// other reader of what it overwrites. Otherwise the given order stays; copies to and from host memory keep their places in any case.
+// The order is global, so collectives come in the same order on every rank.
 #include "ops/op.h"
 #include "plan/plan.h"
 
@@ -26,13 +26,17 @@ typedef struct Sched {
     NodeId *writer;          // [values, at roots] the in-place node that overwrites it, NO_NODE
     int32_t *before_first;   // [nodes + 1] into before[]: readers that an in-place node must follow
     NodeId *before;
+    bool wait;               // nothing runs before its turn but what is wanted
     VEC(NodeId) order, stack, eager;
 } Sched;
 enum { NEW, OPEN, DONE };
 
 static bool is_state(const Node *n) { return n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT; }
 static bool is_in_place(const Node *n) { return (op_flags(n->op) & OPF_INPLACE) != 0; }
-static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD; }
+// (A fetched value is what was being fetched: waiting for it makes nothing, and is best done right before it is read.)
+static bool is_view(const Node *n) { return (op_flags(n->op) & OPF_VIEW) || n->op == OP_STOP_GRAD || n->op == OP_FETCH_DONE; }
+// Where copies start, and where they give back what they read, was decided by whoever put them there.
+static bool keeps_place(const Node *n) { return n->op == OP_OFFLOAD || n->op == OP_OFFLOAD_DONE || n->op == OP_FETCH; }
 
 static double value_nbytes(const Graph *g, ValueId v) {
     const Value *x = graph_value(g, v);
@@ -52,7 +56,8 @@ static void collect_values(Sched *s) {
     for (int64_t v = 0; v < g->values.len; v++) {
         const Node *def = graph_def(g, (ValueId)v);
         s->root[v] = is_view(def) ? s->root[def->in[0]] : (ValueId)v;
-        s->nbytes[v] = is_state(def) || is_in_place(def) || is_view(def) ? 0 : value_nbytes(g, (ValueId)v);
+        bool none = is_state(def) || is_in_place(def) || is_view(def) || value_on_host(g, (ValueId)v);
+        s->nbytes[v] = none ? 0 : value_nbytes(g, (ValueId)v);
     }
     for (int64_t i = 0; i < g->outputs.len; i++) s->left[s->root[g->outputs.data[i].value]]++;
 }
@@ -125,7 +130,9 @@ static void choose_late(Sched *s) {
         }
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < first) held += s->nbytes[s->root[n->in[k]]];
-        s->late[i] = first != INT32_MAX && !is_in_place(n) && (held == 0 || held < made);
+        // What is computed again was dropped on purpose: never before it is wanted.
+        s->late[i] = first != INT32_MAX && !is_in_place(n) && !keeps_place(n) &&
+                     (held == 0 || held < made || n->phase == PHASE_RECOMPUTE);
         at[i] = s->late[i] ? first : (int32_t)i;
         for (int k = 0; k < n->nin; k++)
             if (dies[s->root[n->in[k]]] < at[i]) dies[s->root[n->in[k]]] = at[i];
@@ -148,6 +155,10 @@ static bool frees_enough(const Sched *s, const Node *n) {
     return freed >= made;
 }
 
+// A late node whose result can be taken for available: its readers may run as if it had. What is computed again is not: it could be from
+// the beginning on, and its readers are to wait for their turn.
+static bool can_be_had(const Sched *s, NodeId i) { return s->late[i] && graph_node(s->g, i)->phase != PHASE_RECOMPUTE; }
+
 // Node i can be had: its consumers may have all they need. Late consumers then can be had too; others that free memory run
 // soon.
 static void make_available(Sched *s, NodeId i) {
@@ -159,9 +170,17 @@ static void make_available(Sched *s, NodeId i) {
             for (int32_t u = s->use_first[n->out[k]]; u < s->use_first[n->out[k] + 1]; u++) {
                 NodeId c = s->use[u];
                 if (--s->missing[c] > 0) continue;
-                if (s->late[c]) vec_push(&s->stack, c);
-                else if (s->state[c] == NEW) vec_push(&s->eager, c);
+                if (can_be_had(s, c)) vec_push(&s->stack, c);
+                else if (s->state[c] == NEW && !s->late[c]) vec_push(&s->eager, c);
             }
+    }
+}
+
+// What could have run before, but would not have freed v then.
+static void offer_last_reader(Sched *s, ValueId v) {
+    for (int32_t u = s->use_first[v]; u < s->use_first[v + 1]; u++) {
+        NodeId c = s->use[u];
+        if (s->state[c] == NEW && s->missing[c] == 0 && !s->late[c]) vec_push(&s->eager, c);
     }
 }
 
@@ -170,7 +189,9 @@ static void run(Sched *s, NodeId i) {
     s->state[i] = DONE;
     vec_push(&s->order, i);
     for (int k = 0; k < n->nin && !is_view(n); k++) s->left[s->root[n->in[k]]]--;
-    if (!s->late[i]) make_available(s, i);
+    if (!can_be_had(s, i)) make_available(s, i);
+    for (int k = 0; k < n->nin; k++)
+        if (s->nbytes[s->root[n->in[k]]] > 0 && s->left[s->root[n->in[k]]] == 1) offer_last_reader(s, n->in[k]);
     for (int k = 0; k < n->nin; k++) {
         NodeId w = s->writer[s->root[n->in[k]]];
         if (w != NO_NODE && s->state[w] == NEW && s->missing[w] == 0) vec_push(&s->eager, w);
@@ -215,19 +236,72 @@ static Status choose_order(Sched *s, Diag *d) {
     const Graph *g = s->g;
     s->state = ARENA_ARRAY(s->a, uint8_t, g->nodes.len);
     for (int64_t i = 0; i < g->nodes.len; i++)
-        if (s->late[i] && graph_node(g, (NodeId)i)->nin == 0) make_available(s, (NodeId)i);
+        if (can_be_had(s, (NodeId)i) && graph_node(g, (NodeId)i)->nin == 0) make_available(s, (NodeId)i);
     for (int64_t i = 0; i < g->nodes.len; i++) {
         if (!s->late[i]) TRY(demand(s, (NodeId)i, d));
         while (s->eager.len > 0) {
             NodeId c = s->eager.data[--s->eager.len];
-            bool follows = true;  // an in-place node waits for its readers rather than pulling them forward
+            bool follows = !keeps_place(graph_node(g, c));  // an in-place node waits for its readers rather than pulling them forward
             for (int32_t k = s->before_first[c]; k < s->before_first[c + 1] && follows; k++)
                 follows = s->state[s->before[k]] == DONE;
-            if (follows && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
+            if (follows && !s->wait && frees_enough(s, graph_node(g, c))) TRY(demand(s, c, d));
         }
     }
     for (int64_t i = 0; i < g->nodes.len; i++) TRY(demand(s, (NodeId)i, d));  // late nodes that only dead nodes use
     return ST_OK;
+}
+
+// ---- which order ------------------------------------------------------------------------------------------------------------
+// Bytes alive at once in the order found.
+static double order_peak(Sched *s) {
+    const Graph *g = s->g;
+    int32_t *left = ARENA_ARRAY(s->a, int32_t, g->values.len);
+    double live = 0, peak = 0;
+    for (int64_t i = 0; i < g->outputs.len; i++) left[s->root[g->outputs.data[i].value]]++;
+    for (int64_t i = 0; i < g->nodes.len; i++) {
+        const Node *n = graph_node(g, (NodeId)i);
+        for (int k = 0; k < n->nin && !is_view(n); k++) left[s->root[n->in[k]]]++;
+    }
+    for (int64_t i = 0; i < s->order.len; i++) {
+        const Node *n = graph_node(g, s->order.data[i]);
+        for (int k = 0; k < n->nout; k++) live += s->nbytes[n->out[k]];
+        if (live > peak) peak = live;
+        for (int k = 0; k < n->nin && !is_view(n); k++)
+            if (--left[s->root[n->in[k]]] == 0) live -= s->nbytes[s->root[n->in[k]]];
+    }
+    return peak;
+}
+
+static void free_lists(Sched *s) {
+    vec_free(&s->order);
+    vec_free(&s->stack);
+    vec_free(&s->eager);
+    arena_free(s->a);
+}
+
+static Status find_order(const Graph *g, bool wait, Sched *s, double *peak, Diag *d) {
+    *s = (Sched){.g = g, .a = arena_new(), .wait = wait};
+    CHECK(s->a != NULL, "out of memory");
+    collect_values(s);
+    collect_uses(s);
+    collect_readers(s);
+    choose_late(s);
+    TRY(choose_order(s, d));
+    *peak = order_peak(s);
+    return ST_OK;
+}
+
+// Running early what frees memory keeps some values alive for longer too: where the given order with what is wanted late is better,
+// that one is taken.
+static Status best_order(const Graph *g, Sched *s, Diag *d) {
+    double peak, other;
+    Sched waiting;
+    TRY(find_order(g, false, s, &peak, d));
+    Status st = find_order(g, true, &waiting, &other, d);
+    bool better = st == ST_OK && other < peak;
+    free_lists(better ? s : &waiting);
+    if (better) *s = waiting;
+    return st;
 }
 
 // ---- outputs that show state ----------------------------------------------------------------------------------------------
@@ -260,8 +334,6 @@ static Status copy_outputs(const Sched *s, Graph **out, Diag *d) {
 }
 
 static Status reorder(Sched *s, Graph **out, Diag *d) {
-    choose_late(s);
-    TRY(choose_order(s, d));
     Graph *n = graph_new_like(s->g);
     ValueId *map = ARENA_ARRAY(s->a, ValueId, s->g->values.len);
     for (int64_t v = 0; v < s->g->values.len; v++) map[v] = NO_VALUE;
@@ -274,24 +346,26 @@ static Status reorder(Sched *s, Graph **out, Diag *d) {
     return ST_OK;
 }
 
+Status schedule_order(const Graph *g, NodeId *order, Diag *d) {
+    Sched s;
+    Status st = best_order(g, &s, d);
+    for (int64_t i = 0; i < s.order.len && st == ST_OK; i++) order[i] = s.order.data[i];
+    free_lists(&s);
+    return st;
+}
+
 Status pass_schedule(const Graph *g, Graph **out, Diag *d) {
-    Sched s = {.g = g, .a = arena_new()};
-    CHECK(s.a != NULL, "out of memory");
-    collect_values(&s);
-    collect_uses(&s);
-    collect_readers(&s);
+    Sched s;
+    Status st = best_order(g, &s, d);
     bool copies = false;
-    for (int64_t i = 0; i < g->outputs.len; i++) copies |= is_overwritten(&s, &g->outputs.data[i]);
-    Status st = copies ? ST_OK : reorder(&s, out, d);
+    for (int64_t i = 0; i < g->outputs.len && st == ST_OK; i++) copies |= is_overwritten(&s, &g->outputs.data[i]);
+    if (st == ST_OK && !copies) st = reorder(&s, out, d);
     if (copies) {
         Graph *with = NULL;
         st = copy_outputs(&s, &with, d);
         if (st == ST_OK) st = pass_schedule(with, out, d);
         if (with) graph_free_vecs(with);
     }
-    vec_free(&s.order);
-    vec_free(&s.stack);
-    vec_free(&s.eager);
-    arena_free(s.a);
+    free_lists(&s);
     return st;
 }

@@ -190,20 +190,25 @@ static Status save_all(Run *r, int64_t done, double entropy, Diag *d) {
 
 // What the plan said of the device's memory and what is in use (by this process, if the device is its own).
 static void report_memory(const Run *r) {
-    double used, planned;
+    double used, planned, host = 0, host_planned = 0;
+    for (int k = 0; k < r->c->plan->nranks; k++) {
+        host += (double)runtime_host_nbytes(r->rt, k);
+        host_planned += (double)r->c->plan->rank[k].host_nbytes;
+    }
+    if (host_planned > 0) printf("host memory for offloaded values: planned %.3f GB, allocated %.3f GB\n", host_planned / 1e9, host / 1e9);
     if (!runtime_device_used(r->rt, &used, &planned)) return;
-    double context = compile_device_model(&r->o->compile)->context_nbytes;
+    double context = device_beside_nbytes(compile_device_model(&r->o->compile), runtime_host_nbytes(r->rt, 0));
     printf("device memory: planned %.3f GB (arenas %.3f, context %.3f), in use %.3f GB\n", (planned + context) / 1e9, planned / 1e9, context / 1e9, used / 1e9);
 }
 
 // The table compares with the step before, which ran as all others do.
 static Status profile_step(Run *r, int64_t step, double *loss, Diag *d) {
     const Plan *p = r->c->plan;
-    const double **seconds = ARENA_ARRAY(r->arena, const double *, p->nranks);
+    StepTimes *times = ARENA_ARRAY(r->arena, StepTimes, p->nranks);
     double before = r->seconds;
-    TRY(runtime_profile(r->rt, step, loss, seconds, d));
-    profile_print(stdout, p, compile_device_model(&r->o->compile), 0, seconds[0], step > r->first ? before : NAN);
-    return profile_write_trace(arena_printf(r->arena, "%s/trace.json", r->o->out), p, seconds, d);
+    TRY(runtime_profile(r->rt, step, loss, times, d));
+    profile_print(stdout, p, compile_device_model(&r->o->compile), 0, &times[0], step > r->first ? before : NAN);
+    return profile_write_trace(arena_printf(r->arena, "%s/trace.json", r->o->out), p, times, d);
 }
 
 static Status train_loop(Run *r, TrainResult *out, Diag *d) {

@@ -1,289 +1,22 @@
 // cuDNN attention on a GPU: against float64 on the host, then speeds. Stands alone (no cmocka): one line per case, PASS or FAIL,
 // and cuDNN's own words wherever it refuses; a case that fails does not stop the others.
-//   gpu_attention           all of it (about a minute)
+//   gpu_attention           check, packed, speed and packed-speed (about two minutes)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
-//   gpu_attention operands  every graph has the operands that a run is given; needs no GPU
 //   gpu_attention packed, packed-speed    the same for packed documents
+//   gpu_attention operands  every graph has the operands that a run is given; needs no GPU
 //   gpu_attention missing   (only when named) what cuDNN does without an operand
+//   gpu_attention groups    heads in groups: the same results, how long, how much scratch (half a minute)
+//   gpu_attention million   a million tokens, at a few places (a minute); gpu_attention beyond: what cuDNN makes of 2^31 elements
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include "attention_ref.h"
+#include "attention_probe.h"
 #include "backend/cuda/device/cache.h"
-#include "backend/cuda/attention/dnn_run.h"
 #include "backend/cuda/device/libs.h"
-
-static Device device;
-static int npass, nfail;
-static bool counted = true;  // verdicts are; else they are for information
-enum { MAX_DIM = 256 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void verdict(bool ok) {
-    printf("  %s\n", !counted ? ok ? "right" : "wrong, not used" : ok ? "PASS" : "FAIL");
-    fflush(stdout);
-    if (!counted) return;
-    if (ok)
-        npass++;
-    else
-        nfail++;
-}
-
-static bool cuda_ok(cudaError_t e, const char *what) {
-    if (e == cudaSuccess) return true;
-    printf("  CUDA: %s: %s\n", what, cudaGetErrorString(e));
-    fflush(stdout);
-    return false;
-}
-
-// ---- operands
-// ---------------------------------------------------------------------------------------------------------------------
-typedef struct Operands {
-    int64_t nq, nk, nrow;                           // elements of q and of k; rows of q
-    uint16_t *q, *k, *v, *dout, *o, *dq, *dk, *dv;  // host
-    float *lse;
-    int64_t *ids, *first, *end;                     // host, packed: numbers of documents; where each position's begins and ends
-    void *gids;
-    void *gq, *gk, *gv, *gdout, *go, *gdq, *gdk, *gdv, *glse, *scratch;  // device
-    size_t scratch_nbytes;
-} Operands;
-
-static uint64_t seed = 1;
-static double uniform(void) {
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (double)(seed >> 11) / 9007199254740992.0;
-}
-static double normal(void) { return sqrt(-2 * log(uniform() + 1e-300)) * cos(6.283185307179586 * uniform()); }
-
-// Large operands repeat after a prime number of elements, so that rows still differ.
-static uint16_t *random_bf16(int64_t n, double mean, double spread) {
-    enum { PERIOD = 1000003 };
-    uint16_t *x = malloc((size_t)n * 2);
-    for (int64_t i = 0; i < n && i < PERIOD; i++) x[i] = bf16_round(mean + spread * normal());
-    for (int64_t i = PERIOD; i < n; i += PERIOD) memcpy(x + i, x, (size_t)(n - i < PERIOD ? n - i : PERIOD) * 2);
-    return x;
-}
-
-static bool to_device(void **dst, const void *src, size_t nbytes) {
-    if (!cuda_ok(cudaMalloc(dst, nbytes + 4096), "allocation")) return false;
-    if (src) return cuda_ok(cudaMemcpy(*dst, src, nbytes, cudaMemcpyHostToDevice), "copy");
-    return cuda_ok(cudaMemset(*dst, 0xff, nbytes + 4096), "fill");  // NaN: what is not written shows
-}
-
-static void free_operands(Operands *x) {
-    void *host[] = {x->q, x->k, x->v, x->dout, x->o, x->dq, x->dk, x->dv, x->lse, x->ids, x->first, x->end};
-    void *dev[] = {x->gq, x->gk, x->gv, x->gdout, x->go, x->gdq, x->gdk, x->gdv, x->glse, x->scratch, x->gids};
-    for (size_t i = 0; i < sizeof host / sizeof *host; i++) free(host[i]);
-    for (size_t i = 0; i < sizeof dev / sizeof *dev; i++) cudaFree(dev[i]);
-    *x = (Operands){0};
-}
-
-// negative: scores around -150, so that every log-sum-exp is below -88.
-static bool make_operands(Operands *x, const DnnCall *c, bool negative) {
-    *x = (Operands){.nrow = c->batch * c->heads * c->nq};
-    x->nq = x->nrow * c->dim, x->nk = c->batch * c->kv_heads * c->nk * c->dim;
-    double mean = negative ? sqrt(150 / (c->scale * (double)c->dim)) : 0;
-    x->q = random_bf16(x->nq, mean, 1), x->k = random_bf16(x->nk, -mean, 1), x->v = random_bf16(x->nk, 0, 1),
-    x->dout = random_bf16(x->nq, 0, 1);
-    size_t q = (size_t)x->nq * 2, k = (size_t)x->nk * 2;
-    x->o = malloc(q), x->dq = malloc(q), x->dk = malloc(k), x->dv = malloc(k), x->lse = malloc((size_t)x->nrow * 4);
-    DnnCall f = *c, b = *c;
-    f.backward = false, b.backward = true;
-    x->scratch_nbytes = dnn_scratch(&f) > dnn_scratch(&b) ? dnn_scratch(&f) : dnn_scratch(&b);
-    return to_device(&x->gq, x->q, q) && to_device(&x->gk, x->k, k) && to_device(&x->gv, x->v, k) &&
-           to_device(&x->gdout, x->dout, q) && to_device(&x->go, NULL, q) && to_device(&x->gdq, NULL, q) &&
-           to_device(&x->gdk, NULL, k) && to_device(&x->gdv, NULL, k) && to_device(&x->glse, NULL, (size_t)x->nrow * 4) &&
-           to_device(&x->scratch, NULL, x->scratch_nbytes);
-}
-
-static DnnData data_of(const Operands *x) {
-    return (DnnData){x->gq, x->gk, x->gv, x->go, x->glse, x->gdout, x->gdq, x->gdk, x->gdv, x->gids, 7};
-}
-
-static Status prepare(const DnnCall *c, bool backward, DnnPlan **p) {
-    Diag d = {0};
-    DnnCall call = *c;
-    call.backward = backward;
-    if (!backward && c->cut != 2) call.cut = -1;  // 2: in both directions
-    const char *no = dnn_refuses(&call);
-    Status st = no ? diag_error(&d, ST_UNSUPPORTED, "refused: %s", no) : dnn_prepare(&device, &call, p, &d);
-    if (st != ST_OK) printf("\n    %s plan: %s\n", backward ? "backward" : "forward", d.text);
-    return st;
-}
-
-static Status run(const DnnPlan *p, const DnnData *data, void *scratch) {
-    Diag d = {0};
-    Status st = dnn_run(&device, p, data, scratch, &d);
-    if (st != ST_OK) printf("\n    run: %s\n", d.text);
-    return st;
-}
-
-static bool to_host(void *dst, const void *src, size_t nbytes) {
-    return cuda_ok(cudaMemcpy(dst, src, nbytes, cudaMemcpyDeviceToHost), "copy");
-}
-static bool fetch_results(Operands *x) {
-    size_t q = (size_t)x->nq * 2, k = (size_t)x->nk * 2;
-    return cuda_ok(cudaStreamSynchronize(device.stream), "run") && to_host(x->o, x->go, q) && to_host(x->dq, x->gdq, q) &&
-           to_host(x->dk, x->gdk, k) && to_host(x->dv, x->gdv, k) && to_host(x->lse, x->glse, (size_t)x->nrow * 4);
-}
-
-// ---- comparison
-// ------------------------------------------------------------------------------------------------------------------- Sums over
-// what was checked: of one operand. `worst`: the largest error of one row over the rms of all rows.
-typedef struct Error {
-    double err2, ref2, n, worst2;
-    int64_t nan;
-} Error;
-
-static void compare_row(Error *e, const uint16_t *got, const double *want, int64_t n) {
-    double row = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double g = bf16_value(got[i]), x = g - want[i];
-        if (!isfinite(g)) {
-            e->nan++;
-            continue;
-        }
-        row += x * x, e->ref2 += want[i] * want[i];
-    }
-    e->err2 += row, e->n += (double)n;
-    if (row / (double)n > e->worst2) e->worst2 = row / (double)n;
-}
-static double rel(const Error *e) { return sqrt(e->err2 / (e->ref2 > 0 ? e->ref2 : 1)); }
-static double worst(const Error *e) { return sqrt(e->worst2 / (e->ref2 > 0 ? e->ref2 / e->n : 1)); }
-
-typedef struct Check {
-    RefCall ref;
-    const Operands *x;
-    int64_t row_step, key_step;  // every step-th row and key
-    int64_t rows, keys;          // so many
-    double *o, *dq, *dk, *dv, *lse, *delta;
-} Check;
-
-static void check_row(void *p, int64_t i) {
-    Check *c = p;
-    int64_t r = i * c->row_step, n = c->ref.dim;
-    ref_row(&c->ref, r, c->o + i * n, &c->lse[r], c->dq + i * n, &c->delta[r]);
-}
-static void check_key(void *p, int64_t i) {
-    Check *c = p;
-    int64_t r = i * c->key_step, n = c->ref.dim;
-    ref_key(&c->ref, r, c->lse, c->delta, c->dk + i * n, c->dv + i * n);
-}
-// Where not every row is computed: keys from the GPU's own lse and o, which the rows' check vouches for.
-static void row_statistics(void *p, int64_t r) {
-    Check *c = p;
-    int64_t n = c->ref.dim;
-    double s = 0;
-    for (int64_t e = 0; e < n; e++) s += bf16_value(c->x->dout[r * n + e]) * bf16_value(c->x->o[r * n + e]);
-    c->lse[r] = c->x->lse[r], c->delta[r] = s;
-}
-
-typedef struct Errors {
-    Error each[4];      // o, dq, dk, dv
-    Error ideal[4];     // of the best kernel there can be, where that was asked for
-    double lse;         // largest absolute error
-    int64_t lse_nan;
-} Errors;
-
-static void reference_rows(Check *k, const DnnCall *c, const Operands *x, int64_t row_step, int64_t key_step, bool rounded) {
-    int64_t n = c->dim;
-    *k = (Check){.ref = {c->batch, c->heads, c->kv_heads, c->nq, c->nk, c->dim, (int)c->mask, c->shift, c->window, c->scale,
-                         rounded, x->q, x->k, x->v, x->dout, x->first, x->end},
-                 .x = x,
-                 .row_step = row_step,
-                 .key_step = key_step,
-                 .rows = (x->nrow + row_step - 1) / row_step,
-                 .keys = (x->nk / n + key_step - 1) / key_step};
-    k->o = malloc((size_t)(k->rows * n) * 8), k->dq = malloc((size_t)(k->rows * n) * 8);
-    k->dk = malloc((size_t)(k->keys * n) * 8), k->dv = malloc((size_t)(k->keys * n) * 8);
-    k->lse = malloc((size_t)x->nrow * 8), k->delta = malloc((size_t)x->nrow * 8);
-    parallel(k->rows, check_row, k);
-}
-static void reference_keys(Check *k) {
-    if (k->row_step > 1) parallel(k->x->nrow, row_statistics, k);
-    parallel(k->keys, check_key, k);
-}
-static void free_reference(Check *k) { free(k->o), free(k->dq), free(k->dk), free(k->dv), free(k->lse), free(k->delta); }
-
-// What bf16 alone costs: the reference with a kernel's roundings against the reference.
-static void compare_ideal(Error *e, const double *ideal, const double *want, int64_t rows, int64_t n) {
-    uint16_t *x = malloc((size_t)n * sizeof *x);
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < n; j++) x[j] = bf16_round(ideal[i * n + j]);
-        compare_row(e, x, want + i * n, n);
-    }
-    free(x);
-}
-static void find_ideal(const Check *k, const DnnCall *c, const Operands *x, Errors *e) {
-    Check r;
-    reference_rows(&r, c, x, 1, 1, true);
-    reference_keys(&r);
-    compare_ideal(&e->ideal[0], r.o, k->o, k->rows, c->dim), compare_ideal(&e->ideal[1], r.dq, k->dq, k->rows, c->dim);
-    compare_ideal(&e->ideal[2], r.dk, k->dk, k->keys, c->dim), compare_ideal(&e->ideal[3], r.dv, k->dv, k->keys, c->dim);
-    free_reference(&r);
-}
-
-static void check_all(const DnnCall *c, const Operands *x, int64_t row_step, int64_t key_step, bool ideal, Errors *e) {
-    *e = (Errors){0};
-    int64_t n = c->dim;
-    Check k;
-    reference_rows(&k, c, x, row_step, key_step, false);
-    for (int64_t i = 0; i < k.rows; i++) {
-        int64_t r = i * row_step;
-        compare_row(&e->each[0], x->o + r * n, k.o + i * n, n);
-        compare_row(&e->each[1], x->dq + r * n, k.dq + i * n, n);
-        double l = fabs((double)x->lse[r] - k.lse[r]);
-        if (!isfinite(x->lse[r]))
-            e->lse_nan++;
-        else if (l > e->lse)
-            e->lse = l;
-    }
-    reference_keys(&k);
-    for (int64_t i = 0; i < k.keys; i++) {
-        compare_row(&e->each[2], x->dk + i * key_step * n, k.dk + i * n, n);
-        compare_row(&e->each[3], x->dv + i * key_step * n, k.dv + i * n, n);
-    }
-    if (ideal) find_ideal(&k, c, x, e);
-    free_reference(&k);
-}
-
-// bf16 results from bf16 probabilities: errors of about 2^-9 each; f32 sums for lse. `size` of lse's error grows with lse itself.
-// Where keys have a mean far from 0, gradients of scores (which add up to 0 over a row) are rounded to bf16 and then multiplied
-// by that mean: no kernel is better than `ideal`. An H100 had 1.00 of it in o and dq, and up to 1.5 in dk and dv, where cuDNN
-// rounds each head of a group before it adds them. Twice is allowed.
-static bool report(const Errors *e, double lse_size) {
-    static const char *const name[] = {"o", "dq", "dk", "dv"};
-    bool ok = e->lse <= 3e-6 * (1 + lse_size) && !e->lse_nan;
-    printf(" lse %.1e", e->lse);
-    if (e->lse_nan) printf(" (%lld NaN)", (long long)e->lse_nan);
-    for (int i = 0; i < 4; i++) {
-        const Error *x = &e->each[i], *best = &e->ideal[i];
-        printf(" %s %.1e (row %.1e)", name[i], rel(x), worst(x));
-        if (best->n > 0) printf(" [ideal %.1e, %.1e]", rel(best), worst(best));
-        if (x->nan) printf(" (%lld NaN)", (long long)x->nan);
-        ok = ok && !x->nan && rel(x) < fmax(i ? 8e-3 : 5e-3, 2 * rel(best)) && worst(x) < fmax(0.1, 2 * worst(best));
-    }
-    return ok;
-}
 
 // ---- cases
 // ------------------------------------------------------------------------------------------------------------------------
-typedef struct Case {
-    const char *name;
-    int64_t b, h, hkv, nq, nk, d;
-    DnnMaskKind mask;
-    int64_t shift, window;
-    int cut;        // as DnnCall, of the backward; 2: of both
-    bool negative;  // log-sum-exp below -88
-} Case;
-
 static const Case cases[] = {
     {"full, one tile", 1, 4, 4, 128, 128, 64, DNN_FULL, 0, 0, -1, false},
     {"full", 1, 8, 2, 512, 512, 64, DNN_FULL, 0, 0, -1, false},
@@ -320,33 +53,6 @@ static const Case cases[] = {
     {"three queries", 1, 4, 2, 3, 300, 128, DNN_CAUSAL, 297, 0, -1, false},
 };
 
-static DnnCall call_of(const Case *k) {
-    double scale = 1 / sqrt((double)k->d);
-    return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, scale, false, k->cut, 0, false};
-}
-
-static void run_case(const Case *k) {
-    DnnCall c = call_of(k);
-    printf("%-24s b%lld h%lld/%lld q%lld k%lld d%lld%s:", k->name, (long long)k->b, (long long)k->h, (long long)k->hkv,
-           (long long)k->nq, (long long)k->nk, (long long)k->d,
-           k->cut == 0  ? " uncut"
-           : k->cut > 0 ? " cut"
-                        : "");
-    Operands x;
-    DnnPlan *f, *b;
-    bool ok = make_operands(&x, &c, k->negative) && prepare(&c, false, &f) == ST_OK;
-    DnnData data = data_of(&x);
-    ok = ok && run(f, &data, x.scratch) == ST_OK && prepare(&c, true, &b) == ST_OK && run(b, &data, x.scratch) == ST_OK &&
-         fetch_results(&x);
-    if (ok) {
-        Errors e;
-        check_all(&c, &x, 1, 1, k->negative, &e);
-        ok = report(&e, k->negative ? 200 : 10);
-    }
-    verdict(ok);
-    free_operands(&x);
-}
-
 // Lengths that do not fill tiles, with and without lengths given to the kernel, scores as usual and far below zero. Which of the
 // uncut ones are right decides dnn_needs_cut; they are not counted.
 static void run_length(DnnMaskKind mask, int64_t nq, int64_t nk, int cut) {
@@ -377,7 +83,8 @@ static void run_lengths(void) {
 // each half gets the merged o and lse (what ring attention does). Against the whole.
 static void run_merged(int64_t d) {
     int64_t s = 512, h = 8, hkv = 2;
-    DnnCall whole = {1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, 1 / sqrt((double)d), false, -1, 0, false};
+    Case k = {"", 1, h, hkv, s / 2, s, d, DNN_CAUSAL, s / 2, 0, -1, false};
+    DnnCall whole = call_of(&k);
     DnnCall part[2] = {whole, whole};
     part[0].nk = part[1].nk = s / 2, part[0].mask = DNN_FULL, part[0].shift = part[1].shift = 0;
     printf("%-24s d%lld:", "two halves of keys", (long long)d);
@@ -464,39 +171,6 @@ static void run_captured(void) {
 
 // ---- speed
 // ------------------------------------------------------------------------------------------------------------------------
-static double seconds_of(const DnnPlan *p, const DnnData *data, void *scratch, int repeat) {
-    cudaEvent_t a, b;
-    float ms = 0;
-    cudaEventCreate(&a), cudaEventCreate(&b);
-    bool ok = run(p, data, scratch) == ST_OK && run(p, data, scratch) == ST_OK;
-    cudaEventRecord(a, device.stream);
-    for (int i = 0; i < repeat && ok; i++) ok = run(p, data, scratch) == ST_OK;
-    cudaEventRecord(b, device.stream);
-    ok = ok && cuda_ok(cudaEventSynchronize(b), "timing");
-    cudaEventElapsedTime(&ms, a, b);
-    cudaEventDestroy(a), cudaEventDestroy(b);
-    return ok ? ms * 1e-3 / repeat : INFINITY;
-}
-
-static double visible_pairs(const DnnCall *c) {
-    double n = 0;
-    for (int64_t i = 0; i < c->nq; i++) {
-        int64_t hi = c->mask == DNN_FULL ? c->nk : i + c->shift + 1 < c->nk ? i + c->shift + 1 : c->nk;
-        int64_t lo = c->mask == DNN_WINDOW && i + c->shift - c->window + 1 > 0 ? i + c->shift - c->window + 1 : 0;
-        n += (double)(hi - lo);
-    }
-    return n;
-}
-
-static void print_facts(const char *what, const DnnCall *c, const DnnPlan *p) {
-    DnnPlanFacts f = dnn_plan_facts(p);
-    DnnGroups g = dnn_groups(c);
-    printf("\n    %s: engine %lld (%d of %d), plan %.2f s%s, workspace %lld of %lld planned, scratch %.1f MiB, %lld groups of "
-           "%lld KV heads",
-           what, (long long)f.engine, f.chosen, f.proposals, f.seconds, f.from_disk ? " from text" : "", (long long)f.workspace,
-           (long long)f.planned_workspace, (double)dnn_scratch(c) / 1048576, (long long)g.n, (long long)g.kv_heads);
-}
-
 static void run_speed(const Case *k) {
     DnnCall c = call_of(k), cb = c;
     cb.backward = true;
@@ -615,59 +289,27 @@ __attribute__((weak)) void cache_put(const char *kind, const char *key, const vo
     entries = e;
 }
 
-#include "gpu_attention_packed.h"
-
-// Needs no GPU: every form of a call, its graph's operands and those that its run is given.
-static int run_operands(const CudnnLib *lib) {
-    static DnnGraph g;
-    Dnn dnn = {.lib = lib};
-    enum { FORMS = 3 * 2 * 3 * 2 * 2 };  // masks, shifted, plain and cut and packed, heads in groups, backward
-    for (int i = 0; i < FORMS; i++) {
-        int mask = i % 3, shift = i / 3 % 2, form = i / 6 % 3, groups = i / 18 % 2, backward = i / 36;
-        DnnCall c = {1, 4, 4, 192, 256, 64, (DnnMaskKind)mask, 60 * shift, 200, 0.125, backward, form == 1, 0, false};
-        if (groups) c.kv_heads = 2;
-        if (form == 2) c.nk = c.nq, c.slots = 4;
-        if (dnn_refuses(&c)) continue;
-        DnnRun r = dnn_run_of(&c);
-        DnnAttention a = dnn_group(&r);
-        DnnOperands x = dnn_operands(&r, &(DnnData){0}, 0, 0, NULL);
-        dnn_graph_begin(&g, &dnn);
-        if (backward)
-            dnn_build_backward(&g, &a);
-        else
-            dnn_build_forward(&g, &a);
-        printf("operands: mask %d shift %d form %d heads 4/%lld %s: graph %#llx, run %#llx %s", mask, shift * 60, form,
-               (long long)c.kv_heads, backward ? "backward" : "forward", (unsigned long long)g.operands,
-               (unsigned long long)dnn_given(&x), g.error.text);
-        verdict(g.error.status == ST_OK && g.operands == dnn_given(&x));
-        dnn_graph_end(&g);
-    }
-    printf("%s: %d passed, %d failed\n", nfail ? "FAIL" : "PASS", npass, nfail);
-    return nfail || npass < FORMS / 2;
-}
-
 int main(int argc, char **argv) {
-    bool packed = argc < 2 || !strcmp(argv[1], "packed");
+    bool packed = argc < 2 || !strcmp(argv[1], "packed"), packed_speed = argc < 2 || !strcmp(argv[1], "packed-speed");
     bool check = argc < 2 || !strcmp(argv[1], "check"), speed = argc < 2 || !strcmp(argv[1], "speed");
+    bool groups = argc > 1 && !strcmp(argv[1], "groups"), million = argc > 1 && !strcmp(argv[1], "million");
+    bool beyond = argc > 1 && !strcmp(argv[1], "beyond");
     struct cudaDeviceProp prop;
     cudaStream_t stream;
-    const CudnnLib *lib;
-    Diag d = {0};
-    if (argc > 1 && !strcmp(argv[1], "operands")) {
-        if (libs_cudnn(&lib, &d) == ST_OK) return run_operands(lib);
-        return printf("%s\n", d.text), 2;
-    }
+    if (argc > 1 && !strcmp(argv[1], "operands")) return run_operands();
     if (!cuda_ok(cudaGetDeviceProperties(&prop, 0), "device")) return 2;
     if (!cuda_ok(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream")) return 2;
     device = (Device){.nsm = prop.multiProcessorCount, .stream = stream, .capability = prop.major * 10 + prop.minor};
     snprintf(device.name, sizeof device.name, "%.60s", prop.name);
     snprintf(device.key, sizeof device.key, "%.60s %d", prop.name, device.capability);
+    if (!cuda_ok(cudaMalloc((void **)&device.error, sizeof *device.error), "error record")) return 2;
+    device_error();
+    const CudnnLib *lib;
+    Diag d = {0};
     if (libs_cudnn(&lib, &d) != ST_OK) {
         printf("%s\n", d.text);
         return 2;
     }
-    if (!cuda_ok(cudaMalloc((void **)&device.error, sizeof *device.error), "error record")) return 2;
-    device_error();
     printf("%s, cuDNN %zu\n", device.key, lib->version);
     double begin = now();
     if (check) {
@@ -680,8 +322,11 @@ int main(int argc, char **argv) {
     if (check) printf("check: %.1f s\n", now() - begin);
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
     if (packed) run_all_packed();
-    if (argc < 2 || !strcmp(argv[1], "packed-speed")) run_packed_speeds();
+    if (packed_speed) run_packed_speeds();
     if (argc > 1 && !strcmp(argv[1], "missing")) run_missing(16384), run_missing(16320);
+    if (groups) run_groups();
+    if (million) run_million(), run_packed_million();
+    if (beyond) run_beyond();
     printf("%s: %d passed, %d failed; %.1f s\n", nfail ? "FAIL" : "PASS", npass, nfail, now() - begin);
     dnn_close(&device);
     return nfail > 0;

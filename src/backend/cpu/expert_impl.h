@@ -5,7 +5,7 @@ typedef struct FN(ExpertJob) {
     ExpertRows rows;
     int64_t nx, nw;  // columns of x and of the result (or of its cotangent)
     bool trans_w;
-    const REAL *x, *w, *g;
+    const REAL *x, *w, *g, *add;  // add: to the gradient, which may lie there itself; or NULL
     REAL *out;
     REAL *panel;  // [worker][ROWS * (nx + nw)]
     int64_t panel_len;
@@ -70,7 +70,9 @@ static void FN(expert_grad_task)(void *ctx, int64_t task, int worker) {
     if (nc <= 0) return;
     const REAL *left = (j->trans_w ? j->g : j->x) + c0, *right = j->trans_w ? j->x : j->g;
     REAL *l = j->panel + worker * j->panel_len, *q = l + ROWS * nc, *dw = j->out + (e * nl + c0) * nr;
-    if (r->first[e] == r->first[e + 1]) memset(dw, 0, (size_t)(nc * nr) * sizeof *dw);
+    const REAL *add = j->add ? j->add + (e * nl + c0) * nr : NULL;
+    if (add && add != dw) memcpy(dw, add, (size_t)(nc * nr) * sizeof *dw);
+    if (!add && r->first[e] == r->first[e + 1]) memset(dw, 0, (size_t)(nc * nr) * sizeof *dw);
     for (int64_t begin = r->first[e]; begin < r->first[e + 1]; begin += ROWS) {
         int64_t n = min_i64(ROWS, r->first[e + 1] - begin);
         for (int64_t i = 0; i < n; i++) {
@@ -78,16 +80,17 @@ static void FN(expert_grad_task)(void *ctx, int64_t task, int worker) {
             memcpy(l + i * nc, left + row * nl, (size_t)nc * sizeof *l);
             memcpy(q + i * nr, right + row * nr, (size_t)nr * sizeof *q);
         }
-        GEMM(true, false, nc, nr, n, 1, l, nc, q, nr, begin == r->first[e] ? 0 : 1, dw, nr);
+        GEMM(true, false, nc, nr, n, 1, l, nc, q, nr, begin == r->first[e] && !add ? 0 : 1, dw, nr);
     }
 }
 
 Status FN(cpu_expert_matmul_grad)(const KernelArgs *k, Diag *d) {
     (void)d;
     int64_t nexpert = k->out[0].dim[0];
-    if (nexpert == 0 || k->in[0].dim[1] == 0 || k->in[2].dim[1] == 0) return ST_OK;
+    if (nexpert == 0 || k->in[0].dim[1] == 0 || k->in[2].dim[1] == 0) return ST_OK;  // no element
     FN(ExpertJob) j = FN(expert_job)(k, nexpert, k->in[0].dim[1], k->in[2].dim[1]);
     j.g = k->in[2].data;
+    j.add = k->nin == 4 ? k->in[3].data : NULL;
     j.npanel = grad_panels(nexpert, pool_nthreads(k->pool));
     tasks_run(k->pool, FN(expert_grad_task), &j, nexpert * j.npanel);
     return ST_OK;

@@ -72,4 +72,5 @@ const Backend backend_cuda = {
     .kernel = cuda_kernel,
     .scratch = cuda_scratch,
     .device = &device_api,
+    .attention_kernel = cuda_attention_kernel,
 };

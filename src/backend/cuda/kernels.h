@@ -50,6 +50,7 @@ KERNEL_FULL(head_fwd)
 KERNEL_FULL(head_grad)
 KERNEL_FULL(head)
 // attention.c (cuDNN: dnn.c; our own: flash.c)
+const char *cuda_attention_kernel(const Node *n, const Operand *in, const Operand *out);  // Backend.attention_kernel
 KERNEL_FULL(attention)
 KERNEL_FULL(attention_grad)
 // fused.c (codegen*.c): fused nodes and single pointwise ones

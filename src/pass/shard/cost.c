@@ -35,7 +35,7 @@ double shard_node_seconds(const ShardState *s, NodeId id, const Row *row) {
         }
         Cost cost = {0};
         if (info->cost) info->cost(n, in, out, &cost);
-        double t = cost_seconds(s->c->device, n->op, &cost);
+        double t = cost_seconds(s->c->device, n, in, out, &cost);
         if (t > seconds) seconds = t;
         if (nbytes > held) held = nbytes;
     }

@@ -6,21 +6,12 @@
 #include "backend/cuda/attention/attention_kind.h"
 #include "backend/cuda/attention/dnn.h"
 #include "backend/cuda/attention/flash.h"
+#include "backend/cuda/device/operand.h"
 #include "backend/cuda/kernels.h"
 #include "ops/attention.h"
 
 // ---- the choice
 // -------------------------------------------------------------------------------------------------------------------
-static int64_t global_index(const Operand *o, int dim, int64_t i) {
-    if (o->sdim != dim) return i;
-    for (int s = 0; s < o->nspan; s++) {
-        int64_t len = o->span[s].end - o->span[s].begin;
-        if (i < len) return o->span[s].begin + i;
-        i -= len;
-    }
-    CHECK(false, "no local element %lld", (long long)i);
-}
-
 // Every local KV head serves as many local query heads, in order: what cuDNN assumes. (Ranks may share a KV head, so that one has
 // fewer.)
 static bool heads_in_groups(const Operand *q, const Operand *k) {
@@ -28,7 +19,7 @@ static bool heads_in_groups(const Operand *q, const Operand *k) {
     if (kv_heads < 1 || heads % kv_heads) return false;
     int64_t group = q->global[1] / k->global[1], local = heads / kv_heads;
     for (int64_t h = 0; h < heads; h++)
-        if (global_index(q, 1, h) / group != global_index(k, 1, h / local)) return false;
+        if (operand_global(q, 1, h) / group != operand_global(k, 1, h / local)) return false;
     return true;
 }
 
@@ -82,6 +73,7 @@ static bool dnn_call(const Node *n, const Operand *in, const Operand *out, DnnCa
                    .dim = q->dim[3],
                    .scale = node_float_or(n, ATTR_SCALE, 1 / sqrt((double)q->dim[3])),
                    .backward = grad,
+                   .groups = grad ? attention_groups(n, k->dim[1]) : 1,  // the forward has no scratch that heads have a part in
                    .cut = -1};
     int first = grad ? ATTENTION_GRAD_NIN : ATTENTION_NIN;
     if (!bf16_operands(n, in, out)) return false;
@@ -112,6 +104,12 @@ static Status prepare(Device *dev, const KernelArgs *k, void **state, PrepareFn 
     TRY(dnn_prepare(dev, &c, &p, d));
     *state = p;
     return ST_OK;
+}
+
+const char *cuda_attention_kernel(const Node *n, const Operand *in, const Operand *out) {
+    DnnCall c;
+    if (n->op != OP_SDPA && dnn_call(n, in, out, &c)) return "cudnn";
+    return n->op == OP_SDPA ? "cudnn" : flash_kernel_name(n, in, out);  // what sdpa becomes is not known yet
 }
 
 size_t cuda_attention_scratch(const Node *n, const Operand *in, const Operand *out) {

@@ -153,10 +153,11 @@ Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d) {
     DnnPlan *p = calloc(1, sizeof *p);
     if (!p) return diag_error(d, ST_MEMORY, "no memory for a cuDNN plan");
     *p = (DnnPlan){.run = dnn_run_of(c)};
-    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d %lld %d", (int)c->backward,
-             (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq, (long long)c->nk,
-             (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale, (int)p->run.cut,
-             (long long)c->slots, (int)c->one_packing);
+    const DnnGroups *g = &p->run.groups;
+    snprintf(p->key, sizeof p->key, "%d b%lld h%lld/%lld q%lld k%lld d%lld m%d %lld %lld %a %d s%lld %d g%lld/%lld",
+             (int)c->backward, (long long)c->batch, (long long)c->heads, (long long)c->kv_heads, (long long)c->nq,
+             (long long)c->nk, (long long)c->dim, (int)c->mask, (long long)c->shift, (long long)c->window, c->scale,
+             (int)p->run.cut, (long long)c->slots, (int)c->one_packing, (long long)g->batch, (long long)g->kv_heads);
     for (DnnPlan *q = x->plans; q; q = q->next)
         if (!strcmp(q->key, p->key)) {
             free(p);

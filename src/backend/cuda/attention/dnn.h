@@ -18,6 +18,8 @@ typedef struct DnnCall {
     // Packed documents, if not 0: the mask holds within each, there are at most so many in a batch entry. Numbers: DnnData.
     int64_t slots;
     bool one_packing;  // the same for all batch entries
+    int64_t groups;        // of KV heads, at least; 0 and 1: as scratch asks for
+    int64_t group_nbytes;  // scratch that a group may have; 0: the usual. For tests: INT64_MAX: nothing but `groups` counts
 } DnnCall;
 
 // cuDNN starts a block for every tile of every slot of every head, as if each document were as long as the sequence; those of a
@@ -32,7 +34,8 @@ const char *dnn_refuses(const DnnCall *c);
 // Backward where queries or keys do not fill whole tiles of 128: see dnn.c.
 bool dnn_needs_cut(const DnnCall *c);
 
-// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small.
+// Large calls are done a few KV heads (with their query heads) at a time, so that scratch stays small and no tensor that cuDNN
+// sees has 2^31 elements or more (docs/cuda.md, "A million tokens").
 typedef struct DnnGroups {
     int64_t batch, kv_heads;  // of one group
     int64_t n;                // groups
@@ -57,6 +60,8 @@ typedef struct DnnData {
     const void *ids;  // packed: int64 [batch or 1, nq], document of each token, never falling
     int node;         // packed: errors are reported under
 } DnnData;
+// Those of the group that begins with entry b of the batch and KV head kv.
+DnnData dnn_group_data(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv);
 typedef struct DnnPlan DnnPlan;  // owned by the device, shared by equal calls
 Status dnn_prepare(Device *dev, const DnnCall *c, DnnPlan **out, Diag *d);
 Status dnn_run(Device *dev, const DnnPlan *p, const DnnData *data, void *scratch, Diag *d);  // launches; can be captured
@@ -69,9 +74,9 @@ typedef struct DnnPlanFacts {
 DnnPlanFacts dnn_plan_facts(const DnnPlan *p);
 void dnn_close(Device *dev);
 
-// Packed: fills the tables of the group that begins with batch entry b.
-void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, int64_t b,
-              const DnnData *data, void *scratch);
+// Packed: fills the tables of a group (dnn_group_data). They are the same for all groups of one entry of the batch.
+void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, const DnnData *group_data,
+              void *scratch);
 // Packed, several query heads to a KV head: that group's dk and dv [batch, kv_heads, nk, dim] from those of the query heads.
 void dnn_sum_heads(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, void *dk, void *dv,
                    void *scratch);

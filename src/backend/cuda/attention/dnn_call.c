@@ -26,11 +26,19 @@ static const char *refuses_packed(const DnnCall *c) {
     return NULL;
 }
 
+// The largest tensor that a group of `batch` entries is described by: from its first to its last element. (Packed documents: as
+// far as their offsets reach; dims and strides name more, every slot as long as the sequence, and no kernel uses those.)
+static bool indexable(const DnnCall *c, int64_t batch, int64_t kv_heads) {
+    int64_t group = c->heads / c->kv_heads, most = max_i64(group * c->nq, c->nk);
+    return ((batch - 1) * c->kv_heads + kv_heads) * most * c->dim <= INT32_MAX;
+}
+
 const char *dnn_refuses(const DnnCall *c) {
     if (c->slots && refuses_packed(c)) return refuses_packed(c);
     if (c->dim % 8 || c->dim > 256) return "head dim is not a multiple of 8, at most 256";
     if (c->batch < 1 || c->heads < 1 || c->nq < 1 || c->nk < 1) return "nothing to attend to";
     if (c->nq >= 1 << 30 || c->nk >= 1 << 30) return "positions do not fit 32 bits";
+    if (!indexable(c, 1, 1)) return "the queries that share a KV head are 2^31 elements or more";
     if (c->mask == DNN_FULL) return NULL;
     // Every query must see a key: what a row without any gets is ours to define, not cuDNN's.
     if (c->shift < 0) return "the first queries see no key";
@@ -81,11 +89,11 @@ static DnnParts packed_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) 
     return p;
 }
 
-void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, int64_t b,
-              const DnnData *data, void *scratch) {
+void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t batch, int64_t kv_heads, const DnnData *group_data,
+              void *scratch) {
     char *at = scratch;
     int64_t group = c->heads / c->kv_heads;
-    GpuPacked g = {.ids = (const long long *)data->ids + (c->one_packing ? 0 : b * c->nq),
+    GpuPacked g = {.ids = group_data->ids,
                    .ids_stride = c->one_packing ? 0 : c->nq,
                    .rows = batch,
                    .n = c->nq,
@@ -100,7 +108,7 @@ void dnn_pack(const Device *dev, const DnnCall *c, const DnnParts *p, int64_t ba
                    .k = (void *)(at + p->k),
                    .row = (void *)(at + p->row),
                    .length = (void *)(at + p->length),
-                   .node = data->node};
+                   .node = group_data->node};
     gpu_packed(dev, &g);
 }
 
@@ -125,15 +133,40 @@ DnnParts dnn_parts(const DnnCall *c, int64_t batch, int64_t kv_heads) {
 }
 
 static bool fits(const DnnCall *c, int64_t batch, int64_t kv_heads) {
-    return dnn_parts(c, batch, kv_heads).total <= GROUP_NBYTES && entries(c, batch, kv_heads) <= MOST_ENTRIES;
+    if (entries(c, batch, kv_heads) > MOST_ENTRIES) return false;
+    int64_t most = c->group_nbytes > 0 ? c->group_nbytes : GROUP_NBYTES;
+    if (most == INT64_MAX) return true;
+    return indexable(c, batch, kv_heads) && dnn_parts(c, batch, kv_heads).total <= most;
 }
 
+// A packed group is one run of tokens, so that all heads of each entry of the batch are in it or some heads of one entry.
 DnnGroups dnn_groups(const DnnCall *c) {
-    if (fits(c, c->batch, c->kv_heads)) return (DnnGroups){c->batch, c->kv_heads, 1};
-    for (int64_t g = c->kv_heads; g > 1; g--)
-        if (c->kv_heads % g == 0 && fits(c, 1, g))
-            return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
+    int64_t most = max_i64(1, c->kv_heads / max_i64(1, c->groups));  // KV heads of a group
+    bool together = !c->slots || c->batch == 1 || most == c->kv_heads;
+    if (together && c->kv_heads % most == 0 && fits(c, c->batch, most))
+        return (DnnGroups){c->batch, most, c->kv_heads / most};
+    for (int64_t g = most; g > 1; g--)
+        if (c->kv_heads % g == 0 && fits(c, 1, g)) return (DnnGroups){1, g, c->batch * (c->kv_heads / g)};
     return (DnnGroups){1, 1, c->batch * c->kv_heads};
+}
+
+static const void *after(const void *base, int64_t nbytes) { return base ? (const char *)base + nbytes : NULL; }
+static void *into(void *base, int64_t nbytes) { return base ? (char *)base + nbytes : NULL; }
+
+DnnData dnn_group_data(const DnnCall *c, const DnnData *x, int64_t b, int64_t kv) {
+    int64_t group = c->heads / c->kv_heads, row = (b * c->heads + kv * group) * c->nq;
+    int64_t q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
+    return (DnnData){.q = after(x->q, q),
+                     .k = after(x->k, k),
+                     .v = after(x->v, k),
+                     .o = into(x->o, q),
+                     .lse = into(x->lse, row * 4),
+                     .dout = after(x->dout, q),
+                     .dq = into(x->dq, q),
+                     .dk = into(x->dk, k),
+                     .dv = into(x->dv, k),
+                     .ids = c->one_packing ? x->ids : after(x->ids, b * c->nq * 8),
+                     .node = x->node};
 }
 
 size_t dnn_scratch(const DnnCall *c) {

@@ -154,9 +154,19 @@ static int64_t dk_extent(const DnnAttention *a, const DnnOperands *x) {
 }
 
 typedef struct Execution {
+    const DnnRun *run;
     DnnAttention a;
-    bool backward;
+    char *scratch;
 } Execution;
+
+// All of the scratch is a group's to write to, but for the tables of packed documents, which the next group reads too.
+static void spoil(const DnnRun *r, char *scratch) {
+    const DnnParts *p = &r->parts;
+    bool tables = r->call.slots > 0;
+    if (tables) memset(scratch, 0xff, (size_t)p->q);
+    int64_t from = tables ? p->workspace : 0;
+    memset(scratch + from, 0xff, (size_t)(p->total - from));
+}
 
 static void run_parts(Work *w, bool backward) {
     const DnnAttention *a = w->a;
@@ -177,12 +187,14 @@ static void run_parts(Work *w, bool backward) {
 static Status execute(void *context, const DnnOperands *x, void *workspace, Diag *d) {
     (void)workspace, (void)d;
     const Execution *c = context;
+    bool backward = c->run->call.backward;
+    spoil(c->run, c->scratch);
     Arena *m = arena_new();
-    int64_t n = c->backward ? dk_extent(&c->a, x) : 0;
+    int64_t n = backward ? dk_extent(&c->a, x) : 0;
     Work w = {.a = &c->a, .x = x, .band = band_of(&c->a, x), .scale = (double)*(float *)operand(x, DNN_SCALE)};
     w.p = ARENA_ARRAY(m, double, c->a.nk), w.one = ARENA_ARRAY(m, double, c->a.dim);
     w.dk = ARENA_ARRAY(m, double, n), w.dv = ARENA_ARRAY(m, double, n), w.touched = ARENA_ARRAY(m, bool, n);
-    run_parts(&w, c->backward);
+    run_parts(&w, backward);
     for (int64_t i = 0; i < n; i++)
         if (w.touched[i]) store(operand(x, DNN_DK), i, w.dk[i]), store(operand(x, DNN_DV), i, w.dv[i]);
     arena_free(m);
@@ -190,6 +202,6 @@ static Status execute(void *context, const DnnOperands *x, void *workspace, Diag
 }
 
 Status dnn_run(Device *dev, const DnnPlan *plan, const DnnData *x, void *scratch, Diag *d) {
-    Execution c = {dnn_group(&plan->run), plan->run.call.backward};
+    Execution c = {&plan->run, dnn_group(&plan->run), scratch};
     return dnn_run_groups(dev, &plan->run, x, scratch, execute, &c, d);
 }

@@ -35,14 +35,16 @@ static DnnAttention packed_group(const DnnRun *r) {
                           .lse_head = c->nq};
 }
 
-// One group's tensors lie in the whole operands: their batch stride is the operands'.
+// One group's tensors lie in the whole operands: their batch stride is the operands'. Where a group is of one entry the stride is
+// never used, and says nothing of heads that are not in it.
 DnnAttention dnn_group(const DnnRun *r) {
     const DnnCall *c = &r->call;
     if (c->slots) return packed_group(r);
-    struct DnnStride q = {c->heads * c->nq * c->dim, c->nq * c->dim, c->dim},
-                     k = {c->kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
+    int64_t group = c->heads / c->kv_heads, kv_heads = r->groups.batch > 1 ? c->kv_heads : r->groups.kv_heads;
+    struct DnnStride q = {kv_heads * group * c->nq * c->dim, c->nq * c->dim, c->dim},
+                     k = {kv_heads * c->nk * c->dim, c->nk * c->dim, c->dim};
     return (DnnAttention){.batch = r->groups.batch,
-                          .heads = r->groups.kv_heads * (c->heads / c->kv_heads),
+                          .heads = r->groups.kv_heads * group,
                           .kv_heads = r->groups.kv_heads,
                           .nq = c->nq,
                           .nk = c->nk,
@@ -54,7 +56,7 @@ DnnAttention dnn_group(const DnnRun *r) {
                           .k = k,
                           .v = k,
                           .o = q,
-                          .lse_batch = c->heads * c->nq,
+                          .lse_batch = kv_heads * group * c->nq,
                           .lse_head = c->nq};
 }
 
@@ -73,6 +75,9 @@ uint64_t dnn_given(const DnnOperands *x) {
 
 static const void *after(const void *base, int64_t nbytes) { return (const char *)base + nbytes; }
 
+// dk and dv come out for every query head, and are summed for its KV head.
+static bool each_head(const DnnCall *c) { return c->slots && c->backward && c->heads > c->kv_heads; }
+
 static void give_lengths(DnnOperands *p, const DnnRun *r, const void *scratch) {
     const DnnParts *at = &r->parts;
     if (r->call.slots) {
@@ -84,24 +89,22 @@ static void give_lengths(DnnOperands *p, const DnnRun *r, const void *scratch) {
     }
 }
 
-DnnOperands dnn_operands(const DnnRun *r, const DnnData *x, int64_t b, int64_t kv, const void *scratch) {
+DnnOperands dnn_operands(const DnnRun *r, const DnnData *x, const void *scratch) {
     static const float minus_inf = -INFINITY, one = 1;
     const DnnCall *c = &r->call;
-    int64_t group = c->heads / c->kv_heads;
-    int64_t row = (b * c->heads + kv * group) * c->nq, q = row * c->dim * 2, k = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
     DnnOperands p = {0};
-    give(&p, DNN_Q, after(x->q, q)), give(&p, DNN_K, after(x->k, k)), give(&p, DNN_V, after(x->v, k));
-    give(&p, DNN_O, after(x->o, q)), give(&p, DNN_LSE, after(x->lse, row * 4));
+    give(&p, DNN_Q, x->q), give(&p, DNN_K, x->k), give(&p, DNN_V, x->v);
+    give(&p, DNN_O, x->o), give(&p, DNN_LSE, x->lse);
     give(&p, DNN_SCALE, &r->scale);
     if (c->mask != DNN_FULL || r->cut) give(&p, DNN_MINUS_INF, &minus_inf);
     if (c->mask != DNN_FULL && c->shift != 0) give(&p, DNN_SHIFT, &r->shift);
     if (c->mask == DNN_WINDOW) give(&p, DNN_LEFT, &r->left);
     give_lengths(&p, r, scratch);
     if (!c->backward) return p;
-    bool each = c->slots && group > 1;  // dk and dv of every query head
-    give(&p, DNN_DO, after(x->dout, q)), give(&p, DNN_DQ, after(x->dq, q));
-    give(&p, DNN_DK, each ? after(scratch, r->parts.dk) : after(x->dk, k));
-    give(&p, DNN_DV, each ? after(scratch, r->parts.dv) : after(x->dv, k));
+    bool each = each_head(c);
+    give(&p, DNN_DO, x->dout), give(&p, DNN_DQ, x->dq);
+    give(&p, DNN_DK, each ? after(scratch, r->parts.dk) : x->dk);
+    give(&p, DNN_DV, each ? after(scratch, r->parts.dv) : x->dv);
     give(&p, DNN_DQ_ACC, after(scratch, r->parts.acc)), give(&p, DNN_SUM, after(scratch, r->parts.sum));
     give(&p, DNN_ONE, &one);
     return p;
@@ -111,15 +114,13 @@ Status dnn_run_groups(const Device *dev, const DnnRun *r, const DnnData *data, v
                       Diag *d) {
     const DnnCall *c = &r->call;
     const DnnGroups *g = &r->groups;
-    for (int64_t b = 0; b < c->batch; b += g->batch) {
-        if (c->slots) dnn_pack(dev, c, &r->parts, g->batch, g->kv_heads, b, data, scratch);
+    for (int64_t b = 0; b < c->batch; b += g->batch)
         for (int64_t kv = 0; kv < c->kv_heads; kv += g->kv_heads) {
-            DnnOperands x = dnn_operands(r, data, b, kv, scratch);
-            TRY(execute(context, &x, (char *)scratch + r->parts.workspace, d));
-            if (!c->slots || !c->backward || c->heads == c->kv_heads) continue;
-            int64_t at = (b * c->kv_heads + kv) * c->nk * c->dim * 2;
-            dnn_sum_heads(dev, c, &r->parts, g->batch, g->kv_heads, (char *)data->dk + at, (char *)data->dv + at, scratch);
+            DnnData x = dnn_group_data(c, data, b, kv);
+            if (c->slots && kv == 0) dnn_pack(dev, c, &r->parts, g->batch, g->kv_heads, &x, scratch);
+            DnnOperands operands = dnn_operands(r, &x, scratch);
+            TRY(execute(context, &operands, (char *)scratch + r->parts.workspace, d));
+            if (each_head(c)) dnn_sum_heads(dev, c, &r->parts, g->batch, g->kv_heads, x.dk, x.dv, scratch);
         }
-    }
     return ST_OK;
 }

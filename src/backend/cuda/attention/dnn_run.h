@@ -23,8 +23,7 @@ typedef struct DnnOperands {
     int64_t uid[DNN_UID_END];
     void *data[DNN_UID_END];
 } DnnOperands;
-// Of the group that begins with batch entry b and KV head kv.
-DnnOperands dnn_operands(const DnnRun *r, const DnnData *data, int64_t b, int64_t kv, const void *scratch);
+DnnOperands dnn_operands(const DnnRun *r, const DnnData *group_data, const void *scratch);
 // Bit uid of each operand. It must be what the graph has: cuDNN runs without an error where one is not given, and anything comes
 // out. (Runs of the cut form that were not given the lengths of queries once gave NaN.)
 uint64_t dnn_given(const DnnOperands *x);

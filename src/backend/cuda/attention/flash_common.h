@@ -20,18 +20,18 @@ GPU_FN i64 flash_global(const FlashParams &p, int dim, i64 local) {
     while (s + 1 < p.nqspan && p.qspan[s + 1].base <= local) s++;
     return p.qspan[s].begin + (local - p.qspan[s].base);
 }
-// Local KV head of local query head h.
+// KV head of query head h, both counted in the group.
 GPU_FN i64 flash_kv_head(const FlashParams &p, i64 h) {
-    i64 want = flash_global(p, 1, h) / p.group;
-    if (p.nkspan == 0) return want;
+    i64 want = flash_global(p, 1, p.h0 + h) / p.group;
+    if (p.nkspan == 0) return want - p.kv0;
     int s = 0;
     while (s + 1 < p.nkspan && p.kspan[s + 1].begin <= want) s++;
-    return p.kspan[s].base + (want - p.kspan[s].begin);
+    return p.kspan[s].base + (want - p.kspan[s].begin) - p.kv0;
 }
 
 // One head of one batch entry: what a block of threads works on.
 struct FlashHead {
-    i64 b, h, gb, gh;   // local, global
+    i64 b, h, gb, gh;   // in the group, global
     i64 kv;             // row of k, v: b * kv_heads + head
     i64 row;            // of the verdicts
     u64 key, score;     // dropout: of the stream; the global index of score (b, h, 0, 0)
@@ -43,7 +43,7 @@ GPU_FN u64 flash_mix(u64 z) {
 }
 GPU_FN FlashHead flash_head(const FlashParams &p, i64 b, i64 h) {
     FlashHead at;
-    at.b = b, at.h = h, at.gb = flash_global(p, 0, b), at.gh = flash_global(p, 1, h);
+    at.b = b, at.h = h, at.gb = flash_global(p, 0, p.b0 + b), at.gh = flash_global(p, 1, p.h0 + h);
     at.kv = b * p.kv_heads + flash_kv_head(p, h);
     at.row = b * p.verdict_b + h * p.verdict_h;
     at.key = at.score = 0;
@@ -114,7 +114,7 @@ GPU_KERNEL(flash_verdicts, FlashParams, 128) {
     i64 nqb = flash_blocks(p.nq, FLASH_BLOCK), nkb = flash_blocks(p.nk, FLASH_BLOCK), each = nqb * nkb;
     for (i64 i = gpu_thread(); i < p.nrow_verdict * each; i += gpu_nthreads()) {
         i64 row = i / each, qb = i % each / nkb, kb = i % nkb;
-        i64 b = p.verdict_b ? row / p.verdict_b : 0, h = p.verdict_h ? row % p.heads : 0;
+        i64 b = p.b0 + (p.verdict_b ? row / p.verdict_b : 0), h = p.h0 + (p.verdict_h ? row % p.heads : 0);
         i64 q0 = qb * FLASH_BLOCK, q1 = flash_min(q0 + FLASH_BLOCK, p.nq) - 1;
         i64 k0 = kb * FLASH_BLOCK, k1 = flash_min(k0 + FLASH_BLOCK, p.nk) - 1;
         FlashRange visible = iv_point(1), bias = iv_point(0);
@@ -160,7 +160,7 @@ GPU_FN float flash_score(const FlashParams &p, const FlashHead &at, float s, int
 #if FLASH_PROGRAM
     if (verdict & FLASH_ELEMENT) {
         float bias = 0.0f;
-        bool visible = flash_program(p, at.gb, at.gh, q, k, at.b, at.h, lq, &bias);
+        bool visible = flash_program(p, at.gb, at.gh, q, k, p.b0 + at.b, p.h0 + at.h, lq, &bias);
         if (FLASH_BIAS) s += bias;
         if (!visible) s = -FLASH_INF;
     }

@@ -1,5 +1,6 @@
 // What a launch of our own attention is told, by value. Host and device read this file; it stands alone (in generated kernels it
-// follows gpu.h). Sizes are one rank's unless said otherwise.
+// follows gpu.h). A launch is about a group of a rank's heads, mostly all of them: operands begin with the group, except vectors
+// of masks. Sizes are the group's unless said otherwise.
 
 #define FLASH_TILE 64     // queries, and keys, of a tile of the portable kernels
 #define FLASH_BLOCK 128   // queries, and keys, that one verdict is about: whole tiles of every kernel
@@ -29,7 +30,7 @@ typedef struct FlashVec {
     const void *data;
     FlashRange *range;            // [rows][blocks of its positions], made by flash_ranges
     long long stride_b, stride_h; // elements; 0 where one serves all
-    int nrow, len;                // local: rows [batch entries * heads], positions of one
+    int nrow, len;                // the rank's: rows [batch entries * heads], positions of one
 } FlashVec;
 
 typedef struct FlashParams {
@@ -43,6 +44,7 @@ typedef struct FlashParams {
     long long verdict_b, verdict_h;   // row = b * verdict_b + h * verdict_h
     long long nrow_verdict;
     long long batch, heads, kv_heads, nq, nk;
+    long long b0, h0, kv0;            // where the group begins in what the rank has
     long long heads_all, nq_all, nk_all, group;  // global; query heads per KV head
     const unsigned long long *step;   // run seed, step
     long long seed;

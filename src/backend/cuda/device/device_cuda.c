@@ -1,4 +1,4 @@
-// The GPU: one stream, one allocation and a few records for each rank.
+// The GPU: a stream for kernels, one for copies in each direction, one allocation and a few records for each rank.
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +8,7 @@
 #include "backend/cuda/attention/dnn.h"
 #include "backend/cuda/product/gemm.h"
 #include "backend/cuda/device/module.h"
+#include "backend/cuda/device/pinned.h"
 
 #define CUDA_TRY(dev, call)                                                                                                     \
     do {                                                                                                                        \
@@ -24,10 +25,20 @@ typedef struct Mirror {
     DeviceStep step;
 } Mirror;
 
+typedef struct CopyEvents {
+    cudaEvent_t begin, end;
+} CopyEvents;
+
 struct DeviceImpl {
     char *memory;            // arena, then the records
     size_t arena_nbytes;
     Mirror *mirror;
+    Pinned host;             // values in host memory
+    cudaStream_t copy_stream[COPY_DIRECTIONS];
+    cudaEvent_t fork;        // what a copy waits for: all that was launched before it
+    cudaEvent_t join;        // what the next step waits for: all that was copied before it
+    bool copied[COPY_DIRECTIONS];  // in this step
+    VEC(CopyEvents) copy;    // by slot
     VEC(cudaEvent_t) mark;
     VEC(cudaGraphExec_t) graph;
     VEC(void *) peer;        // mapped arenas of other processes
@@ -107,12 +118,110 @@ static Status allocate(Device *dev, size_t arena_nbytes, Diag *d) {
     return ST_OK;
 }
 
+// ---- copies beside the kernels --------------------------------------------------------------------------------------------
+static Status open_copies(Device *dev, Diag *d) {
+    struct DeviceImpl *m = dev->impl;
+    for (int k = 0; k < COPY_DIRECTIONS; k++) CUDA_TRY(dev, cudaStreamCreateWithFlags(&m->copy_stream[k], cudaStreamNonBlocking));
+    CUDA_TRY(dev, cudaEventCreateWithFlags(&m->fork, cudaEventDisableTiming));
+    CUDA_TRY(dev, cudaEventCreateWithFlags(&m->join, cudaEventDisableTiming));
+    return ST_OK;
+}
+
+static void sync_copies(Device *dev) {
+    for (int k = 0; k < COPY_DIRECTIONS; k++)
+        if (dev->impl->copy_stream[k]) cudaStreamSynchronize(dev->impl->copy_stream[k]);
+}
+
+static void close_copies(Device *dev) {
+    struct DeviceImpl *m = dev->impl;
+    for (int64_t i = 0; i < m->copy.len; i++) {
+        cudaEventDestroy(m->copy.data[i].begin);
+        cudaEventDestroy(m->copy.data[i].end);
+    }
+    if (m->fork) cudaEventDestroy(m->fork);
+    if (m->join) cudaEventDestroy(m->join);
+    for (int k = 0; k < COPY_DIRECTIONS; k++)
+        if (m->copy_stream[k]) cudaStreamDestroy(m->copy_stream[k]);
+    vec_free(&m->copy);
+}
+
+// What is launched from here on runs after all copies of this step. Every copy has been waited for by then, unless a step failed in
+// the middle; a capture may not end with streams apart.
+static Status join_copies(Device *dev, Diag *d) {
+    struct DeviceImpl *m = dev->impl;
+    for (int k = 0; k < COPY_DIRECTIONS; k++) {
+        if (!m->copied[k]) continue;
+        m->copied[k] = false;
+        CUDA_TRY(dev, cudaEventRecord(m->join, m->copy_stream[k]));
+        CUDA_TRY(dev, cudaStreamWaitEvent(dev->stream, m->join, 0));
+    }
+    return ST_OK;
+}
+
+static Status device_host_alloc(Device *dev, size_t nbytes, void **out, Diag *d) {
+    *out = NULL;
+    CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
+    CHECK(!dev->impl->host.data, "one host arena for a device");
+    const char *why = pinned_alloc(&dev->impl->host, nbytes);
+    *out = dev->impl->host.data;
+    if (!why) return ST_OK;
+    return diag_error(d, ST_MEMORY,
+                      "rank %d: the plan keeps %.2f GB in host memory, and the driver cannot pin that much here (%s): offload less, take a "
+                      "shorter sequence, or a machine with more memory",
+                      dev->rank, (double)nbytes / 1e9, why);
+}
+
+static void device_host_free(Device *dev, void *p, size_t nbytes) {
+    (void)nbytes;
+    if (!p) return;
+    cudaSetDevice(dev->ordinal);
+    if (dev->stream) cudaStreamSynchronize(dev->stream);
+    sync_copies(dev);
+    pinned_free(&dev->impl->host);
+}
+
+// Events of a slot are made when it is first used: in the first step, which runs before any is captured.
+static Status device_copy_start(Device *dev, CopyDirection to, void *dst, const void *src, size_t nbytes, int slot, Diag *d) {
+    struct DeviceImpl *m = dev->impl;
+    while (m->copy.len <= slot) {
+        CopyEvents e = {0};
+        CUDA_TRY(dev, cudaEventCreate(&e.begin));
+        CUDA_TRY(dev, cudaEventCreate(&e.end));
+        vec_push(&m->copy, e);
+    }
+    cudaStream_t stream = m->copy_stream[to];
+    enum cudaMemcpyKind kind = to == COPY_TO_HOST ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
+    CUDA_TRY(dev, cudaEventRecord(m->fork, dev->stream));
+    CUDA_TRY(dev, cudaStreamWaitEvent(stream, m->fork, 0));
+    m->copied[to] = true;
+    CUDA_TRY(dev, cudaEventRecord(m->copy.data[slot].begin, stream));
+    if (nbytes > 0) CUDA_TRY(dev, cudaMemcpyAsync(dst, src, nbytes, kind, stream));
+    CUDA_TRY(dev, cudaEventRecord(m->copy.data[slot].end, stream));
+    return ST_OK;
+}
+
+static Status device_copy_wait(Device *dev, int slot, Diag *d) {
+    CUDA_TRY(dev, cudaStreamWaitEvent(dev->stream, dev->impl->copy.data[slot].end, 0));
+    return ST_OK;
+}
+
+static Status device_copy_times(Device *dev, int slot, double *begin, double *end, Diag *d) {
+    const CopyEvents *e = &dev->impl->copy.data[slot];
+    float from = 0, to = 0;
+    CUDA_TRY(dev, cudaEventElapsedTime(&from, dev->impl->mark.data[0], e->begin));
+    CUDA_TRY(dev, cudaEventElapsedTime(&to, dev->impl->mark.data[0], e->end));
+    *begin = (double)from * 1e-3;
+    *end = (double)to * 1e-3;
+    return ST_OK;
+}
+
 static Status connect_device(Device *dev, size_t arena_nbytes, Diag *d) {
     TRY(use_device(dev->rank, &dev->ordinal, d));
     TRY(name_device(dev, d));
     cudaStream_t stream;
     CUDA_TRY(dev, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     dev->stream = stream;
+    TRY(open_copies(dev, d));
     for (int i = 0; i < device_count(); i++) {  // neighbours read each other's messages
         int can = 0;
         if (i == dev->ordinal || cudaDeviceCanAccessPeer(&can, dev->ordinal, i) != cudaSuccess || !can) continue;
@@ -127,12 +236,14 @@ static void device_close(Device *dev) {
     cudaSetDevice(dev->ordinal);
     struct DeviceImpl *m = dev->impl;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
+    sync_copies(dev);
     if (dev->blas) gemm_close(dev);
     if (dev->dnn) dnn_close(dev);
     if (dev->modules) module_close(dev);
     for (int64_t i = 0; i < m->graph.len; i++) cudaGraphExecDestroy(m->graph.data[i]);
     for (int64_t i = 0; i < m->mark.len; i++) cudaEventDestroy(m->mark.data[i]);
     for (int64_t i = 0; i < m->peer.len; i++) cudaIpcCloseMemHandle(m->peer.data[i]);
+    close_copies(dev);
     if (m->mirror) cudaFreeHost(m->mirror);
     if (m->memory) cudaFree(m->memory);
     if (dev->stream) cudaStreamDestroy(dev->stream);
@@ -175,6 +286,7 @@ static Status device_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d
     Mirror *m = dev->impl->mirror;
     CUDA_TRY(dev, cudaSetDevice(dev->ordinal));
     TRY(module_wait(dev, d));
+    TRY(join_copies(dev, d));
     m->step = (DeviceStep){run_seed, step};
     CUDA_TRY(dev, cudaMemsetAsync(dev->error, 0, sizeof *dev->error, dev->stream));
     CUDA_TRY(dev, cudaMemcpyAsync(dev->step, &m->step, sizeof m->step, cudaMemcpyHostToDevice, dev->stream));
@@ -232,6 +344,7 @@ static Status device_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
 
 // ---- captured steps, times ------------------------------------------------------------------------------------------------
 static Status device_capture_begin(Device *dev, Diag *d) {
+    TRY(join_copies(dev, d));  // what a capture waits for must be of the capture
     CUDA_TRY(dev, cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal));
     return ST_OK;
 }
@@ -240,7 +353,11 @@ static Status device_capture_end(Device *dev, void **graph, Diag *d) {
     cudaGraph_t g = NULL;
     cudaGraphExec_t exec = NULL;
     *graph = NULL;
-    CUDA_TRY(dev, cudaStreamEndCapture(dev->stream, &g));
+    Status joined = join_copies(dev, d);
+    cudaError_t ended = cudaStreamEndCapture(dev->stream, &g);  // in any case: nothing else could be launched
+    if (joined != ST_OK && g) cudaGraphDestroy(g);
+    TRY(joined);
+    CUDA_TRY(dev, ended);
     cudaError_t e = cudaGraphInstantiate(&exec, g, 0);
     cudaGraphDestroy(g);
     CUDA_TRY(dev, e);
@@ -320,6 +437,11 @@ const DeviceApi device_api = {
     .copy = device_copy,
     .fill = device_fill,
     .copy_box = device_copy_box,
+    .host_alloc = device_host_alloc,
+    .host_free = device_host_free,
+    .copy_start = device_copy_start,
+    .copy_wait = device_copy_wait,
+    .copy_times = device_copy_times,
     .capture_begin = device_capture_begin,
     .capture_end = device_capture_end,
     .replay = device_replay,

@@ -17,6 +17,16 @@ typedef struct PeerMap {
     size_t nbytes;
 } PeerMap;
 
+// A copy is as late as it may be: it takes place when it is waited for. Until then its destination is what a copy under way leaves of
+// it, nothing to rely on. So whoever reads too early, or shares the bytes of either side, sees it.
+typedef struct PendingCopy {
+    void *dst;
+    const void *src;
+    size_t nbytes;
+    bool running;            // not waited for yet
+    double begin, end;
+} PendingCopy;
+
 struct DeviceImpl {
     DeviceError error;
     DeviceStep step;
@@ -24,6 +34,7 @@ struct DeviceImpl {
     size_t arena_nbytes;
     int fd;                  // the file in memory behind the arena: other processes map it
     VEC(PeerMap) peer;
+    VEC(PendingCopy) copy;   // by slot
     double mark[MARKS];
 };
 
@@ -39,6 +50,7 @@ static void emulated_close(Device *dev) {
     if (&module_close) module_close(dev);
     for (int64_t i = 0; i < dev->impl->peer.len; i++) munmap(dev->impl->peer.data[i].at, dev->impl->peer.data[i].nbytes);
     vec_free(&dev->impl->peer);
+    vec_free(&dev->impl->copy);
     if (dev->impl->arena) munmap(dev->impl->arena, dev->impl->arena_nbytes);
     if (dev->impl->fd >= 0) close(dev->impl->fd);
     free(dev->impl);
@@ -76,6 +88,7 @@ static Status emulated_available(int rank, size_t *free_nbytes, size_t *total_nb
 static Status emulated_begin(Device *dev, uint64_t run_seed, int64_t step, Diag *d) {
     dev->impl->error = (DeviceError){0};
     dev->impl->step = (DeviceStep){.run_seed = run_seed, .step = step};
+    dev->impl->copy.len = 0;  // of a step that failed
     return ST_OK;
 }
 
@@ -110,11 +123,52 @@ static Status emulated_copy_box(Device *dev, const BoxCopy *b, Diag *d) {
     return ST_OK;
 }
 
-static Status emulated_mark(Device *dev, int i, Diag *d) {
+// ---- copies beside the kernels ----------------------------------------------------------------------------------------------
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static Status emulated_host_alloc(Device *dev, size_t nbytes, void **out, Diag *d) {
+    *out = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*out != MAP_FAILED) return ST_OK;
+    *out = NULL;
+    return diag_error(d, ST_MEMORY, "rank %d: the emulated device cannot allocate %zu bytes of host memory", dev->rank, nbytes);
+}
+
+static void emulated_host_free(Device *dev, void *p, size_t nbytes) {
+    if (p) munmap(p, nbytes);
+}
+
+static Status emulated_copy_start(Device *dev, CopyDirection to, void *dst, const void *src, size_t nbytes, int slot, Diag *d) {
+    struct DeviceImpl *m = dev->impl;
+    while (m->copy.len <= slot) vec_push(&m->copy, ((PendingCopy){0}));
+    if (m->copy.data[slot].running) return diag_error(d, ST_UNSUPPORTED, "copy %d is started while it is under way", slot);
+    m->copy.data[slot] = (PendingCopy){.dst = dst, .src = src, .nbytes = nbytes, .running = true, .begin = now()};
+    if (nbytes) memset(dst, 0xff, nbytes);
+    return ST_OK;
+}
+
+static Status emulated_copy_wait(Device *dev, int slot, Diag *d) {
+    PendingCopy *c = slot < dev->impl->copy.len ? &dev->impl->copy.data[slot] : NULL;
+    if (!c || !c->running) return diag_error(d, ST_UNSUPPORTED, "nothing was started as copy %d", slot);
+    if (c->nbytes) memcpy(c->dst, c->src, c->nbytes);
+    c->running = false;
+    c->end = now();
+    return ST_OK;
+}
+
+static Status emulated_copy_times(Device *dev, int slot, double *begin, double *end, Diag *d) {
+    if (slot >= dev->impl->copy.len) return diag_error(d, ST_UNSUPPORTED, "there was no copy %d", slot);
+    *begin = dev->impl->copy.data[slot].begin - dev->impl->mark[0];
+    *end = dev->impl->copy.data[slot].end - dev->impl->mark[0];
+    return ST_OK;
+}
+
+static Status emulated_mark(Device *dev, int i, Diag *d) {
     if (i < 0 || i >= MARKS) return diag_error(d, ST_UNSUPPORTED, "mark %d: the emulated device has %d", i, MARKS);
-    dev->impl->mark[i] = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    dev->impl->mark[i] = now();
     return ST_OK;
 }
 
@@ -163,6 +217,11 @@ const DeviceApi device_api = {  // launches run at once: nothing can be recorded
     .copy = emulated_copy,
     .fill = emulated_fill,
     .copy_box = emulated_copy_box,
+    .host_alloc = emulated_host_alloc,
+    .host_free = emulated_host_free,
+    .copy_start = emulated_copy_start,
+    .copy_wait = emulated_copy_wait,
+    .copy_times = emulated_copy_times,
     .mark = emulated_mark,
     .elapsed = emulated_elapsed,
     .export_arena = emulated_export,

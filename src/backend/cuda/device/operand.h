@@ -13,6 +13,17 @@ static inline int64_t operand_count(const Operand *o, int begin, int end) {  // 
 static inline int64_t operand_elems(const Operand *o) { return operand_count(o, 0, o->ndim); }
 static inline char *operand_at(const Operand *o, int64_t elem) { return (char *)o->data + elem * dtype_nbytes(o->dtype); }
 
+// The global index of local element i of dim `dim`.
+static inline int64_t operand_global(const Operand *o, int dim, int64_t i) {
+    if (o->sdim != dim) return i;
+    for (int s = 0; s < o->nspan; s++) {
+        int64_t len = o->span[s].end - o->span[s].begin;
+        if (i < len) return o->span[s].begin + i;
+        i -= len;
+    }
+    CHECK(false, "no local element %lld", (long long)i);
+}
+
 // An operand around dim `dim`: [outer, n, inner], and which global positions of dim the n local ones are.
 typedef struct Axis {
     int64_t outer, n, inner;

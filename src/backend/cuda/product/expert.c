@@ -72,6 +72,7 @@ Status cuda_expert_matmul_grad(const KernelArgs *k, Diag *d) {
     if (node_int_or(k->node, ATTR_TRANS_W, 0) != 0) left = g, right = x;
     int half = x->dtype == DT_BF16;
     ExpertGrad p = {.left = left->data, .right = right->data, .dw = dw->data, .nl = left->dim[1], .nr = right->dim[1]};
+    p.add = k->nin == 4 ? k->in[3].data : NULL;
     p.rows = order_of(k, dw->dim[0], expert_tile(half, p.nl, p.nr, p.left, p.right));
     expert_order_launch(k->device->stream, &p.rows);
     expert_grad_launch(k->device->stream, half, dw->dtype == DT_BF16, &p);

@@ -139,7 +139,9 @@ GPU_FN void expert_grad_simt_tiles(const ExpertGrad &p) {
         for (int i = 0; i < TILE_SUB; i++)
             for (int j = 0; j < TILE_SUB; j++) {
                 i64 r = row + tile_row(i), c = col + tile_col(j);
-                if (r < p.nl && c < p.nr) store_float((TW *)p.dw + (e * p.nl + r) * p.nr + c, acc[i][j]);
+                if (r >= p.nl || c >= p.nr) continue;
+                i64 at = (e * p.nl + r) * p.nr + c;
+                store_float((TW *)p.dw + at, acc[i][j] + (p.add ? to_float(((const TW *)p.add)[at]) : 0.0f));
             }
     }
 }
@@ -183,7 +185,11 @@ GPU_FN void expert_grad_mma_tile(const ExpertGrad &p) {
     mma_tile(k1 - k0, MmaAcrossK(row, p.nl, k0, k1, (const bf16 *)p.left, p.nl, o.order),
              MmaAcrossK(col, p.nr, k0, k1, (const bf16 *)p.right, p.nr, o.order), acc);
     mma_each_pair(acc, [&](int i, int j, float v0, float v1) {
-        if (row + i < p.nl && col + j < p.nr) mma_store_pair((TW *)p.dw + (e * p.nl + row + i) * p.nr + col + j, v0, v1);
+        if (row + i >= p.nl || col + j >= p.nr) return;
+        i64 at = (e * p.nl + row + i) * p.nr + col + j;
+        const TW *add = (const TW *)p.add;
+        if (add) v0 += to_float(add[at]), v1 += to_float(add[at + 1]);  // nr is a multiple of 8
+        mma_store_pair((TW *)p.dw + at, v0, v1);
     });
 }
 

@@ -26,10 +26,11 @@ typedef struct ExpertProduct {
     int trans_w;
 } ExpertProduct;
 
-// dw[e] = sum over rows i of expert e of left[i]^T right[i]: left [n, nl], right [n, nr], dw [nexpert, nl, nr].
+// dw[e] = sum over rows i of expert e of left[i]^T right[i]: left [n, nl], right [n, nr], dw [nexpert, nl, nr]. add: NULL, or
+// what is added, of dw's type and shape; it may be dw.
 typedef struct ExpertGrad {
     ExpertOrder rows;
-    const void *left, *right;
+    const void *left, *right, *add;
     void *dw;
     long long nl, nr;
 } ExpertGrad;

@@ -1,7 +1,10 @@
-// The part of gpu_attention.c about packed documents; included there once, after what it uses.
-#pragma once
-// ---- packed documents
-// ---------------------------------------------------------------------------------------------------------------
+// Packed documents: every row and key of small ones, spots of large ones, what must be refused, speeds.
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "attention_probe.h"
+
 typedef struct PackedCase {
     const char *name;
     int64_t b, h, hkv, n, d;
@@ -9,6 +12,7 @@ typedef struct PackedCase {
     int64_t slots;  // 0: as they are planned for so many documents
     int how;        // documents: below
     bool negative;  // log-sum-exp below -88
+    int groups;     // as DnnCall
 } PackedCase;
 enum { ONE = -1, SINGLES = -2, UNEVEN = -3 };  // else: so many, as even as they come
 
@@ -51,15 +55,8 @@ static int64_t most_documents(const PackedCase *k) {
 static DnnCall packed_call(const PackedCase *k) {
     return (DnnCall){.batch = k->b, .heads = k->h, .kv_heads = k->hkv, .nq = k->n, .nk = k->n, .dim = k->d, .mask = k->mask,
                      .scale = 1 / sqrt((double)k->d), .cut = -1,
+                     .groups = k->groups,
                      .slots = k->slots ? k->slots : dnn_slots(most_documents(k), k->n)};
-}
-
-static DeviceError device_error(void) {
-    DeviceError e = {0};
-    cuda_ok(cudaStreamSynchronize(device.stream), "run");
-    cuda_ok(cudaMemcpy(&e, device.error, sizeof e, cudaMemcpyDeviceToHost), "error record");
-    cuda_ok(cudaMemset(device.error, 0, sizeof e), "error record");
-    return e;
 }
 
 static bool start_packed(const PackedCase *k, Operands *x, DnnPlan **f, DnnPlan **b, int64_t *ndocument) {
@@ -108,7 +105,7 @@ static void run_packed(const PackedCase *k, bool captured) {
 
 // What must be said: more documents than slots, numbers that fall.
 static void run_packed_error(const char *name, int64_t slots, bool fall, int code, int64_t value, int64_t limit) {
-    PackedCase k = {name, 1, 4, 2, 3000, 64, DNN_CAUSAL, slots, 9, false};
+    PackedCase k = {name, 1, 4, 2, 3000, 64, DNN_CAUSAL, slots, 9, false, 1};
     Operands x = {0};
     DnnPlan *f, *b;
     int64_t ndocument;
@@ -120,7 +117,7 @@ static void run_packed_error(const char *name, int64_t slots, bool fall, int cod
     ok = ok && run_both(f, b, &x, false);
     DeviceError e = device_error();
     printf(" error %d, node %d, %lld of %lld", e.code, e.node, e.value, e.limit);
-    verdict(ok && e.code == code && e.node == 7 && e.value == value && (fall || e.limit == limit));
+    verdict(ok && e.code == code && e.node == PROBE_NODE && e.value == value && (fall || e.limit == limit));
     free_operands(&x);
 }
 
@@ -151,42 +148,72 @@ static void run_packed_speed(const PackedCase *k) {
     free_operands(&x);
 }
 
+// A million tokens: spots, as they are found in a plain call (gpu_attention_long.c).
+static void run_packed_long(const PackedCase *k) {
+    Operands x = {0};
+    DnnPlan *f, *b;
+    int64_t ndocument;
+    DnnCall c = packed_call(k), cb = c;
+    cb.backward = true;
+    bool ok = start_packed(k, &x, &f, &b, &ndocument) && run_both(f, b, &x, false);
+    DeviceError e = device_error();
+    ok = ok && e.code == DEVICE_OK && fetch_results(&x);
+    printf(", %lld groups forward, %lld backward", (long long)dnn_groups(&c).n, (long long)dnn_groups(&cb).n);
+    verdict(ok && check_spots(&c, &x));
+    free_operands(&x);
+}
+
+// The last has queries of 2^31 elements, which are two groups forward.
+void run_packed_million(void) {
+    enum { MILLION = 1 << 20 };
+    static const PackedCase cases[] = {
+        {"packed million", 1, 4, 1, MILLION, 64, DNN_CAUSAL, 0, 5, false, 1},
+        {"packed million less 24", 2, 4, 2, MILLION - 24, 64, DNN_CAUSAL, 0, 5, false, 2},
+        {"packed million", 1, 32, 8, MILLION, 64, DNN_CAUSAL, 0, 61, false, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_packed_long(&cases[i]);
+}
+
 static const PackedCase packed_cases[] = {
-    {"one document", 1, 4, 4, 512, 64, DNN_CAUSAL, 4, ONE, false},
-    {"two documents", 1, 4, 4, 512, 64, DNN_CAUSAL, 2, 2, false},
-    {"spare slots", 1, 4, 4, 512, 64, DNN_CAUSAL, 16, 3, false},
-    {"groups", 1, 8, 2, 512, 64, DNN_CAUSAL, 8, 3, false},
-    {"groups, full", 1, 8, 2, 512, 64, DNN_FULL, 8, 3, false},
-    {"uneven", 1, 4, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, false},
-    {"uneven, full", 1, 4, 2, 1000, 64, DNN_FULL, 0, UNEVEN, false},
-    {"uneven 128", 1, 8, 2, 1000, 128, DNN_CAUSAL, 0, UNEVEN, false},
-    {"uneven 128, full", 1, 8, 2, 1000, 128, DNN_FULL, 0, UNEVEN, false},
-    {"uneven 16", 1, 4, 2, 777, 16, DNN_CAUSAL, 0, UNEVEN, false},
-    {"uneven 80", 1, 4, 4, 777, 80, DNN_CAUSAL, 0, UNEVEN, false},
-    {"uneven 96", 1, 4, 2, 777, 96, DNN_CAUSAL, 0, UNEVEN, false},
-    {"negative", 1, 4, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, true},
-    {"negative, full", 1, 4, 2, 960, 128, DNN_FULL, 0, UNEVEN, true},
-    {"single tokens", 1, 4, 2, 100, 64, DNN_CAUSAL, 128, SINGLES, false},
-    {"single tokens, full", 1, 4, 2, 100, 64, DNN_FULL, 100, SINGLES, false},
-    {"one token", 1, 4, 2, 1, 64, DNN_CAUSAL, 1, ONE, false},
-    {"batch 3", 3, 4, 2, 700, 64, DNN_CAUSAL, 0, UNEVEN, false},
-    {"batch 2, one KV head", 2, 6, 1, 1100, 64, DNN_CAUSAL, 0, UNEVEN, false},
-    {"3 documents", 1, 8, 2, 1000, 64, DNN_CAUSAL, 0, 3, false},
-    {"3 documents 128", 1, 8, 2, 1000, 128, DNN_CAUSAL, 0, 3, false},
-    {"16 documents", 1, 8, 2, 2040, 64, DNN_CAUSAL, 0, 16, false},
-    {"16 documents 128", 1, 8, 2, 2040, 128, DNN_CAUSAL, 0, 16, false},
-    {"64 documents", 1, 4, 2, 4000, 64, DNN_CAUSAL, 0, 64, false},
-    {"64 documents 128", 1, 4, 2, 4000, 128, DNN_CAUSAL, 0, 64, false},
-    {"64 documents, full", 1, 4, 2, 4096, 64, DNN_FULL, 0, 64, false},
+    {"one document", 1, 4, 4, 512, 64, DNN_CAUSAL, 4, ONE, false, 1},
+    {"two documents", 1, 4, 4, 512, 64, DNN_CAUSAL, 2, 2, false, 1},
+    {"spare slots", 1, 4, 4, 512, 64, DNN_CAUSAL, 16, 3, false, 1},
+    {"groups", 1, 8, 2, 512, 64, DNN_CAUSAL, 8, 3, false, 1},
+    {"groups, full", 1, 8, 2, 512, 64, DNN_FULL, 8, 3, false, 1},
+    {"uneven", 1, 4, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"uneven, full", 1, 4, 2, 1000, 64, DNN_FULL, 0, UNEVEN, false, 1},
+    {"uneven 128", 1, 8, 2, 1000, 128, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"uneven 128, full", 1, 8, 2, 1000, 128, DNN_FULL, 0, UNEVEN, false, 1},
+    {"uneven 16", 1, 4, 2, 777, 16, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"uneven 80", 1, 4, 4, 777, 80, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"uneven 96", 1, 4, 2, 777, 96, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"negative", 1, 4, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, true, 1},
+    {"negative, full", 1, 4, 2, 960, 128, DNN_FULL, 0, UNEVEN, true, 1},
+    {"single tokens", 1, 4, 2, 100, 64, DNN_CAUSAL, 128, SINGLES, false, 1},
+    {"single tokens, full", 1, 4, 2, 100, 64, DNN_FULL, 100, SINGLES, false, 1},
+    {"one token", 1, 4, 2, 1, 64, DNN_CAUSAL, 1, ONE, false, 1},
+    {"batch 3", 3, 4, 2, 700, 64, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"batch 2, one KV head", 2, 6, 1, 1100, 64, DNN_CAUSAL, 0, UNEVEN, false, 1},
+    {"3 documents", 1, 8, 2, 1000, 64, DNN_CAUSAL, 0, 3, false, 1},
+    {"3 documents 128", 1, 8, 2, 1000, 128, DNN_CAUSAL, 0, 3, false, 1},
+    {"16 documents", 1, 8, 2, 2040, 64, DNN_CAUSAL, 0, 16, false, 1},
+    {"16 documents 128", 1, 8, 2, 2040, 128, DNN_CAUSAL, 0, 16, false, 1},
+    {"64 documents", 1, 4, 2, 4000, 64, DNN_CAUSAL, 0, 64, false, 1},
+    {"64 documents 128", 1, 4, 2, 4000, 128, DNN_CAUSAL, 0, 64, false, 1},
+    {"heads in groups", 1, 8, 4, 1000, 64, DNN_CAUSAL, 0, UNEVEN, false, 2},
+    {"each head by itself", 1, 4, 4, 1000, 128, DNN_CAUSAL, 0, UNEVEN, false, 4},
+    {"batch 3, in groups", 3, 8, 4, 700, 64, DNN_CAUSAL, 0, UNEVEN, false, 2},
+    {"batch 2, in groups, full", 2, 4, 4, 700, 64, DNN_FULL, 0, UNEVEN, false, 2},
+    {"64 documents, full", 1, 4, 2, 4096, 64, DNN_FULL, 0, 64, false, 1},
 };
 
 // `gpu_flash packed` has our own kernel's.
 static const PackedCase packed_speeds[] = {
-    {"16 documents", 1, 32, 8, 65536, 64, DNN_CAUSAL, 0, 16, false},
-    {"16 in 64 slots", 1, 32, 8, 65536, 64, DNN_CAUSAL, 64, 16, false},
-    {"64 documents", 1, 32, 8, 65536, 64, DNN_CAUSAL, 0, 64, false},
-    {"16 documents 128", 1, 32, 8, 65536, 128, DNN_CAUSAL, 0, 16, false},
-    {"64 documents 128", 1, 32, 8, 65536, 128, DNN_CAUSAL, 0, 64, false},
+    {"16 documents", 1, 32, 8, 65536, 64, DNN_CAUSAL, 0, 16, false, 1},
+    {"16 in 64 slots", 1, 32, 8, 65536, 64, DNN_CAUSAL, 64, 16, false, 1},
+    {"64 documents", 1, 32, 8, 65536, 64, DNN_CAUSAL, 0, 64, false, 1},
+    {"16 documents 128", 1, 32, 8, 65536, 128, DNN_CAUSAL, 0, 16, false, 1},
+    {"64 documents 128", 1, 32, 8, 65536, 128, DNN_CAUSAL, 0, 64, false, 1},
 };
 
 // Plain calls off the tile after packed ones: what the lengths of queries are given for.
@@ -197,75 +224,15 @@ static const Case cut_cases[] = {
     {"plain off tile, full", 2, 4, 2, 200, 200, 128, DNN_FULL, 0, 0, -1, true},
 };
 
-// ---- an operand that is not given
-// ----------------------------------------------------------------------------------------------
-typedef struct Missing {
-    Dnn dnn;
-    cudnnBackendDescriptor_t plan;
-    int64_t uid;  // left out; 0: none
-} Missing;
-
-static Status execute_without(void *context, const DnnOperands *x, void *workspace, Diag *d) {
-    Missing *m = context;
-    DnnOperands y = {0};
-    for (int i = 0; i < x->n; i++)
-        if (x->uid[i] != m->uid) y.uid[y.n] = x->uid[i], y.data[y.n++] = x->data[i];
-    return dnn_plan_run(&m->dnn, m->plan, y.n, y.uid, y.data, workspace, d);
-}
-
-static Status plan_without(Missing *m, const DnnRun *r, Diag *d) {
-    static DnnGraph g;
-    DnnEngine e;
-    DnnAttention a = dnn_group(r);
-    TRY(dnn_open(&m->dnn, device.stream, d));
-    dnn_graph_begin(&g, &m->dnn);
-    dnn_build_backward(&g, &a);
-    Status st = dnn_graph_plan(&g, r->parts.workspace_nbytes, &m->plan, &e, d);
-    dnn_graph_end(&g);
-    return st;
-}
-
-// The plain backward of the cut form with and without its lengths of queries. The latter is not counted: it shows what cuDNN
-// makes of an operand that it is not given, why dnn.c looks at each run. It may end the process's CUDA context: a part of its own.
-static void run_missing(int64_t n) {
-    Case k = {"plain cut", 1, 8, 2, n, n, 64, DNN_CAUSAL, 0, 0, 1, false};
-    DnnCall c = call_of(&k), cb = c;
-    cb.backward = true;
-    DnnRun r = dnn_run_of(&cb);
-    int32_t lengths[2] = {(int32_t)n, (int32_t)n};
-    Operands x;
-    DnnPlan *f;
-    Missing m = {0};
-    Diag d = {0};
-    CHECK(r.groups.batch == 1, "lengths of one entry");
-    bool ok = make_operands(&x, &c, false) && to_device((void **)&r.lengths, lengths, sizeof lengths);
-    ok = ok && prepare(&c, false, &f) == ST_OK;
-    DnnData data = data_of(&x);
-    ok = ok && run(f, &data, x.scratch) == ST_OK && plan_without(&m, &r, &d) == ST_OK;
-    for (int without = 0; without < 2 && ok; without++) {
-        m.uid = without ? DNN_NQ : 0;
-        counted = !without;
-        printf("%-24s n%lld %s the lengths of queries:", k.name, (long long)n, without ? "without" : "with");
-        bool right = dnn_run_groups(&device, &r, &data, x.scratch, execute_without, &m, &d) == ST_OK && fetch_results(&x);
-        if (d.status != ST_OK) printf(" %s", d.text);
-        Errors errors;
-        if (right) check_all(&c, &x, 1009, 1009, false, &errors), right = report(&errors, 10);
-        verdict(right);
-    }
-    counted = true;
-    if (!ok) printf("%s", d.text), verdict(false);
-    free_operands(&x);
-}
-
-static void run_all_packed(void) {
+void run_all_packed(void) {
     for (size_t i = 0; i < sizeof packed_cases / sizeof *packed_cases; i++) run_packed(&packed_cases[i], false);
-    PackedCase captured = {"captured", 1, 8, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, false};
+    PackedCase captured = {"captured", 1, 8, 2, 1000, 64, DNN_CAUSAL, 0, UNEVEN, false, 1};
     run_packed(&captured, true);
     run_packed_error("too many documents", 8, false, DEVICE_DOCUMENTS, 9, 8);
     run_packed_error("numbers that fall", 64, true, DEVICE_UNSORTED, 2500, 0);
     for (size_t i = 0; i < sizeof cut_cases / sizeof *cut_cases; i++) run_case(&cut_cases[i]);
 }
 
-static void run_packed_speeds(void) {
+void run_packed_speeds(void) {
     for (size_t i = 0; i < sizeof packed_speeds / sizeof *packed_speeds; i++) run_packed_speed(&packed_speeds[i]);
 }
