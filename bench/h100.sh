@@ -101,6 +101,7 @@ speed_at() {
 
 part_units() {
     probe gpu_attention 150 check
+    probe gpu_attention 60 large
     probe gpu_flash 90
     probe gpu_gemm 100 check big long
     probe gpu_fused 120 random 0 200

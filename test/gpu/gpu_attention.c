@@ -2,6 +2,7 @@
 // and cuDNN's own words wherever it refuses; a case that fails does not stop the others.
 //   gpu_attention           all of it (about a minute)
 //   gpu_attention check     correctness; gpu_attention speed: speeds
+//   gpu_attention large     more than 2^31 elements (35 GB of either memory, half a minute): not among "all"
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
@@ -315,11 +316,18 @@ static const Case cases[] = {
     {"three queries", 1, 4, 2, 3, 300, 128, DNN_CAUSAL, 297, 0, -1, false},
 };
 
+// Operands beyond 2^31 elements: of many entries of the batch (which the backward takes one at a time), and of long heads.
+static const Case larges[] = {
+    {"2^31, batch", 8203, 16, 16, 128, 128, 128, DNN_CAUSAL, 0, 0, -1, false},
+    {"2^31, sequence", 1, 32, 32, 524416, 524416, 128, DNN_WINDOW, 0, 4096, -1, false},
+};
+
 static DnnCall call_of(const Case *k) {
     return (DnnCall){k->b, k->h, k->hkv, k->nq, k->nk, k->d, k->mask, k->shift, k->window, 1 / sqrt((double)k->d), false, k->cut};
 }
 
-static void run_case(const Case *k) {
+// Every step-th row and key is compared.
+static void run_case(const Case *k, int64_t step) {
     DnnCall c = call_of(k);
     printf("%-24s b%lld h%lld/%lld q%lld k%lld d%lld%s:", k->name, (long long)k->b, (long long)k->h, (long long)k->hkv,
            (long long)k->nq, (long long)k->nk, (long long)k->d,
@@ -334,7 +342,7 @@ static void run_case(const Case *k) {
          fetch_results(&x);
     if (ok) {
         Errors e;
-        check_all(&c, &x, 1, 1, k->negative, &e);
+        check_all(&c, &x, step, step, k->negative, &e);
         ok = report(&e, k->negative ? 200 : 10);
     }
     verdict(ok);
@@ -349,7 +357,7 @@ static void run_length(DnnMaskKind mask, int64_t nq, int64_t nk, int cut) {
         char name[64];
         snprintf(name, sizeof name, "%s%s", word[mask], negative ? " negative" : "");
         Case k = {name, 1, 4, 2, nq, nk, 64, mask, mask == DNN_CAUSAL && nq < nk ? 17 : 0, 150, cut, negative};
-        run_case(&k);
+        run_case(&k, 1);
     }
 }
 
@@ -611,6 +619,7 @@ __attribute__((weak)) void cache_put(const char *kind, const char *key, const vo
 
 int main(int argc, char **argv) {
     bool check = argc < 2 || !strcmp(argv[1], "check"), speed = argc < 2 || !strcmp(argv[1], "speed");
+    bool large = argc > 1 && !strcmp(argv[1], "large");
     struct cudaDeviceProp prop;
     cudaStream_t stream;
     if (!cuda_ok(cudaGetDeviceProperties(&prop, 0), "device")) return 2;
@@ -627,13 +636,14 @@ int main(int argc, char **argv) {
     printf("%s, cuDNN %zu\n", device.key, lib->version);
     double begin = now();
     if (check) {
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i]);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_case(&cases[i], 1);
         run_merged(64), run_merged(128);
         run_captured();
         run_plan_times();
         run_lengths();
     }
     if (check) printf("check: %.1f s\n", now() - begin);
+    for (size_t i = 0; large && i < sizeof larges / sizeof *larges; i++) run_case(&larges[i], 32749);  // prime
     for (size_t i = 0; speed && i < sizeof speeds / sizeof *speeds; i++) run_speed(&speeds[i]);
     printf("%s: %d passed, %d failed; %.1f s\n", nfail ? "FAIL" : "PASS", npass, nfail, now() - begin);
     dnn_close(&device);
