@@ -1,4 +1,6 @@
 // Reading and writing by index where tensors have more than 2^31 elements. Contexts of closed forms: rows, columns.
+#include <stdlib.h>
+#include <string.h>
 #include "ops_bench.h"
 
 // Columns in reverse; rows in reverse.
@@ -51,6 +53,18 @@ static double want_all(int64_t at, const int64_t *c) {
     return bench_source(at) + want_upside_down(at, c) + (t + 1 < c[0] ? want_upside_down(at + c[1], c) : 0);
 }
 
+// Twice the same bits.
+static void check_again(Bench *b, const char *what, const BenchOp *o) {
+    int64_t n = bench_numel(&o->out[0]);
+    float *x[2] = {malloc((size_t)n * sizeof(float)), malloc((size_t)n * sizeof(float))};
+    CHECK(x[0] && x[1], "out of memory");
+    bool ok = true;
+    for (int i = 0; i < 2 && ok; i++) ok = bench_run(b, o, 1, NULL) && bench_read(b, x[i], &o->out[0], 0, n);
+    if (ok && memcmp(x[0], x[1], (size_t)n * sizeof(float))) bench_fail(b, "%s differs when it runs again", what);
+    else if (ok) bench_pass(b, what, n);
+    free(x[0]), free(x[1]);
+}
+
 static void large_tables(Bench *b, int64_t rows, int64_t cols) {
     const int64_t c[] = {rows, cols};
     bench_reset(b);
@@ -64,6 +78,7 @@ static void large_tables(Bench *b, int64_t rows, int64_t cols) {
     if (bench_run(b, &sums, 1, NULL)) bench_probe(b, "embedding_grad f32, a row each", &out, want_upside_down, c);
     if (!bench_write(b, &index, few_at, c)) return;
     if (bench_run(b, &into_few, 1, NULL)) bench_probe(b, "embedding_grad f32, many for each row", &few, want_few, c);
+    check_again(b, "embedding_grad f32, again", &into_few);
     if (!bench_write(b, &index, even_at, c)) return;
     if (bench_run(b, &put, 1, NULL)) bench_probe(b, "index_put f32, the last of two", &out, want_last, c);
     if (bench_run(b, &add, 1, NULL)) bench_probe(b, "index_put f32, added", &out, want_all, c);
