@@ -34,7 +34,8 @@ static void test_random(void **state) {
     assert_int_equal(failed, 0);
 }
 
-// Case 9 at the size that gpu_fused gives it is x^x of a sum of -8.5e7: whole in f32, so that it is 0 there, and not in double (NaN).
+// Case 9 at the size that gpu_fused gives it is x^x of a sum of -8.5e7: whole in f32, so that it is 0 there, and not in double
+// (NaN).
 static void test_whole_exponents(void **state) {
     FusedCase c;
     int64_t compared = 0;
@@ -42,8 +43,8 @@ static void test_whole_exponents(void **state) {
     assert_int_equal(check(&c, &compared), 0);
 }
 
-// Every way in which rows are taken (codegen_rows.c): kept in registers by part of a warp or a block, read again, split among blocks; and
-// more rows than column sums have workers.
+// Every way in which rows are taken (codegen_rows.c): kept in registers by part of a warp or a block, read again, split among
+// blocks; and more rows than column sums have workers.
 static void test_rows(void **state) {
     const struct {
         Shape space;

@@ -110,8 +110,8 @@ static void test_in_place(void **state) {
     arena_free(a);
 }
 
-// In mixed precision the product takes the residual only where the sum is in bf16 for everybody: not where it is returned, or where
-// an op that is no part of a kernel reads it in f32, even if another reader comes first that takes it in bf16.
+// In mixed precision the product takes the residual only where the sum is in bf16 for everybody: not where it is returned, or
+// where an op that is no part of a kernel reads it in f32, even if another reader comes first that takes it in bf16.
 static void test_stored(void **state) {
     (void)state;
     enum { NOBODY, OUTPUT, SCAN, MOVED_SCAN, POINTWISE, CASES };

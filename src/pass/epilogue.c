@@ -50,7 +50,8 @@ static Product find_product(const Epilogue *e, ValueId v) {
     return p;
 }
 
-// Whether v leaves the graph or goes, moved perhaps, into an op that is no part of a kernel of narrow's: it stays f32 in memory then.
+// Whether v leaves the graph or goes, moved perhaps, into an op that is no part of a kernel of narrow's: it stays f32 in memory
+// then.
 static bool is_read_wide(const Epilogue *e, ValueId v, int depth) {
     for (int32_t u = e->uses.first[v]; u < e->uses.first[v + 1]; u++) {
         if (e->uses.use[u].node == NO_NODE || depth > 16) return true;

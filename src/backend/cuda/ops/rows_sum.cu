@@ -1,7 +1,7 @@
 // Sums of rows that go to the same row of a table, in the order in which they come: no atomics, the same bits every time. Indices
-// are sorted (stably: sort.cu), so that rows of one index are a run; the sorted order is cut into chunks, by its length only. A run
-// within a chunk is summed and written. What a chunk has of a run that reaches into other chunks goes to scratch (`head`: it began
-// before the chunk; `tail`: it begins here), and a second kernel adds those.
+// are sorted (stably: sort.cu), so that rows of one index are a run; the sorted order is cut into chunks, by its length only. A
+// run within a chunk is summed and written. What a chunk has of a run that reaches into other chunks goes to scratch (`head`: it
+// began before the chunk; `tail`: it begins here), and a second kernel adds those.
 #include "backend/cuda/device/gpu_util.h"
 #include "backend/cuda/device/launch.h"
 
@@ -127,11 +127,12 @@ extern "C" size_t gpu_sum_rows_scratch(long long n, long long rest) { return n >
 extern "C" void gpu_sum_rows(const Device *dev, const GpuRows *r, void *sums, int add, void *scratch) {
     SumScratch at = sum_scratch(r->n, r->rest);
     char *base = (char *)scratch;
-    GpuSort sort = {r->index, base + at.key, (i64 *)(base + at.order), (GpuKey *)(base + at.sort), GPU_I64, 0, 1, r->n, 1, r->n, 1};
+    i64 *order = (i64 *)(base + at.order);
+    GpuSort sort = {r->index, base + at.key, order, (GpuKey *)(base + at.sort), GPU_I64, 0, 1, r->n, 1, r->n, 1};
     gpu_sort(dev, &sort);
     bool half = r->type == GPU_BF16, four = r->rest % 4 == 0 && util_aligned(sums, 16) && util_aligned(r->src, half ? 8 : 16);
-    SumParams p = {*r, (const i64 *)(base + at.key), (const i64 *)(base + at.order), (float *)sums, (float *)(base + at.partial),
-                   dev->error, sum_chunk_of(r->n), 0, 0, 0, 0, add};
+    SumParams p = {*r, (const i64 *)(base + at.key), order, (float *)sums, (float *)(base + at.partial), dev->error,
+                   sum_chunk_of(r->n), 0, 0, 0, 0, add};
     i64 wide = four ? 4 : 1;
     p.chunks = util_ceil_div(r->n, p.chunk);
     p.group = util_pow2(util_ceil_div(r->rest, wide), 64), p.width = p.group * wide, p.blocks = util_ceil_div(r->rest, p.width);
