@@ -1,5 +1,5 @@
-// Runs our own attention on one case, in f32 or bf16, on some device, and compares with the float64 reference. In steps, so that many
-// references are computed at a time and many kernels compiled.
+// Runs our own attention on one case, in f32 or bf16, on some device, and compares with the float64 reference. In steps, so that
+// many references are computed at a time and many kernels compiled.
 #pragma once
 #include "backend/cuda/device/device.h"
 #include "base/containers.h"

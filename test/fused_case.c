@@ -338,6 +338,18 @@ static double distance(double a, double b) {
     return a == b || (isnan(a) && isnan(b)) ? 0 : isfinite(a) && isfinite(b) ? fabs(a - b) : INFINITY;
 }
 
+// What an operation does between the points at which eval_op tries it: v as they are, r how far off they may be.
+static double hidden_bound(OpKind op, const double *v, const double *r) {
+    switch (op) {
+    case OP_SIN:
+    case OP_COS: return fmin(2, r[0]);
+    case OP_MOD: return r[0] + fabs(v[0] / v[1]) * r[1] >= fabs(v[1]) / 2 ? fabs(v[1]) + r[1] : 0;
+    case OP_POW:  // of a negative base: a number at whole exponents (as every f32 from 2^23 on is one), NaN beside them
+        return v[0] - r[0] < 0 && r[1] > 0 && floor(v[1] + r[1]) >= ceil(v[1] - r[1]) ? INFINITY : 0;
+    default: return 0;
+    }
+}
+
 static void eval_op(const Eval *e, int i, int64_t k) {
     const Instr *x = &e->p->instr[i];
     OpKind op = (OpKind)(x->code - PROG_OP);
@@ -345,7 +357,10 @@ static void eval_op(const Eval *e, int i, int64_t k) {
     const int32_t use[3] = {x->a, x->b, x->c};
     double v[3] = {0}, r[3] = {0}, result = 0, bound = 0;
     Diag d = {0};
-    for (int n = 0; n < arity; n++) v[n] = e->value[use[n] * e->npoint + k], r[n] = e->error[use[n] * e->npoint + k];
+    for (int n = 0; n < arity; n++) {
+        v[n] = e->value[use[n] * e->npoint + k], r[n] = e->error[use[n] * e->npoint + k];
+        if (isnan(v[n]) && r[n] > 0) bound = INFINITY;
+    }
     DType in = e->p->instr[x->a].dtype, to = x->dtype == DT_BF16 ? DT_F32 : x->dtype;
     CHECK(ref_scalar(op, in, to, v[0], v[1], v[2], &result, &d) == ST_OK, "%s", d.text);
     for (int mask = 1; mask < 27; mask++) {  // each operand as it is, a bit less, a bit more
@@ -361,16 +376,19 @@ static void eval_op(const Eval *e, int i, int64_t k) {
         (void)!ref_scalar(op, in, to, w[0], w[1], w[2], &other, &d);
         bound = fmax(bound, distance(other, result));
     }
+    bound = fmax(bound, hidden_bound(op, v, r));
     if (x->dtype == DT_F32 || x->dtype == DT_BF16) {
         double inner = op == OP_GELU || op == OP_GELU_TANH ? fabs(v[0])
                        : op == OP_FLOORDIV || op == OP_MOD ? fabs(v[0]) + fabs(v[1])
                                                            : 0;
+        bool perhaps = isinf(bound);
         bound += 8 * EPS * (fabs(result) + inner) + 1e-37;
         if (op == OP_SIN || op == OP_COS) bound += 4 * EPS;
         if (op == OP_POW || op == OP_EXP) bound += 8 * EPS * fabs(result) * (1 + fabs(v[0]));
         if (x->dtype == DT_BF16) bound += 0x1p-8 * fabs(result);
         if (fabs(result) > 3.3e38) result = result > 0 ? INFINITY : -INFINITY, bound = INFINITY;  // where f32 ends
-        if (isnan(bound)) bound = isnan(result) ? 0 : INFINITY;
+        if (isnan(result)) bound = perhaps ? INFINITY : 0;  // there is no more or less of a NaN: it is one, or perhaps a number
+        else if (isnan(bound)) bound = INFINITY;
     }
     e->value[i * e->npoint + k] = result, e->error[i * e->npoint + k] = bound;
 }

@@ -1,4 +1,5 @@
-// Mutated graph text: parsing and verifying end in success or an error, never a crash; what is accepted prints and parses to itself.
+// Mutated graph text: parsing and verifying end in success or an error, never a crash; what is accepted prints and parses to
+// itself.
 //     fuzz_ir [seconds [first_iteration]]
 #include "driver/driver.h"
 #include "fuzz.h"
@@ -28,9 +29,12 @@ static void random_text(Rng *r, Str *out) {
 }
 
 static void mutate_text(Rng *r, Str *s) {
-    static const char *const words[] = {"-1", "0", "1", "9223372036854775807", "-9223372036854775808", "4294967296", "%0", "%1", "@0", "[]", "[0]",
-                                        "f32", "bool", "i64", "replicate", "partial(sum)", "shard(0,@0)", "shard(1,@0,sum)", "reshape", "dot", "concat",
-                                        "fused", "attention", "nan", "inf", "1e400", "{", "}", "(", ")", "\"", "#", "\n", "- |", "[0,1)", "dim=0", ","};
+    static const char *const words[] = {
+        "-1", "0", "1", "9223372036854775807", "-9223372036854775808", "4294967296", "%0", "%1", "@0", "[]", "[0]",
+        "f32", "bool", "i64", "replicate", "partial(sum)", "shard(0,@0)", "shard(1,@0,sum)", "reshape", "dot",
+        "concat", "fused", "attention", "nan", "inf", "1e400", "{", "}", "(", ")", "\"", "#", "\n", "- |", "[0,1)",
+        "dim=0", ",",
+    };
     if (rng_below(r, 5) == 0) {
         mutate_bytes(r, s);
         return;

@@ -1,6 +1,6 @@
 // Random small training programs, for tests that compare whole compilations: tokens, labels, positions and floats of
-// [batch, sequence] in, parameters along the way, a scalar loss out. Every op of ops.def that a program can contain may occur. Where
-// an op jumps (max, floor, sort, comparisons), its operands are either exact, that is made from inputs without rounding, or
+// [batch, sequence] in, parameters along the way, a scalar loss out. Every op of ops.def that a program can contain may occur.
+// Where an op jumps (max, floor, sort, comparisons), its operands are either exact, that is made from inputs without rounding, or
 // all but surely apart, so that a sum taken in another order cannot change the result by more than rounding.
 #pragma once
 #include "ir/build.h"
@@ -15,6 +15,7 @@ typedef struct RandomGraph {
     bool smooth;     // differences of the loss approximate its gradient (no stop_grad, no masked row that only f32 blinds)
 } RandomGraph;
 
-// The program of `seed` with `nops` random steps in `a`, its floats of type `real`; the values of inputs and parameters are floats of
-// 24 bits, the same for both types. The same arguments give the same program; a smaller nops a prefix of it, with a loss of its own.
+// The program of `seed` with `nops` random steps in `a`, its floats of type `real`; the values of inputs and parameters are
+// floats of 24 bits, the same for both types. The same arguments give the same program; a smaller nops a prefix of it, with a
+// loss of its own.
 void random_graph(Arena *a, uint64_t seed, int nops, DType real, RandomGraph *out);

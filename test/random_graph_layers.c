@@ -79,8 +79,8 @@ void add_conv(Gen *g) {
     if (s.dim[2] + lo + hi <= reach) return;
     int64_t width = groups * draw_in(g, 1, 2);
     Item w = make_param(g, SHAPE(width, s.dim[1] / groups, kernel), 0.5);
-    Attr a[] = {attr_i(ATTR_STRIDE, chance(g, 70) ? 1 : 2), attr_i(ATTR_DILATION, dilation), attr_i(ATTR_GROUPS, groups), attr_i(ATTR_LO, lo),
-                attr_i(ATTR_HI, hi)};
+    Attr a[] = {attr_i(ATTR_STRIDE, chance(g, 70) ? 1 : 2), attr_i(ATTR_DILATION, dilation), attr_i(ATTR_GROUPS, groups),
+                attr_i(ATTR_LO, lo), attr_i(ATTR_HI, hi)};
     ValueId y = build(b, OP_CONV1D, 2, (ValueId[]){v, w.v}, 5, a);
     give(g, swap ? build_transpose(b, y, 1, 2) : y, false, false, x.mag * 0.5 * (double)(kernel * s.dim[1] / groups));
 }
@@ -144,7 +144,8 @@ static int atom(Mask *m) {
         return a < 0 ? op2(m, OP_NE, DT_BOOL, q, k) : a;
     }
     default: {
-        int far = op2(m, OP_MUL, DT_I64, op2(m, OP_ADD, DT_I64, leaf(m, chance(g, 50) ? PROG_INDEX_H : PROG_INDEX_B), number(m, 1)), number(m, 2));
+        int far = op2(m, OP_MUL, DT_I64,
+                      op2(m, OP_ADD, DT_I64, leaf(m, chance(g, 50) ? PROG_INDEX_H : PROG_INDEX_B), number(m, 1)), number(m, 2));
         return op2(m, OP_LE, DT_BOOL, op2(m, OP_SUB, DT_I64, q, k), far);
     }
     }
@@ -175,7 +176,10 @@ static const Program *random_mask(Gen *g, Mask *m) {
     if (chance(g, 35) && m->n < MAX_CODE - 12) out[1] = bias(m);
     if (out[0] < 0 && out[1] < 0) return NULL;
     Program *p = ARENA_NEW(g->a, Program);
-    *p = (Program){.ninstr = m->n, .instr = arena_copy(g->a, m->code, sizeof(Instr) * (size_t)m->n), .nout = 2, .out = arena_copy(g->a, out, sizeof out)};
+    *p = (Program){.ninstr = m->n,
+                   .instr = arena_copy(g->a, m->code, sizeof(Instr) * (size_t)m->n),
+                   .nout = 2,
+                   .out = arena_copy(g->a, out, sizeof out)};
     return p;
 }
 
@@ -221,7 +225,8 @@ static ValueId attend_imported(Gen *g, const ValueId *qkv, const Mask *m) {
     if (chance(g, 50)) mask = build_binary(b, OP_AND, mask, near);
     if (m->sq == m->sk && chance(g, 50)) {  // a query always sees itself
         ValueId doc = some_index(g, SHAPE(m->batch, m->sq), 3);
-        ValueId same = build_binary(b, OP_EQ, build_reshape(b, doc, SHAPE(m->batch, 1, m->sq, 1)), build_reshape(b, doc, SHAPE(m->batch, 1, 1, m->sk)));
+        ValueId same = build_binary(b, OP_EQ, build_reshape(b, doc, SHAPE(m->batch, 1, m->sq, 1)),
+                                    build_reshape(b, doc, SHAPE(m->batch, 1, 1, m->sk)));
         mask = build_binary(b, OP_AND, mask, same);
     } else {
         mask = build_binary(b, OP_OR, mask, build_binary_scalar(b, OP_EQ, k, 0));
@@ -245,7 +250,8 @@ void add_attention(Gen *g) {
     }
     static const int64_t shared[] = {1, 1, 2, 3};
     int64_t group = shared[draw(g, 4)], kv = draw_in(g, 1, 3), channels = draw_in(g, 1, 4);
-    ValueId qkv[3] = {heads_of(g, x, kv * group, channels), heads_of(g, y, kv, channels), heads_of(g, y, kv, chance(g, 70) ? channels : draw_in(g, 1, 4))};
+    ValueId qkv[3] = {heads_of(g, x, kv * group, channels), heads_of(g, y, kv, channels),
+                      heads_of(g, y, kv, chance(g, 70) ? channels : draw_in(g, 1, 4))};
     Mask m = {.g = g, .batch = s.dim[0], .heads = kv * group, .sq = s.dim[1], .sk = shape_at(g, qkv[1]).dim[2]};
     ValueId o = chance(g, 30) ? attend_imported(g, qkv, &m) : attend(g, qkv, &m);
     if (b->status == ST_OK && chance(g, 70)) {

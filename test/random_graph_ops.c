@@ -142,7 +142,8 @@ void add_where(Gen *g) {
     Item x = pick_float(g), y = some_float(g, shape_at(g, x.v), true), c = fit(g, pick_bool(g), shape_at(g, x.v));
     bool scalar = chance(g, 40);
     ValueId other = scalar ? build_scalar(b, g->real, draw_real(g)) : y.v;
-    give(g, build_where(b, c.v, x.v, other), x.exact && (scalar || y.exact), x.input && (scalar || y.input), fmax(x.mag, y.mag + 1));
+    give(g, build_where(b, c.v, x.v, other), x.exact && (scalar || y.exact), x.input && (scalar || y.input),
+         fmax(x.mag, y.mag + 1));
 }
 
 // Dropout.
@@ -153,7 +154,8 @@ void add_random(Gen *g) {
     double p = 0.1 + 0.2 * (double)draw(g, 3);
     Attr a[] = {attr_ints(ATTR_SHAPE, s.ndim, s.dim), attr_i(ATTR_DTYPE, g->real), attr_i(ATTR_SEED, draw(g, 1000))};
     ValueId keep = build_binary_scalar(b, OP_GE, build(b, OP_RANDOM, 0, NULL, 3, a), p);
-    give(g, build_where(b, keep, build_binary_scalar(b, OP_MUL, x.v, 1 / (1 - p)), build_scalar(b, g->real, 0)), false, x.input, 2 * x.mag);
+    give(g, build_where(b, keep, build_binary_scalar(b, OP_MUL, x.v, 1 / (1 - p)), build_scalar(b, g->real, 0)), false, x.input,
+         2 * x.mag);
 }
 
 // ---- movement --------------------------------------------------------------------------------------------------------------
@@ -285,7 +287,9 @@ static void reduce_integer(Gen *g) {
     Shape s = shape_at(g, x.v);
     if (!s.ndim) return;
     int dim = (int)draw(g, s.ndim);
-    ValueId v = draw(g, 3) == 0 ? random_sum(g, chance(g, 50) ? x.v : pick_bool(g).v) : chance(g, 70) ? scan(g, x.v, dim) : build_reduce(&g->b, OP_AMAX, x.v, dim);
+    ValueId v = draw(g, 3) == 0 ? random_sum(g, chance(g, 50) ? x.v : pick_bool(g).v)
+                : chance(g, 70) ? scan(g, x.v, dim)
+                                : build_reduce(&g->b, OP_AMAX, x.v, dim);
     if (build_dtype(&g->b, v) == DT_I64) give(g, mod_index(g, v, draw_in(g, 3, 97)), true, true, 0);
 }
 
@@ -338,7 +342,8 @@ static void add_index_put(Gen *g, Item x, Shape s, int64_t n) {
     bool accumulate = chance(g, 60);
     if (!accumulate) n = min_i64(n, s.dim[0]);
     // Without adding, two sources of one row would race: distinct rows.
-    ValueId at = accumulate ? some_index(g, SHAPE(n), s.dim[0]) : build_iota(b, SHAPE(n), 0, draw(g, s.dim[0] - n + 1), 1, DT_I64);
+    ValueId at =
+        accumulate ? some_index(g, SHAPE(n), s.dim[0]) : build_iota(b, SHAPE(n), 0, draw(g, s.dim[0] - n + 1), 1, DT_I64);
     Shape rows = s;
     rows.dim[0] = n;
     Item src = some_float(g, rows, false);

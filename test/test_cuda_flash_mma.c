@@ -31,10 +31,11 @@ static void *library_of(const char *source) {
     char folder[] = "/tmp/autosp-fibers-XXXXXX";
     assert_non_null(mkdtemp(folder));
     write_file(arena_printf(arena, "%s/generated.cu", folder), source);
-    const char *cmd = arena_printf(arena,
-                                   "cd %s && cp %s/test/gpu/gpu_fibers.h gpu.h && cp %s/src/backend/cuda/device/gpu.h gpu_real.h && "
-                                   "c++ -std=c++17 -O1 -U_FORTIFY_SOURCE -w -x c++ -shared -fPIC -I. -o k.so generated.cu",
-                                   folder, SOURCE_DIR, SOURCE_DIR);
+    const char *cmd =
+        arena_printf(arena,
+                     "cd %s && cp %s/test/gpu/gpu_fibers.h gpu.h && cp %s/src/backend/cuda/device/gpu.h gpu_real.h && "
+                     "c++ -std=c++17 -O1 -U_FORTIFY_SOURCE -w -x c++ -shared -fPIC -I. -o k.so generated.cu",
+                     folder, SOURCE_DIR, SOURCE_DIR);
     assert_int_equal(system(cmd), 0);
     void *lib = dlopen(arena_printf(arena, "%s/k.so", folder), RTLD_NOW | RTLD_LOCAL);
     if (!lib) fail_msg("%s", dlerror());

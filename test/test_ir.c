@@ -1,5 +1,5 @@
-// Graphs as text and the verifier: what is printed parses back to the same after every pass; what is malformed is refused with file and
-// line; what a pass could break is found by the verifier.
+// Graphs as text and the verifier: what is printed parses back to the same after every pass; what is malformed is refused with
+// file and line; what a pass could break is found by the verifier.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,7 +10,7 @@
 #include "ops/op.h"
 #include "random_graph.h"
 
-// ---- parse(print(g)) == g ------------------------------------------------------------------------------------------------------
+// ---- parse(print(g)) == g --------------------------------------------------------------------------------------------------
 
 static void check_round_trip(const Graph *g, const char *what) {
     Arena *a = arena_new();
@@ -86,7 +86,7 @@ static void test_big_const(void **state) {  // its bytes are not in the text, th
     arena_free(a);
 }
 
-// ---- malformed text --------------------------------------------------------------------------------------------------------------
+// ---- malformed text --------------------------------------------------------------------------------------------------------
 
 #define HEAD "autosp.graph 1 \"t\" batch 1 seq 8 ranks 2\n"
 #define TABLES "param 0 \"w\" f32[4,4]\ninput 0 \"x\" f32[8,4] role other batch_dim -1 seq_dim 0\n"
@@ -164,7 +164,7 @@ static void test_malformed(void **state) {
     }
 }
 
-// ---- the verifier -----------------------------------------------------------------------------------------------------------------
+// ---- the verifier ----------------------------------------------------------------------------------------------------------
 
 // A small sharded graph, sound as parsed; tests break it.
 static const char placed[] =
@@ -243,10 +243,12 @@ static void test_verifier(void **state) {
         Arena *a = arena_new();
         Diag d = {0};
         Graph *g = NULL;
-        if (graph_parse(a, placed, "placed", &g, &d) != ST_OK || graph_verify(g, "parse", &d) != ST_OK) fail_msg("the sound graph: %s", d.text);
+        if (graph_parse(a, placed, "placed", &g, &d) != ST_OK || graph_verify(g, "parse", &d) != ST_OK)
+            fail_msg("the sound graph: %s", d.text);
         broken[i].harm(g);
         if (graph_verify(g, "harm", &d) == ST_OK) fail_msg("accepted: %s", broken[i].what);
-        if (!strstr(d.text, broken[i].want) || !strstr(d.text, "harm")) fail_msg("%s gives \"%s\", and not \"%s\"", broken[i].what, d.text, broken[i].want);
+        if (!strstr(d.text, broken[i].want) || !strstr(d.text, "harm"))
+            fail_msg("%s gives \"%s\", and not \"%s\"", broken[i].what, d.text, broken[i].want);
         graph_free_vecs(g);
         arena_free(a);
     }

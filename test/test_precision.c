@@ -110,6 +110,42 @@ static void test_in_place(void **state) {
     arena_free(a);
 }
 
+// In mixed precision the product takes the residual only where the sum is in bf16 for everybody: not where it is returned, or
+// where an op that is no part of a kernel reads it in f32, even if another reader comes first that takes it in bf16.
+static void test_stored(void **state) {
+    (void)state;
+    enum { NOBODY, OUTPUT, SCAN, MOVED_SCAN, POINTWISE, CASES };
+    for (int other = NOBODY; other < CASES; other++) {
+        Arena *a = arena_new();
+        Diag d = {0};
+        Graph *g = graph_new(a, "stored", 1), *joined = NULL;
+        vec_push(&g->params, ((Param){.name = "w", .shape = SHAPE(64, 64), .dtype = DT_F32, .trainable = true}));
+        Builder b = {.g = g, .d = &d};
+        ValueId w = build(&b, OP_PARAM, 0, NULL, 1, (Attr[]){attr_i(ATTR_INDEX, 0)}), h = build_cast(&b, w, DT_BF16);
+        ValueId product = build_cast(&b, build_dot(&b, h, h, 0, 1, false, false), DT_F32);
+        ValueId sum = build_binary(&b, OP_ADD, build_cast(&b, h, DT_F32), product);
+        ValueId read = build_dot(&b, build_cast(&b, sum, DT_BF16), h, 0, 1, false, false), also = sum;
+        if (other == MOVED_SCAN) also = build_reshape(&b, also, SHAPE(4096));
+        if (other == SCAN || other == MOVED_SCAN) also = build(&b, OP_CUMSUM, 1, &also, 1, (Attr[]){attr_i(ATTR_DIM, 0)});
+        if (other == POINTWISE) also = build_unary(&b, OP_TANH, also);
+        graph_add_output(g, OUT_LOSS, -1, 0, "loss", build_sum_all(&b, build_cast(&b, read, DT_F32)));
+        if (other != NOBODY) graph_add_output(g, OUT_AUX, -1, 1, "also", also);
+        assert_int_equal(b.status, ST_OK);
+        for (int64_t v = 0; v < g->values.len; v++) graph_value(g, (ValueId)v)->place = REPLICATE;
+        PassContext pc = {.scratch = a, .nranks = 1, .features = BACKEND_EPILOGUE};
+        assert_int_equal(pass_epilogue(&pc, g, &joined, &d), ST_OK);
+        assert_int_equal(graph_verify(joined, "epilogue", &d), ST_OK);
+        int taken = 0;
+        for (int64_t i = 0; i < joined->nodes.len; i++) {
+            const Node *n = graph_node(joined, (NodeId)i);
+            taken += n->op == OP_DOT && n->nin == 3;
+        }
+        if (taken != (other == NOBODY || other == POINTWISE)) fail_msg("case %d: %d products take a third operand", other, taken);
+        graph_free_vecs(joined);
+        arena_free(a);
+    }
+}
+
 // Types: what is refused.
 static void test_refused(void **state) {
     (void)state;
@@ -152,6 +188,6 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_in_place),
-                                       cmocka_unit_test(test_refused)};
+                                       cmocka_unit_test(test_stored), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

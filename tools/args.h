@@ -21,7 +21,7 @@ typedef struct Usage {
     int nopt;
 } Usage;
 
-// Options anywhere; the others go to rest[] in order (at most max). Returns their number, or -1 after printing what is wrong, or -2 after
-// --help was printed.
+// Options anywhere; the others go to rest[] in order (at most max). Returns their number, or -1 after printing what is wrong, or
+// -2 after --help was printed.
 int args_parse(const Usage *u, int argc, char **argv, const char **rest, int max);
 void args_help(const Usage *u, FILE *f);

@@ -13,8 +13,9 @@ Status decisions_save(const char *path, const Compiled *c, Diag *d) {
         const AttentionReport *r = &c->shard.attention.data[i];
         json_array_append_new(attention, json_pack("{s:s, s:s?}", "strategy", r->strategy, "source", r->source));
     }
-    json_t *top = json_pack("{s:i, s:s, s:I, s:I, s:i, s:o}", "autosp_decisions", 1, "program", c->graph->name, "seq", (json_int_t)c->graph->seq,
-                            "batch", (json_int_t)c->graph->batch, "ranks", graph_nranks(c->graph), "attention", attention);
+    json_t *top = json_pack("{s:i, s:s, s:I, s:I, s:i, s:o}", "autosp_decisions", 1, "program", c->graph->name, "seq",
+                            (json_int_t)c->graph->seq, "batch", (json_int_t)c->graph->batch, "ranks", graph_nranks(c->graph),
+                            "attention", attention);
     if (!top) return diag_error(d, ST_MEMORY, "out of memory");
     char *text = json_dumps(top, JSON_INDENT(2));
     json_decref(top);

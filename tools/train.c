@@ -57,7 +57,8 @@ static int gather_data(int argc, char **argv, const char **file, char **rest) {
     return n;
 }
 
-int command_train(int argc, char **argv) {
+// files, rest: room for all arguments.
+static int train_command(int argc, char **argv, const char **files, char **rest) {
     CommonArgs c = RUN_DEFAULTS;
     TrainOptions o = {.lr = 3e-4, .warmup = -1, .min_lr = 0.1, .out = "out", .data.doc_token = -1, .stop = &stop_requested};
     AdamWOptions adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1.0};
@@ -94,9 +95,6 @@ int command_train(int argc, char **argv) {
     const Usage u = {"autosp train", "M.pt2 --data FILE... --seq S --ranks P --steps N [options]",
                      "Trains the program on long sequences: AdamW with warm-up, cosine and clipping. Ctrl-C saves and leaves.",
                      opts, sizeof opts / sizeof *opts};
-    const char **files = calloc((size_t)argc + 1, sizeof *files);
-    char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    if (!files || !rest) return EXIT_REFUSED;
     int nfile = gather_data(argc, argv, files, rest), nrest = 0;
     while (rest[nrest]) nrest++;
     const char *path[1];
@@ -124,8 +122,6 @@ int command_train(int argc, char **argv) {
     TrainResult r;
     if (st == ST_OK) st = train_run(&o, &r, &d);
     arena_free(a);
-    free(files);
-    free(rest);
     if (st != ST_OK) {
         print_error("autosp train", &d);
         return EXIT_REFUSED;
@@ -136,4 +132,13 @@ int command_train(int argc, char **argv) {
     if (no_save) printf("\n");
     else printf("\noutputs: %s/model.safetensors  %s/metrics.jsonl  %s/loss.svg\n", o.out, o.out, o.out);
     return EXIT_DONE;
+}
+
+int command_train(int argc, char **argv) {
+    const char **files = calloc((size_t)argc + 1, sizeof *files);
+    char **rest = calloc((size_t)argc + 1, sizeof *rest);
+    int status = files && rest ? train_command(argc, argv, files, rest) : EXIT_REFUSED;
+    free(files);
+    free(rest);
+    return status;
 }

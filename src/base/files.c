@@ -9,7 +9,8 @@
 
 Status file_check_replaceable(const char *path, Diag *d) {
     struct stat old;
-    if (stat(path, &old) == 0 && !S_ISREG(old.st_mode)) return diag_error(d, ST_IO, "%s: cannot write: it is no regular file", path);
+    if (stat(path, &old) == 0 && !S_ISREG(old.st_mode))
+        return diag_error(d, ST_IO, "%s: cannot write: it is no regular file", path);
     return ST_OK;
 }
 

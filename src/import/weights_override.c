@@ -80,8 +80,11 @@ Status archive_override_weights(ArchiveReader *r, const char *weights) {
         if (!map_get(o.taken, name, &yes)) vec_push(&r->report->leftover, name);
     }
     if (tensors_count(o.file) && r->report->leftover.len == tensors_count(o.file))
-        return diag_error(r->d, ST_INPUT, "%s: none of its %lld tensors has the name of a parameter of this program; the first is '%.200s', the program's '%.200s'",
-                          weights, (long long)tensors_count(o.file), tensors_at(o.file, 0)->name, r->ar->param.len ? r->ar->param.data[0].name : "");
+        return diag_error(r->d, ST_INPUT,
+                          "%s: none of its %lld tensors has the name of a parameter of this program; the first is '%.200s', the "
+                          "program's '%.200s'",
+                          weights, (long long)tensors_count(o.file), tensors_at(o.file, 0)->name,
+                          r->ar->param.len ? r->ar->param.data[0].name : "");
     if (o.nkept)
         vec_push(&r->report->notes,
                  arena_printf(r->a, "%lld parameters are not in %s and keep the archive's values, among them '%s'",

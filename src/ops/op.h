@@ -9,6 +9,7 @@ enum {
     OPF_VIEW = 4,        // the output has input 0's bytes in the same order: no data moves
     OPF_INPLACE = 8,    // output i overwrites a state buffer (see the op)
     OPF_PLACED = 16,    // no data moves: operands and output share bytes, at an offset (part, assemble)
+    OPF_MOVE = 32,      // the output has the operands' elements (pad: and its value), and nothing is computed
 };
 
 typedef struct TypeOut {  // result type of one output
@@ -89,6 +90,11 @@ bool op_from_name(const char *s, OpKind *out);
 // none.
 static inline int op_addend(OpKind k) { return k == OP_DOT ? 2 : k == OP_EXPERT_MATMUL_GRAD ? 3 : -1; }
 static inline bool op_is_pointwise(OpKind k) { return (op_flags(k) & OPF_POINTWISE) != 0; }
+static inline bool op_is_move(OpKind k) { return (op_flags(k) & OPF_MOVE) != 0; }
+// A move that brings in nothing but zeros: right in any float type.
+static inline bool op_only_moves(const Node *n) {
+    return op_is_move(n->op) && (n->op != OP_PAD || node_float_or(n, ATTR_VALUE, 0) == 0);
+}
 
 #define OP(ENUM, ...) extern const OpInfo op_info_##ENUM;
 #include "ops/ops.def"

@@ -8,8 +8,8 @@
 // For residuals, sums of products (the gradient of a value with several readers, of a weight used twice) and biases. The add may
 // see the product through a reshape. In mixed precision it sees casts to f32; then the sum is rounded to bf16 before it is used,
 // so this is done only where it is stored in bf16 anyway: read by a cast to bf16, or by another phase (a residual, needed again
-// by the backward); and only if the other summand is
-// stored in bf16 too, or is a bias and the sum is rounded at once.
+// by the backward), and by nobody in f32 (an output, a scan); and only if the other summand is stored in bf16 too, or is a bias
+// and the sum is rounded at once.
 //
 // Requires: placements (shard ran); a backend whose dot takes a third operand. Establishes: the same values (but for that
 // rounding) by fewer passes over memory.
@@ -50,17 +50,31 @@ static Product find_product(const Epilogue *e, ValueId v) {
     return p;
 }
 
-// Whether the sum v is rounded to bf16 before anyone outside its kernel reads it.
-static bool is_stored(const Epilogue *e, ValueId v, int depth) {
-    const Node *def = graph_def(e->r.in, v);
+// Whether v leaves the graph or goes, moved perhaps, into an op that is no part of a kernel of narrow's: it stays f32 in memory
+// then.
+static bool is_read_wide(const Epilogue *e, ValueId v, int depth) {
     for (int32_t u = e->uses.first[v]; u < e->uses.first[v + 1]; u++) {
-        if (e->uses.use[u].node == NO_NODE) return false;
+        if (e->uses.use[u].node == NO_NODE || depth > 16) return true;
         const Node *n = graph_node(e->r.in, e->uses.use[u].node);
-        if (n->op == OP_CAST && node_int(n, ATTR_DTYPE) == DT_BF16) return true;
-        if (n->phase != def->phase) return true;
-        if (n->op == OP_ADD && use_count(e, v) == 1 && depth < 16) return is_stored(e, n->out[0], depth + 1);
+        bool moves = op_only_moves(n) || n->op == OP_RESHARD;
+        bool fused = op_is_pointwise(n->op) || n->op == OP_SUM || n->op == OP_AMAX || n->op == OP_LOGSUMEXP;
+        if (moves ? is_read_wide(e, n->out[0], depth + 1) : !fused) return true;
     }
     return false;
+}
+
+// Whether the sum v is stored in bf16, for one of its readers at least, and in f32 for none.
+static bool is_stored(const Epilogue *e, ValueId v, int depth) {
+    const Node *def = graph_def(e->r.in, v);
+    bool stored = false;
+    for (int32_t u = e->uses.first[v]; u < e->uses.first[v + 1] && !stored; u++) {
+        if (e->uses.use[u].node == NO_NODE) return false;
+        const Node *n = graph_node(e->r.in, e->uses.use[u].node);
+        bool cast = n->op == OP_CAST && node_int(n, ATTR_DTYPE) == DT_BF16;
+        stored = cast || n->phase != def->phase ||
+                 (n->op == OP_ADD && use_count(e, v) == 1 && depth < 16 && is_stored(e, n->out[0], depth + 1));
+    }
+    return stored && !is_read_wide(e, v, 0);
 }
 
 // Broadcast along all dims but the last.

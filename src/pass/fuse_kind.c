@@ -51,22 +51,9 @@ static bool keeps_last(const Graph *g, const Node *n) {
 
 static bool is_move(const Graph *g, const Node *n) {
     const Placement *p = n->nout ? &graph_value(g, n->out[0])->place : NULL;
-    bool along = true;  // attribute dim: moves what lies along it, which must be whole
-    switch (n->op) {
-    case OP_PERMUTE:
-        if (!keeps_last(g, n)) return false;
-        along = false;
-        break;
-    case OP_BROADCAST: along = false; break;
-    case OP_RESHAPE:
-        if (!shape_equal_but_ones(graph_shape(g, n->in[0]), graph_shape(g, n->out[0]))) return false;
-        along = false;
-        break;
-    case OP_SLICE:
-    case OP_PAD:
-    case OP_CONCAT: break;
-    default: return false;
-    }
+    bool along = node_attr(n, ATTR_DIM) != NULL;  // moves what lies along that dim, which must be whole
+    if (!op_is_move(n->op) || (n->op == OP_PERMUTE && !keeps_last(g, n))) return false;
+    if (n->op == OP_RESHAPE && !shape_equal_but_ones(graph_shape(g, n->in[0]), graph_shape(g, n->out[0]))) return false;
     if (!placed_plainly(g, n->out[0]) || shape_numel(graph_shape(g, n->out[0])) == 0) return false;
     if (along && p->kind == PLACE_SHARD && p->dim == node_int(n, ATTR_DIM)) return false;
     for (int i = 0; i < n->nin; i++) {

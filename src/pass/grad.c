@@ -81,9 +81,7 @@ static void accumulate(GradState *s, ValueId v, ValueId g) {
 // passes it on.
 static ValueId cotangent(GradState *s, const Node *n, ValueId v) {
     ValueId g = s->cot[v];
-    bool moves = n->op == OP_RESHAPE || n->op == OP_PERMUTE || n->op == OP_SLICE || n->op == OP_PAD || n->op == OP_CONCAT ||
-                 n->op == OP_BROADCAST;
-    if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && moves)) return g;
+    if (g == NO_VALUE || n->op == OP_CAST || (s->weight[v] && op_is_move(n->op))) return g;
     return build_cast(&s->b, g, graph_value(s->g, v)->dtype);
 }
 

@@ -41,13 +41,7 @@ static bool is_program(const Graph *g, const Node *n) {
     return n->op == OP_FUSED || (op_is_pointwise(n->op) && n->nout == 1 && !is_spread(graph_value(g, n->out[0])));
 }
 
-static bool moves(const Node *n) {
-    switch (n->op) {
-    case OP_RESHAPE: case OP_PERMUTE: case OP_BROADCAST: case OP_SLICE: case OP_CONCAT: case OP_RESHARD: return true;
-    case OP_PAD: return node_float_or(n, ATTR_VALUE, 0) == 0;
-    default: return false;
-    }
-}
+static bool moves(const Node *n) { return op_only_moves(n) || n->op == OP_RESHARD; }
 
 // The shape that a program runs over.
 static Shape space_of(const Graph *g, const Node *n) {

@@ -39,25 +39,12 @@ static void mark(Precision *p, const Node *n) {
     for (int j = 0; j < n->nout; j++) p->learned[n->out[j]] = learned, p->data[n->out[j]] = data;
 }
 
-// An op whose result has its operands' elements and nothing else.
-static bool only_rearranges(const Node *n) {
-    switch (n->op) {
-    case OP_RESHAPE:
-    case OP_PERMUTE:
-    case OP_BROADCAST:
-    case OP_SLICE:
-    case OP_CONCAT: return true;
-    case OP_PAD: return node_float_or(n, ATTR_VALUE, 0) == 0;
-    default: return false;
-    }
-}
-
 // A value of the old graph in bf16, as a value of the new one.
 static ValueId half(Precision *p, ValueId v) {
     if (p->half[v] != NO_VALUE || p->r.b.status != ST_OK) return p->half[v];
     const Node *n = graph_def(p->r.in, v), *now = graph_def(p->r.out, p->r.map[v]);
     if (now->op == OP_CAST && graph_value(p->r.out, now->in[0])->dtype == DT_BF16) return p->half[v] = now->in[0];
-    bool follow = only_rearranges(n) && p->learned[v] && (p->nuse[v] == 1 || (op_flags(n->op) & OPF_VIEW));
+    bool follow = op_only_moves(n) && p->learned[v] && (p->nuse[v] == 1 || (op_flags(n->op) & OPF_VIEW));
     if (!follow) return p->half[v] = build_cast(&p->r.b, p->r.map[v], DT_BF16);
     ValueId *in = ARENA_ARRAY(p->r.scratch, ValueId, n->nin);
     for (int k = 0; k < n->nin; k++) in[k] = half(p, n->in[k]);

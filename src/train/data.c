@@ -100,7 +100,9 @@ static Status add_tokens(Data *x, Piece p, Diag *d) {
     for (int64_t i = 0; i < p.n; i++) {
         int64_t t = piece_token(&p, i);
         if (t < 0 || (x->o.vocabulary && t >= x->o.vocabulary))
-            return diag_error(d, ST_INPUT, "%s: token %" PRId64 " is id %" PRId64 ", the model's vocabulary has %" PRId64 " (is the data format right? see --data-format)",
+            return diag_error(d, ST_INPUT,
+                              "%s: token %" PRId64 " is id %" PRId64 ", the model's vocabulary has %" PRId64
+                              " (is the data format right? see --data-format)",
                               p.path, i, t, x->o.vocabulary);
     }
     p.first = x->ntokens;
@@ -113,7 +115,8 @@ static Status add_tokens(Data *x, Piece p, Diag *d) {
 static Status open_plain(Data *x, Arena *a, const char *path, int width, Diag *d) {
     Piece p = {.width = width};
     TRY(map_file(a, path, &p, d));
-    if (p.nbytes % width) return diag_error(d, ST_INPUT, "%s: %" PRId64 " bytes are no whole number of %d-byte token ids", path, p.nbytes, width);
+    if (p.nbytes % width)
+        return diag_error(d, ST_INPUT, "%s: %" PRId64 " bytes are no whole number of %d-byte token ids", path, p.nbytes, width);
     p.n = p.nbytes / width;
     return add_tokens(x, p, d);
 }
@@ -125,15 +128,19 @@ static Status open_safetensors(Data *x, Arena *a, const char *path, Diag *d) {
     const TensorView *t = tensors_find(f, "tokens");
     if (!t) t = tensors_find(f, "input_ids");
     if (t && t->shape.ndim == 1) {
-        if (!t->known_dtype || (t->dtype != DT_I64 && t->dtype != DT_I32)) return diag_error(d, ST_INPUT, "%s: \"%s\" must be i64 or i32", path, t->name);
-        return add_tokens(x, (Piece){.path = path, .data = t->data, .nbytes = t->nbytes, .width = dtype_nbytes(t->dtype), .n = t->shape.dim[0]}, d);
+        if (!t->known_dtype || (t->dtype != DT_I64 && t->dtype != DT_I32))
+            return diag_error(d, ST_INPUT, "%s: \"%s\" must be i64 or i32", path, t->name);
+        Piece p = {.path = path, .data = t->data, .nbytes = t->nbytes, .width = dtype_nbytes(t->dtype), .n = t->shape.dim[0]};
+        return add_tokens(x, p, d);
     }
     if (x->o.nfile != 1) return diag_error(d, ST_INPUT, "%s: a table of examples must be the only data file", path);
-    if (tensors_count(f) == 0 || tensors_at(f, 0)->shape.ndim < 1) return diag_error(d, ST_INPUT, "%s: no tensors [N, ...] to take examples from", path);
+    if (tensors_count(f) == 0 || tensors_at(f, 0)->shape.ndim < 1)
+        return diag_error(d, ST_INPUT, "%s: no tensors [N, ...] to take examples from", path);
     x->nrows = tensors_at(f, 0)->shape.dim[0];
     for (int64_t i = 0; i < tensors_count(f); i++)
         if (tensors_at(f, i)->shape.ndim < 1 || tensors_at(f, i)->shape.dim[0] != x->nrows)
-            return diag_error(d, ST_INPUT, "%s: tensors \"%s\" and \"%s\" have different numbers of rows", path, tensors_at(f, 0)->name, tensors_at(f, i)->name);
+            return diag_error(d, ST_INPUT, "%s: tensors \"%s\" and \"%s\" have different numbers of rows", path,
+                              tensors_at(f, 0)->name, tensors_at(f, i)->name);
     if (x->nrows == 0) return diag_error(d, ST_INPUT, "%s: no examples", path);
     x->tensors = f;
     x->ntokens = x->nrows * x->o.seq;
@@ -146,7 +153,8 @@ Status data_open(Arena *a, const DataOptions *o, Data **out, Diag *d) {
     x->piece = ARENA_ARRAY(a, Piece, o->nfile);
     if (o->nfile < 1) return diag_error(d, ST_INPUT, "no training data: give --data FILE");
     if (o->doc_token >= 0 && o->vocabulary && o->doc_token >= o->vocabulary)
-        return diag_error(d, ST_INPUT, "--doc-token %" PRId64 ": the model's vocabulary has %" PRId64, o->doc_token, o->vocabulary);
+        return diag_error(d, ST_INPUT, "--doc-token %" PRId64 ": the model's vocabulary has %" PRId64, o->doc_token,
+                          o->vocabulary);
     for (int i = 0; i < o->nfile; i++) {
         switch (format_of(o, o->file[i])) {
             case DATA_U16: TRY(open_plain(x, a, o->file[i], 2, d)); break;

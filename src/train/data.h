@@ -27,10 +27,11 @@ double data_unigram_entropy(const Data *x);  // nats per token: what a model tha
 int64_t data_max_documents(const Data *x);
 
 // The rows of step `step` (0-based): tokens [batch*seq]; positions count from the start of the row and restart where a document
-// starts; labels are the tokens, but where positions are asked for -100 at the first token of a document that starts inside the row
-// (nothing in sight predicts it).
+// starts; labels are the tokens, but where positions are asked for -100 at the first token of a document that starts inside the
+// row (nothing in sight predicts it).
 // Any of the three may be NULL. Rows are a permutation of the data, anew in every epoch.
 void data_batch(const Data *x, int64_t step, int64_t *tokens, int64_t *labels, int64_t *positions);
-// Safetensors with a tensor per input, [N, ...]: row `i` of the permutation for step and batch row; NULL if the data are token files.
+// Safetensors with a tensor per input, [N, ...]: row `i` of the permutation for step and batch row; NULL if the data are token
+// files.
 const TensorFile *data_tensors(const Data *x);
 int64_t data_row(const Data *x, int64_t step, int64_t batch_row);

@@ -21,16 +21,18 @@ static Status check_finite(const TensorView *t, Diag *d) {
         if (i % BLOCK == 0)
             convert_array((const char *)t->data + i * dtype_nbytes(t->dtype), t->dtype, x, DT_F64, min_i64(BLOCK, n - i));
         if (!isfinite(x[i % BLOCK]))
-            return diag_error(d, ST_NUMERIC, "parameter \"%s\" has NaN or infinity at element %" PRId64 " (as %s); it is not saved (a lower --lr or --clip may help)",
+            return diag_error(d, ST_NUMERIC,
+                              "parameter \"%s\" has NaN or infinity at element %" PRId64
+                              " (as %s); it is not saved (a lower --lr or --clip may help)",
                               t->name, i, dtype_name(t->dtype));
     }
     return ST_OK;
 }
 
-// One state tensor of every parameter that has it, under prefix + name; aliases of tied parameters too when `aliases`. With `full`
-// only the parameters that are stored narrow, in float32.
-static Status collect_state(Arena *a, Runtime *rt, const Graph *g, int slot, const char *prefix, bool aliases, bool full, TensorView *out, int64_t *n,
-                            Diag *d) {
+// One state tensor of every parameter that has it, under prefix + name; aliases of tied parameters too when `aliases`. With
+// `full` only the parameters that are stored narrow, in float32.
+static Status collect_state(Arena *a, Runtime *rt, const Graph *g, int slot, const char *prefix, bool aliases, bool full,
+                            TensorView *out, int64_t *n, Diag *d) {
     for (int64_t i = 0; i < g->params.len; i++) {
         const Param *p = &g->params.data[i];
         if (full && !stored_narrow(p)) continue;
@@ -45,7 +47,11 @@ static Status collect_state(Arena *a, Runtime *rt, const Graph *g, int slot, con
         } else if (st != ST_OK) {
             continue;
         }
-        TensorView v = {.name = arena_printf(a, "%s%s", prefix, p->name), .dtype = t, .known_dtype = true, .shape = p->shape, .data = data,
+        TensorView v = {.name = arena_printf(a, "%s%s", prefix, p->name),
+                        .dtype = t,
+                        .known_dtype = true,
+                        .shape = p->shape,
+                        .data = data,
                         .nbytes = count * dtype_nbytes(t)};
         out[(*n)++] = v;
         for (int k = 0; k < p->nalias && aliases; k++) {
@@ -91,7 +97,8 @@ Status save_model(const char *dir, Runtime *rt, const Graph *g, int64_t steps_do
     Status st = collect_state(a, rt, g, 1, "adamw.m.", false, false, v, &n, d);
     if (st == ST_OK) st = collect_state(a, rt, g, 2, "adamw.v.", false, false, v, &n, d);
     if (st == ST_OK) st = collect_state(a, rt, g, 0, "adamw.p.", false, true, v, &n, d);
-    v[n++] = (TensorView){.name = "adamw.run", .dtype = DT_I64, .known_dtype = true, .shape = SHAPE(RUN_LEN), .data = run, .nbytes = sizeof run};
+    v[n++] = (TensorView){
+        .name = "adamw.run", .dtype = DT_I64, .known_dtype = true, .shape = SHAPE(RUN_LEN), .data = run, .nbytes = sizeof run};
     if (st == ST_OK) st = tensors_write(arena_printf(a, "%s/optimizer.safetensors", dir), n, v, d);
     arena_free(a);
     TRY(st);
@@ -110,16 +117,19 @@ Status save_model(const char *dir, Runtime *rt, const Graph *g, int64_t steps_do
     return st;
 }
 
-static Status load_state(const TensorFile *f, const char *prefix, Runtime *rt, const Graph *g, int slot, Arena *a, uint64_t *hash, Diag *d) {
+static Status load_state(const TensorFile *f, const char *prefix, Runtime *rt, const Graph *g, int slot, Arena *a, uint64_t *hash,
+                         Diag *d) {
     for (int64_t i = 0; i < g->params.len; i++) {
         const Param *p = &g->params.data[i];
         const char *name = arena_printf(a, "%s%s", prefix, p->name);
         const TensorView *t = tensors_find(f, name);
         bool moments = false;  // the step updates this parameter
-        for (int64_t k = 0; k < g->outputs.len; k++) moments |= g->outputs.data[k].kind == OUT_STATE && g->outputs.data[k].param == i;
+        for (int64_t k = 0; k < g->outputs.len; k++)
+            moments |= g->outputs.data[k].kind == OUT_STATE && g->outputs.data[k].param == i;
         if (!t && slot && !moments) continue;
         if (!t) return diag_error(d, ST_INPUT, "cannot resume: there is no tensor \"%s\"", name);
-        if (!t->known_dtype || !shape_equal(&t->shape, &p->shape)) return diag_error(d, ST_INPUT, "cannot resume: tensor \"%s\" has another shape or dtype", name);
+        if (!t->known_dtype || !shape_equal(&t->shape, &p->shape))
+            return diag_error(d, ST_INPUT, "cannot resume: tensor \"%s\" has another shape or dtype", name);
         TRY(runtime_set_state(rt, (int32_t)i, slot, t->data, t->dtype, d));
         if (hash) *hash = hash_tensor(*hash, t);
     }
@@ -132,7 +142,8 @@ static Status load_full(const TensorFile *f, Runtime *rt, const Graph *g, Arena 
         const Param *p = &g->params.data[i];
         const TensorView *t = tensors_find(f, arena_printf(a, "adamw.p.%s", p->name));
         if (!t) continue;
-        if (!t->known_dtype || !shape_equal(&t->shape, &p->shape)) return diag_error(d, ST_INPUT, "cannot resume: tensor \"%s\" has another shape or dtype", t->name);
+        if (!t->known_dtype || !shape_equal(&t->shape, &p->shape))
+            return diag_error(d, ST_INPUT, "cannot resume: tensor \"%s\" has another shape or dtype", t->name);
         TRY(runtime_set_state(rt, (int32_t)i, 0, t->data, t->dtype, d));
     }
     return ST_OK;
@@ -146,9 +157,12 @@ static Status load_run(const TensorFile *opt, const char *dir, uint64_t seed, ui
     memcpy(run, t->data, sizeof run);
     if (run[RUN_STEP] < 0) return diag_error(d, ST_INPUT, "%s/optimizer.safetensors: a negative step", dir);
     if ((uint64_t)run[RUN_HASH] != hash)
-        return diag_error(d, ST_INPUT, "%s: model.safetensors and optimizer.safetensors are not of the same step; training cannot go on from there", dir);
+        return diag_error(
+            d, ST_INPUT,
+            "%s: model.safetensors and optimizer.safetensors are not of the same step; training cannot go on from there", dir);
     if ((uint64_t)run[RUN_SEED] != seed)
-        return diag_error(d, ST_INPUT, "%s: the saved run drew its data with --seed %" PRId64 "; give that to go on", dir, run[RUN_SEED]);
+        return diag_error(d, ST_INPUT, "%s: the saved run drew its data with --seed %" PRId64 "; give that to go on", dir,
+                          run[RUN_SEED]);
     *steps_done = run[RUN_STEP];
     return ST_OK;
 }

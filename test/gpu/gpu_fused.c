@@ -37,7 +37,9 @@ static int add_input(Bench *x, Shape s, DType t) {
 }
 static int f32_op(Bench *x, OpKind op, int a, int b) { return prog_op(&x->b, op, DT_F32, a, b, -1); }
 static int f32_const(Bench *x, double v) { return prog_leaf(&x->b, PROG_CONST, DT_F32, -1, v); }
-static void add_output(Bench *x, int i, DType t) { vec_push(&x->b.out, t == DT_BF16 ? prog_op(&x->b, OP_CAST, DT_BF16, i, -1, -1) : i); }
+static void add_output(Bench *x, int i, DType t) {
+    vec_push(&x->b.out, t == DT_BF16 ? prog_op(&x->b, OP_CAST, DT_BF16, i, -1, -1) : i);
+}
 static int reduce(Bench *x, int code, int i) { return prog_leaf(&x->b, code, DT_F32, i, 0); }
 
 static void make_add(Bench *x, int64_t n, int64_t c) {
@@ -103,7 +105,8 @@ static void make_rmsnorm_grad(Bench *x, int64_t n, int64_t c) {
 
 static void make_layernorm(Bench *x, int64_t n, int64_t c) {
     x->space = SHAPE(n, c), x->row = 1;
-    int v = add_input(x, x->space, DT_BF16), w = add_input(x, SHAPE(c), DT_F32), b = add_input(x, SHAPE(c), DT_F32), r = f32_const(x, 1.0 / (double)c);
+    int v = add_input(x, x->space, DT_BF16), w = add_input(x, SHAPE(c), DT_F32), b = add_input(x, SHAPE(c), DT_F32),
+        r = f32_const(x, 1.0 / (double)c);
     int mean = f32_op(x, OP_MUL, reduce(x, PROG_ROW_SUM, v), r), z = f32_op(x, OP_SUB, v, mean);
     int var = f32_op(x, OP_MUL, reduce(x, PROG_ROW_SUM, f32_op(x, OP_MUL, z, z)), r);
     int scale = f32_op(x, OP_RSQRT, f32_op(x, OP_ADD, var, f32_const(x, 1e-5)), -1);
@@ -150,7 +153,8 @@ static void make_rope(Bench *x, int64_t n, int64_t c) {
     }
     int cs = add_input(x, SHAPE(n, 64), DT_F32), sn = add_input(x, SHAPE(n, 64), DT_F32);
     x->views[x->nview++] = -1, x->views[x->nview++] = -1;
-    int first = prog_op(&x->b, OP_LT, DT_BOOL, prog_leaf(&x->b, PROG_INDEX, DT_I64, 2, 0), prog_leaf(&x->b, PROG_CONST, DT_I64, -1, 32), -1);
+    int first = prog_op(&x->b, OP_LT, DT_BOOL, prog_leaf(&x->b, PROG_INDEX, DT_I64, 2, 0),
+                        prog_leaf(&x->b, PROG_CONST, DT_I64, -1, 32), -1);
     int turned = prog_op(&x->b, OP_WHERE, DT_F32, first, f32_op(x, OP_NEG, v[1], -1), v[2]);
     add_output(x, f32_op(x, OP_ADD, f32_op(x, OP_MUL, v[0], cs), f32_op(x, OP_MUL, turned, sn)), DT_BF16);
     x->times_read = 1.0 / 3;
@@ -159,10 +163,12 @@ static void make_rope(Bench *x, int64_t n, int64_t c) {
 static const struct {
     const char *name;
     void (*make)(Bench *x, int64_t n, int64_t c);
-} benches[] = {{"add bf16", make_add}, {"add f32", make_add_f32}, {"bias+gelu", make_bias}, {"swiglu", make_swiglu},
-               {"swiglu grad", make_swiglu_grad}, {"rope", make_rope}, {"rmsnorm", make_rmsnorm}, {"rmsnorm+residual", make_rmsnorm_residual},
-               {"rmsnorm grad", make_rmsnorm_grad}, {"layernorm", make_layernorm}, {"softmax", make_softmax}, {"column sum", make_column_sum},
-               {"total", make_total}, {"gradient norm", make_norm}};
+} benches[] = {
+    {"add bf16", make_add}, {"add f32", make_add_f32}, {"bias+gelu", make_bias}, {"swiglu", make_swiglu},
+    {"swiglu grad", make_swiglu_grad}, {"rope", make_rope}, {"rmsnorm", make_rmsnorm},
+    {"rmsnorm+residual", make_rmsnorm_residual}, {"rmsnorm grad", make_rmsnorm_grad}, {"layernorm", make_layernorm},
+    {"softmax", make_softmax}, {"column sum", make_column_sum}, {"total", make_total}, {"gradient norm", make_norm},
+};
 enum { NBENCH = sizeof benches / sizeof *benches };
 
 static void bench_new(Bench *x, int which, int64_t n, int64_t c, FusedCase *shapes, Arena *a) {
@@ -204,8 +210,15 @@ static Timing time_case(const Bench *x, FusedCase *c, Device *dev, char *arena, 
         else used += (size_t)round_up((int64_t)operand_nbytes_of(o), 256), t.nbytes += operand_nbytes_of(o);
     }
     if (used + scratch > arena_nbytes) return (Timing){0};
-    KernelArgs k = {.node = graph_node(c->g, c->node), .id = c->node, .nin = c->nin, .nout = c->nout, .in = in, .out = out, .device = dev,
-                    .scratch = arena + used, .scratch_nbytes = scratch};
+    KernelArgs k = {.node = graph_node(c->g, c->node),
+                    .id = c->node,
+                    .nin = c->nin,
+                    .nout = c->nout,
+                    .in = in,
+                    .out = out,
+                    .device = dev,
+                    .scratch = arena + used,
+                    .scratch_nbytes = scratch};
     if (backend_cuda.device->prepare(dev, &k, &k.state, &d) != ST_OK || module_wait(dev, &d) != ST_OK) fail(c->name, &d);
     KernelFn run = backend_cuda.kernel(OP_FUSED, DT_F32);
     NodeId failed;
@@ -304,8 +317,8 @@ static bool bench_line(const Measuring *m, int which, int size, const char *note
     bool slow = !(rate >= 0.8 * m->copy);
     describe(&c, &what);
     printf("%-18s [%lld, %lld]  %8.1f us  %6.0f GB/s  %3.0f %% of copy%s  (%s)%s%s\n", x.name, (long long)n,
-           (long long)bench_sizes[size][1], t.seconds * 1e6, rate * 1e-9, 100 * rate / m->copy, slow ? "  SLOW" : "", str_text(&what),
-           *note ? "  " : "", note);
+           (long long)bench_sizes[size][1], t.seconds * 1e6, rate * 1e-9, 100 * rate / m->copy, slow ? "  SLOW" : "",
+           str_text(&what), *note ? "  " : "", note);
     str_free(&what);
     fused_case_free(&c);
     arena_free(a);
@@ -387,12 +400,14 @@ static int run_random(int from, int count) {
 static int run_large(void) {
     int failed = 0;
     for (int kind = 0; kind < 2; kind++) {
-        const int64_t n = 70000, m = kind ? 33001 : 33000;  // 2.31e9; no vector fits an odd length, so that threads count past 2^31 too
+        // 2.31e9; no vector fits an odd length, so that threads count past 2^31 too
+        const int64_t n = 70000, m = kind ? 33001 : 33000;
         Arena *a = arena_new();
         ProgramBuilder b = {.arena = a};
         int x = prog_op(&b, OP_CAST, DT_F32, prog_leaf(&b, PROG_INPUT, DT_BF16, 0, 0), -1, -1), y = x;
         if (kind == 1) {
-            int i = prog_op(&b, OP_MOD, DT_I64, prog_leaf(&b, PROG_INDEX, DT_I64, 0, 0), prog_leaf(&b, PROG_CONST, DT_I64, -1, 7), -1);
+            int i = prog_op(&b, OP_MOD, DT_I64, prog_leaf(&b, PROG_INDEX, DT_I64, 0, 0), prog_leaf(&b, PROG_CONST, DT_I64, -1, 7),
+                            -1);
             y = prog_op(&b, OP_CAST, DT_F32, i, -1, -1);
         }
         vec_push(&b.out, prog_op(&b, OP_CAST, DT_BF16, prog_op(&b, OP_ADD, DT_F32, x, y, -1), -1, -1));
@@ -409,7 +424,14 @@ static int run_large(void) {
         if (backend_cuda.device->open(0, 1, nbytes * 2 + 4096, &dev, (void **)&arena, &d) != ST_OK) fail("large", &d);
         in[0].data = arena, out[0].data = arena + round_up((int64_t)nbytes, 256);
         if (backend_cuda.device->fill(dev, arena, DT_BF16, n * m, 1.5, &d) != ST_OK) fail("large", &d);
-        KernelArgs k = {.node = graph_node(c.g, c.node), .id = c.node, .nin = 1, .nout = 1, .in = in, .out = out, .device = dev, .scratch = arena};
+        KernelArgs k = {.node = graph_node(c.g, c.node),
+                        .id = c.node,
+                        .nin = 1,
+                        .nout = 1,
+                        .in = in,
+                        .out = out,
+                        .device = dev,
+                        .scratch = arena};
         NodeId bad;
         Status st = backend_cuda.device->prepare(dev, &k, &k.state, &d);
         if (st == ST_OK) st = backend_cuda.kernel(OP_FUSED, DT_F32)(&k, &d);
@@ -425,7 +447,8 @@ static int run_large(void) {
             memcpy(&got, &u, 4);
             wrong += got != want;
         }
-        printf("%s large (%s): %lld of %lld elements wrong\n", wrong ? "FAIL" : "PASS", kind ? "by rows" : "flat", (long long)wrong, (long long)(n * m));
+        printf("%s large (%s): %lld of %lld elements wrong\n", wrong ? "FAIL" : "PASS", kind ? "by rows" : "flat",
+               (long long)wrong, (long long)(n * m));
         failed += wrong > 0;
         free(host);
         backend_cuda.device->close(dev);

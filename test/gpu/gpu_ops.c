@@ -1,7 +1,7 @@
 // The kernels of the CUDA backend that are no contractions, on a GPU: gpu_ops [samples] [speed] [large] (none named: all three).
 //   samples  every sample of the op table against the reference executor (the same as test_cuda_ops does in the emulation)
 //   speed    GB/s beside a device copy
-//   large    tensors of more than 2^31 elements against closed forms (needs 36 GB)
+//   large    tensors of more than 2^31 elements against closed forms; attention, sorting and convolution too (needs 36 GB)
 // `small` makes the large ones small: to try this program in the emulation.
 #include <string.h>
 #include "cuda_ops_run.h"

@@ -14,12 +14,12 @@ void bench_fail(Bench *b, const char *fmt, ...) {
     b->nfail++;
 }
 
-static int64_t numel(const Operand *o) {
+int64_t bench_numel(const Operand *o) {
     int64_t n = 1;
     for (int i = 0; i < o->ndim; i++) n *= o->dim[i];
     return n;
 }
-static size_t nbytes_of(const Operand *o) { return (size_t)numel(o) * (size_t)dtype_nbytes(o->dtype); }
+static size_t nbytes_of(const Operand *o) { return (size_t)bench_numel(o) * (size_t)dtype_nbytes(o->dtype); }
 
 static void *take(Bench *b, size_t nbytes) {
     void *p = b->arena + b->used;
@@ -74,10 +74,6 @@ typedef struct SpeedCase {
     int64_t limit;  // i64 operands are drawn from [0, limit)
 } SpeedCase;
 
-#define I(KEY, value) {.key = ATTR_##KEY, .u.i = (value)}
-#define F(KEY, value) {.key = ATTR_##KEY, .u.f = (value)}
-#define COUNT(type, ...) (int)(sizeof((type[]){__VA_ARGS__}) / sizeof(type))
-#define INTS(KEY, ...) {.key = ATTR_##KEY, .n = COUNT(int64_t, __VA_ARGS__), .u.ints = (const int64_t[]){__VA_ARGS__}}
 #define DIM(...) {.ndim = COUNT(int64_t, __VA_ARGS__), .dim = {__VA_ARGS__}}
 #define W(...) __VA_ARGS__
 #define ONE(OP, text, t, from, to, ...) \
@@ -224,7 +220,7 @@ static const SpeedCase speed[] = {
 
 static bool write_indices(Bench *b, const Operand *o, int64_t limit) {
     Diag d = {0};
-    int64_t n = numel(o), *x = malloc((size_t)n * sizeof *x);
+    int64_t n = bench_numel(o), *x = malloc((size_t)n * sizeof *x);
     CHECK(x, "out of memory");
     for (int64_t i = 0; i < n; i++) x[i] = (int64_t)(random_uniform(1, 0, 0, i) * (double)limit);
     Status st = b->api->write(b->dev, o->data, x, (size_t)n * sizeof *x, &d);
@@ -243,7 +239,7 @@ static void speed_case(Bench *b, const SpeedCase *c, double copy_rate) {
         o.in[i] = bench_tensor(b, c->tin[i], c->in[i].ndim, c->in[i].dim);
         moved += (double)nbytes_of(&o.in[i]);
         if (c->tin[i] == DT_I64 && !write_indices(b, &o.in[i], c->limit)) return;
-        if (c->tin[i] != DT_I64 && b->api->fill(b->dev, o.in[i].data, c->tin[i], numel(&o.in[i]), 0.5, &d) != ST_OK)
+        if (c->tin[i] != DT_I64 && b->api->fill(b->dev, o.in[i].data, c->tin[i], bench_numel(&o.in[i]), 0.5, &d) != ST_OK)
             bench_fail(b, "%s", d.text);
     }
     static const int in_place[] = {0, 2, 3, 6};
@@ -251,7 +247,7 @@ static void speed_case(Bench *b, const SpeedCase *c, double copy_rate) {
         o.out[j] = c->op == OP_ADAMW ? o.in[in_place[j]] : bench_tensor(b, c->tout[j], c->out[j].ndim, c->out[j].dim);
         moved += (double)nbytes_of(&o.out[j]);
     }
-    if (c->moved > 0) moved = c->moved * (double)numel(&o.out[0]);
+    if (c->moved > 0) moved = c->moved * (double)bench_numel(&o.out[0]);
     if (c->op == OP_SLICE) moved = 2 * (double)nbytes_of(&o.out[0]);
     if (!bench_run(b, &o, 20, &seconds)) return;
     fprintf(b->report, "%-44s %9.1f us %7.0f GB/s  %5.2f of a copy\n", c->what, 1e6 * seconds, 1e-9 * moved / seconds,
@@ -281,135 +277,4 @@ void bench_speed(Bench *b) {
     double rate = copy_rate_of(b);
     fprintf(b->report, "device copy: %.0f GB/s (read + write)\n", 1e-9 * rate);
     for (size_t i = 0; i < sizeof speed / sizeof *speed; i++) speed_case(b, &speed[i], rate);
-}
-
-// ---- more than 2^31 elements ----------------------------------------------------------------------------------------------
-
-enum { SEED = 77, STREAM = 5, PROBES = 3000 };
-static double source_at(int64_t i) { return random_uniform(SEED, 0, STREAM, i); }
-
-// Element `at` of output 0 is want(at) at PROBES places, both ends among them.
-static void probe(Bench *b, const char *what, const Operand *o, double (*want)(int64_t at, const int64_t *ctx),
-                  const int64_t *ctx) {
-    int64_t n = numel(o);
-    for (int i = 0; i < PROBES; i++) {
-        int64_t at = i < 64 ? i : i < 128 ? n - 1 - (i - 64) : (int64_t)(random_uniform(3, 0, 0, i) * (double)n);
-        if (at < 0 || at >= n) continue;
-        Diag d = {0};
-        unsigned char bytes[8];
-        if (b->api->read(b->dev, bytes, (char *)o->data + at * dtype_nbytes(o->dtype), (size_t)dtype_nbytes(o->dtype), &d) !=
-            ST_OK) {
-            bench_fail(b, "%s: %s", what, d.text);
-            return;
-        }
-        double got = o->dtype == DT_I64 ? (double)*(int64_t *)bytes : o->dtype == DT_F32 ? (double)*(float *)bytes : bytes[0];
-        double w = want(at, ctx), tol = o->dtype == DT_F32 ? 1e-5 * (w < 0 ? -w : w) : 0;
-        if (got - w <= tol && w - got <= tol) continue;
-        bench_fail(b, "%s: element %lld is %.9g, not %.9g", what, (long long)at, got, w);
-        return;
-    }
-    fprintf(b->report, "PASS %s: %lld elements\n", what, (long long)n);
-    fflush(b->report);
-}
-
-// ctx: rows, columns and more of the source [rows, cols] of random numbers.
-static double want_source(int64_t at, const int64_t *c) { return source_at(at); }
-static double want_transposed(int64_t at, const int64_t *c) { return source_at(at % c[0] * c[1] + at / c[0]); }
-static double want_slice(int64_t at, const int64_t *c) { return source_at(at / (c[1] - 1) * c[1] + 1 + at % (c[1] - 1)); }
-static double want_iota(int64_t at, const int64_t *c) { return (double)(at / c[1]); }
-static double want_cumsum(int64_t at, const int64_t *c) { return (double)(at / c[1]) * (double)(at % c[1] + 1); }
-static double want_embedded(int64_t at, const int64_t *c) {
-    return source_at((int64_t)(random_uniform(1, 0, 0, at / c[1]) * (double)c[0]) * c[1] + at % c[1]);
-}
-static double want_row_sum(int64_t at, const int64_t *c) {
-    double sum = 0;
-    for (int64_t j = 0; j < c[1]; j++) sum += source_at(at * c[1] + j);
-    return sum;
-}
-static double want_column_sum(int64_t at, const int64_t *c) {
-    double sum = 0;
-    if (at % 97 != 0) return -1;  // few: each is long
-    for (int64_t j = 0; j < c[0]; j++) sum += source_at(j * c[1] + at);
-    return sum;
-}
-
-static BenchOp op_one(OpKind op, Operand in, Operand out) {
-    return (BenchOp){.op = op, .nin = 1, .nout = 1, .in = {in}, .out = {out}, .run_seed = SEED};
-}
-
-static void large_floats(Bench *b, int64_t rows, int64_t cols) {
-    const int64_t c[] = {rows, cols};
-    bench_reset(b);
-    Operand x = bench_tensor(b, DT_F32, 2, c);
-    BenchOp random = {.op = OP_RANDOM, .nout = 1, .out = {x}, .nattr = 1, .attr = {I(SEED, STREAM)}, .run_seed = SEED};
-    if (!bench_run(b, &random, 1, NULL)) return;
-    probe(b, "random f32", &x, want_source, c);
-    size_t used = b->used;
-    BenchOp o = op_one(OP_PERMUTE, x, bench_tensor(b, DT_F32, 2, (int64_t[]){cols, rows}));
-    o.nattr = 1, o.attr[0] = (Attr)INTS(DIMS, 1, 0);
-    if (bench_run(b, &o, 1, NULL)) probe(b, "permute f32", &o.out[0], want_transposed, c);
-    b->used = used;
-    o = op_one(OP_SLICE, x, bench_tensor(b, DT_F32, 2, (int64_t[]){rows, cols - 1}));
-    o.nattr = 4;
-    memcpy(o.attr, ((Attr[]){I(DIM, 1), I(START, 1), I(STEP, 1), I(LENGTH, cols - 1)}), 4 * sizeof(Attr));
-    if (bench_run(b, &o, 1, NULL)) probe(b, "slice f32, odd rows", &o.out[0], want_slice, c);
-    b->used = used;
-    o = op_one(OP_SUM, x, bench_tensor(b, DT_F32, 2, (int64_t[]){rows, 1}));
-    o.nattr = 1, o.attr[0] = (Attr)INTS(DIMS, 1);
-    if (bench_run(b, &o, 1, NULL)) probe(b, "sum of rows f32", &o.out[0], want_row_sum, c);
-}
-
-static void large_columns(Bench *b, int64_t rows, int64_t cols) {
-    const int64_t c[] = {rows, cols};
-    bench_reset(b);
-    Operand x = bench_tensor(b, DT_F32, 2, c), sums = bench_tensor(b, DT_F32, 2, (int64_t[]){1, cols});
-    BenchOp random = {.op = OP_RANDOM, .nout = 1, .out = {x}, .nattr = 1, .attr = {I(SEED, STREAM)}, .run_seed = SEED};
-    BenchOp o = op_one(OP_SUM, x, sums);
-    o.nattr = 1, o.attr[0] = (Attr)INTS(DIMS, 0);
-    if (!bench_run(b, &random, 1, NULL) || !bench_run(b, &o, 1, NULL)) return;
-    Diag d = {0};
-    float *have = malloc((size_t)cols * sizeof *have);
-    CHECK(have, "out of memory");
-    bool ok = b->api->read(b->dev, have, sums.data, (size_t)cols * sizeof *have, &d) == ST_OK;
-    for (int64_t j = 0; j < cols && ok; j += 97) {
-        double w = want_column_sum(j, c);
-        ok = have[j] - w <= 1e-5 * w && w - have[j] <= 1e-5 * w;
-        if (!ok) bench_fail(b, "sum of columns f32: column %lld is %.9g, not %.9g", (long long)j, (double)have[j], w);
-    }
-    if (ok) fprintf(b->report, "PASS sum of columns f32: %lld elements\n", (long long)(rows * cols));
-    free(have);
-}
-
-static void large_ints(Bench *b, int64_t rows, int64_t cols) {
-    const int64_t c[] = {rows, cols};
-    bench_reset(b);
-    Operand x = bench_tensor(b, DT_I64, 2, c), y = bench_tensor(b, DT_I64, 2, c);
-    BenchOp iota = {.op = OP_IOTA, .nout = 1, .out = {x}, .nattr = 3, .attr = {I(DIM, 0), I(START, 0), I(STEP, 1)}};
-    if (!bench_run(b, &iota, 1, NULL)) return;
-    probe(b, "iota i64", &x, want_iota, c);
-    BenchOp o = op_one(OP_CUMSUM, x, y);
-    o.nattr = 1, o.attr[0] = (Attr)I(DIM, 1);
-    if (bench_run(b, &o, 1, NULL)) probe(b, "cumsum i64", &y, want_cumsum, c);
-}
-
-static void large_rows(Bench *b, int64_t tokens, int64_t cols) {
-    const int64_t c[] = {50000, cols};
-    bench_reset(b);
-    Operand table = bench_tensor(b, DT_F32, 2, c), idx = bench_tensor(b, DT_I64, 1, &tokens);
-    BenchOp random = {.op = OP_RANDOM, .nout = 1, .out = {table}, .nattr = 1, .attr = {I(SEED, STREAM)}, .run_seed = SEED};
-    if (!bench_run(b, &random, 1, NULL) || !write_indices(b, &idx, c[0])) return;
-    BenchOp o = {.op = OP_EMBEDDING,
-                 .nin = 2,
-                 .nout = 1,
-                 .in = {table, idx},
-                 .out = {bench_tensor(b, DT_F32, 2, (int64_t[]){tokens, cols})}};
-    if (bench_run(b, &o, 1, NULL)) probe(b, "embedding f32", &o.out[0], want_embedded, c);
-}
-
-void bench_large(Bench *b, double scale) {
-    int64_t rows = (int64_t)(65549 * scale) + 3, tokens = (int64_t)(1050001 * scale) + 3;
-    large_floats(b, rows, 32771);
-    large_columns(b, rows, 32772);
-    large_ints(b, (int64_t)(2100001 * scale) + 3, 1027);
-    large_rows(b, tokens, 2052);
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The documentation against the code: every op and attribute stands in docs/ir.md, every imported operation in docs/aten.md, every
-# option of the command is spelled in its help, relative links lead somewhere, every source folder has a README. Usage: docs.sh AUTOSP
+# option of the command is spelled in its help, relative links lead somewhere, every source folder has a README.
+# Usage: docs.sh AUTOSP [DATA SANITIZED_BUILD]
 set -eu
 cd "$(dirname "$0")/../.."
 autosp=$1
@@ -25,6 +26,12 @@ passes=$("$autosp" dump x.pt2 --after nothing 2>&1 | sed -n 's/.*they are //p' |
 [ -n "$passes" ] || complain "no list of passes"
 for p in $passes; do
     [ "$p" = plan ] || "$autosp" dump --help | grep -qw -- "$p" || complain "autosp dump --help: pass $p is missing"
+done
+# Help is given, and leaks nothing.
+for command in check plan dump train; do
+    for program in "$autosp" "${3:-}/autosp"; do
+        [ ! -x "$program" ] || "$program" $command --help >/dev/null || complain "$program $command --help fails"
+    done
 done
 
 for file in $(git ls-files '*.md' 2>/dev/null || find . -name '*.md' -not -path './build*'); do

@@ -6,10 +6,10 @@
 #include "pass/shard/shard.h"
 
 // ---- placements seen by shape ------------------------------------------------------------------------------------------------
-// A cotangent is best placed as the value it belongs to, and all hidden states alike; yet when a node is first looked at, neither its
-// operands nor its undecided consumers may suggest that. So every shard placement once chosen is offered to later values of the
-// same shape: without it, say, the three dots that give d(hidden) from head-sharded dq, dk, dv would all leave partial sums, and no
-// single change afterwards would be an improvement.
+// A cotangent is best placed as the value it belongs to, and all hidden states alike; yet when a node is first looked at, neither
+// its operands nor its undecided consumers may suggest that. So every shard placement once chosen is offered to later values of
+// the same shape: without it, say, the three dots that give d(hidden) from head-sharded dq, dk, dv would all leave partial sums,
+// and no single change afterwards would be an improvement.
 
 enum { SEEN_SLOTS = 1024, SEEN_PLACES = 4 };
 typedef struct SeenTable {
@@ -189,7 +189,8 @@ static double row_seconds(const ShardState *s, NodeId id, const Row *row, bool f
         if (placement_equal(&s->place[v], &row->in[i])) continue;
         bool repeated = false;  // the same value twice in one node
         for (int k = 0; k < i; k++) repeated |= n->in[k] == v && placement_equal(&row->in[k], &row->in[i]);
-        if (!repeated && !already_demanded(s, v, &row->in[i], id)) total += shard_move_seconds(s, v, &s->place[v], &row->in[i], NULL);
+        if (!repeated && !already_demanded(s, v, &row->in[i], id))
+            total += shard_move_seconds(s, v, &s->place[v], &row->in[i], NULL);
     }
     for (int j = 0; j < n->nout; j++)
         total += first ? partial_seconds(s, n->out[j], &row->out[j]) : demand_seconds(s, n->out[j], &row->out[j]);

@@ -26,7 +26,8 @@ static double local_nbytes(const ShardState *s, ValueId v, const Placement *p) {
 static const Moved *find_moved(const Insert *x, ValueId v, const Placement *want, NodeId user, Phase phase) {
     for (const Moved *m = x->moved[v]; m; m = m->next) {
         if (!placement_equal(&m->place, want)) continue;
-        if (user == NO_NODE || m->phase == phase || local_nbytes(x->s, v, want) <= local_nbytes(x->s, v, &x->s->place[v]) * 1.001) return m;
+        if (user == NO_NODE || m->phase == phase || local_nbytes(x->s, v, want) <= local_nbytes(x->s, v, &x->s->place[v]) * 1.001)
+            return m;
     }
     return NULL;
 }
@@ -61,11 +62,13 @@ static const char *move_reason(const Insert *x, ValueId v, NodeId user, int slot
     const char *word = operand_word(n->op, slot);
     if (word) return arena_printf(a, "%s of attention (%s)", word, s->strategy[user] ? s->strategy[user] : "local");
     if (comes_from_attention(s->g, v))
-        return arena_printf(a, "result of attention back to %s for %s", shard_place_text(s->g, want, s->c->scratch), op_name(n->op));
+        return arena_printf(a, "result of attention back to %s for %s", shard_place_text(s->g, want, s->c->scratch),
+                            op_name(n->op));
     return arena_printf(a, "%s wants it %s", op_name(n->op), shard_place_text(s->g, want, s->c->scratch));
 }
 
-static Status make_moved(Insert *x, ValueId v, NodeId user, int slot, const Placement *want, Phase phase, const char *source, ValueId *out) {
+static Status make_moved(Insert *x, ValueId v, NodeId user, int slot, const Placement *want, Phase phase, const char *source,
+                         ValueId *out) {
     const Moved *have = find_moved(x, v, want, user, phase);
     if (have) {
         *out = have->value;
@@ -104,14 +107,16 @@ static Status report_gathered(Insert *x, NodeId id) {
             if (s->row[id].in[i].kind == PLACE_SHARD) return ST_OK;
             continue;
         }
-        if (from->kind == PLACE_SHARD) nbytes += (double)shape_numel(graph_shape(s->g, n->in[i])) * dtype_nbytes(graph_value(s->g, n->in[i])->dtype);
+        if (from->kind == PLACE_SHARD)
+            nbytes += (double)shape_numel(graph_shape(s->g, n->in[i])) * dtype_nbytes(graph_value(s->g, n->in[i])->dtype);
     }
     for (int j = 0; j < n->nout; j++)
         if (s->row[id].out[j].kind != PLACE_REPLICATE) return ST_OK;
     if (nbytes == 0) return ST_OK;
     double limit = s->c->device->mem_nbytes;
     if (limit > 0 && nbytes > limit)
-        return diag_error(s->d, ST_UNSUPPORTED, "%s: has no sharded form here and its %.3g GB of operands do not fit one rank (%.3g GB)",
+        return diag_error(s->d, ST_UNSUPPORTED,
+                          "%s: has no sharded form here and its %.3g GB of operands do not fit one rank (%.3g GB)",
                           node_describe(s->g, id, s->c->scratch), nbytes / 1e9, limit / 1e9);
     if (s->c->report)
         vec_push(&s->c->report->gathered, arena_printf(s->g->arena, "%s: computed whole on every rank, %.3g MB gathered",

@@ -1,14 +1,16 @@
 // shard: a placement for every value, and reshards between them.
 //
-//   %9 = attention(%q, %k, %v)           %40 = reshard(%q) : f32[1,8,64,8] shard(1, @heads)    // all-to-all: q of attention (head)
+//   %9 = attention(%q, %k, %v)           %40 = reshard(%q) : f32[1,8,64,8] shard(1, @heads)    // all-to-all: q of attention
+//                                                                                              // (head)
 //   %10 = add(%x, %9)              ->    ...
 //                                        %43 = attention(%40, %41, %42) : ... shard(1, @heads)
-//                                        %44 = reshard(%43) : ... shard(2, @seq)               // all-to-all: result of attention back
+//                                        %44 = reshard(%43) : ... shard(2, @seq)               // all-to-all: result of attention
+//                                                                                              // back
 //                                        %10 = add(%x, %44) : ... shard(1, @seq)
 //
-// Requires: no sdpa; gradients and the optimizer are in the graph. Establishes: every value has a placement; every node's operands
-// and results form a legal row of its op's sharding rule; the loss, gradients and state are replicated. Propagation is total: a node
-// for which nothing better exists is computed whole on every rank, and the report says so.
+// Requires: no sdpa; gradients and the optimizer are in the graph. Establishes: every value has a placement; every node's
+// operands and results form a legal row of its op's sharding rule; the loss, gradients and state are replicated. Propagation is
+// total: a node for which nothing better exists is computed whole on every rank, and the report says so.
 #include "pass/shard/shard.h"
 
 const char *attention_choice_name(AttentionChoice c) {
@@ -48,12 +50,13 @@ static Status report_squares(ShardState *s) {
         const char *name = node_describe(s->g, v->def, s->c->scratch);
         if (s->c->square_limit_nbytes > 0 && nbytes > s->c->square_limit_nbytes)
             return diag_error(s->d, ST_UNSUPPORTED,
-                              "%s: its mask or scores are no function of indices and per-token vectors, so that %.3g GB of S x S values would be "
+                              "%s: its mask or scores are no function of indices and per-token vectors, so that %.3g GB of S x S "
+                              "values would be "
                               "held per rank (limit %.3g GB); use more ranks, a shorter sequence, or a mask built from positions",
                               name, nbytes / 1e9, s->c->square_limit_nbytes / 1e9);
         if (s->c->report)
-            vec_push(&s->c->report->square, arena_printf(s->g->arena, "%s: stays an S x S tensor, %.3g MB per rank, %s", name, nbytes / 1e6,
-                                                         shard_place_text(s->g, &s->place[i], s->c->scratch)));
+            vec_push(&s->c->report->square, arena_printf(s->g->arena, "%s: stays an S x S tensor, %.3g MB per rank, %s", name,
+                                                         nbytes / 1e6, shard_place_text(s->g, &s->place[i], s->c->scratch)));
     }
     return ST_OK;
 }

@@ -21,8 +21,8 @@ typedef struct ShardState {
 
 enum { MAX_CANDIDATES = 40 };
 
-// Fills s->buf with the candidate rows of node n: all replicated, those that follow from its operands' placements and from what its
-// consumers want, and the op's own. Returns how many.
+// Fills s->buf with the candidate rows of node n: all replicated, those that follow from its operands' placements and from what
+// its consumers want, and the op's own. Returns how many.
 int shard_candidates(ShardState *s, NodeId n);
 Status shard_choose(ShardState *s);
 Status shard_settle_strategies(ShardState *s);
@@ -30,8 +30,8 @@ Status shard_insert(ShardState *s, Graph **out);
 
 // Seconds that node n takes on the slowest rank under `row`, communication not included.
 double shard_node_seconds(const ShardState *s, NodeId n, const Row *row);
-// Seconds to bring value v from one placement to another, and the bytes that the busiest rank sends. Values that every rank can make
-// for itself (inputs, constants, iotas, fills) move for nothing.
+// Seconds to bring value v from one placement to another, and the bytes that the busiest rank sends. Values that every rank can
+// make for itself (inputs, constants, iotas, fills) move for nothing.
 double shard_move_seconds(const ShardState *s, ValueId v, const Placement *from, const Placement *to, double *sent_nbytes);
 // The operand of value v under placement p on `rank`.
 Operand shard_operand(const ShardState *s, ValueId v, const Placement *p, int rank);

@@ -98,8 +98,10 @@ static Status settle_one(ShardState *s, NodeId fwd, int index) {
         r.nalt = 3;
         if (best < 0)
             return diag_error(s->d, ST_UNSUPPORTED, "%s: attention strategy \"%s\"%s is not possible here; %s",
-                              node_describe(s->g, fwd, s->c->scratch), must ? must : "auto", s->c->strategies ? " (of the saved decisions)" : "",
-                              s->c->strategies ? "make them anew with plan --save at this batch and number of ranks" : "leave --attention to auto");
+                              node_describe(s->g, fwd, s->c->scratch), must ? must : "auto",
+                              s->c->strategies ? " (of the saved decisions)" : "",
+                              s->c->strategies ? "make them anew with plan --save at this batch and number of ranks"
+                                               : "leave --attention to auto");
         r.strategy = names[best];
         r.seconds = price[best].seconds;
         r.nbytes_sent = price[best].sent;
@@ -115,6 +117,7 @@ Status shard_settle_strategies(ShardState *s) {
     for (int64_t i = 0; i < s->g->nodes.len; i++)
         if (graph_node(s->g, (NodeId)i)->op == OP_ATTENTION) TRY(settle_one(s, (NodeId)i, index++));
     if (s->c->strategies && index != s->c->nstrategies)
-        return diag_error(s->d, ST_INPUT, "the saved decisions are for %d attentions, this program has %d", s->c->nstrategies, index);
+        return diag_error(s->d, ST_INPUT, "the saved decisions are for %d attentions, this program has %d", s->c->nstrategies,
+                          index);
     return ST_OK;
 }

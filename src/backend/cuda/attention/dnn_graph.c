@@ -15,7 +15,7 @@ Status dnn_error(const Dnn *dnn, cudnnStatus_t st, const char *what, Diag *d) {
                       text);
 }
 
-static Status open_lib(Dnn *dnn, Diag *d) {
+Status dnn_open(Dnn *dnn, void *stream, Diag *d) {
     *dnn = (Dnn){0};
     TRY(libs_cudnn(&dnn->lib, d));
     if (dnn->lib->version < OLDEST)
@@ -24,11 +24,6 @@ static Status open_lib(Dnn *dnn, Diag *d) {
             "cuDNN %zu is too old: attention needs 9.18 or newer (91800); put the folder of a newer libcudnn.so.9 (pip install "
             "nvidia-cudnn-cu13: .../nvidia/cudnn/lib) in front of LD_LIBRARY_PATH",
             dnn->lib->version);
-    return ST_OK;
-}
-
-Status dnn_open(Dnn *dnn, void *stream, Diag *d) {
-    TRY(open_lib(dnn, d));
     cudnnStatus_t st = dnn->lib->cudnnCreate(&dnn->handle);
     if (st != CUDNN_STATUS_SUCCESS) return dnn_error(dnn, st, "cudnnCreate", d);
     st = dnn->lib->cudnnSetStream(dnn->handle, stream);
@@ -38,22 +33,7 @@ Status dnn_open(Dnn *dnn, void *stream, Diag *d) {
     return d->status;
 }
 
-Status dnn_open_described(Dnn *dnn, const char *json, Diag *d) {
-    TRY(open_lib(dnn, d));
-    const CudnnLib *lib = dnn->lib;
-    cudnnStatus_t st = lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &dnn->props);
-    if (st == CUDNN_STATUS_SUCCESS)
-        st = lib->cudnnBackendSetAttribute(dnn->props, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-                                           (int64_t)strlen(json) + 1, json);
-    if (st == CUDNN_STATUS_SUCCESS) st = lib->cudnnBackendFinalize(dnn->props);
-    if (st == CUDNN_STATUS_SUCCESS) return ST_OK;
-    dnn_error(dnn, st, "description of the device", d);
-    dnn_disconnect(dnn);
-    return d->status;
-}
-
 void dnn_disconnect(Dnn *dnn) {
-    if (dnn->props) dnn->lib->cudnnBackendDestroyDescriptor(dnn->props);
     if (dnn->handle) dnn->lib->cudnnDestroy(dnn->handle);
     *dnn = (Dnn){.lib = dnn->lib};
 }

@@ -15,15 +15,12 @@
 #if LIBS_HAVE_CUDNN
 #include <stdint.h>
 
-// A connection to cuDNN. handle NULL: plans are built for the device that `props` describes, and cannot run.
+// A connection to cuDNN.
 typedef struct Dnn {
     const CudnnLib *lib;
     cudnnHandle_t handle;
-    cudnnBackendDescriptor_t props;
 } Dnn;
 Status dnn_open(Dnn *dnn, void *stream, Diag *d);
-// Without a GPU: `json` is what CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION gives on the device that is meant.
-Status dnn_open_described(Dnn *dnn, const char *json, Diag *d);
 void dnn_disconnect(Dnn *dnn);
 // "what: CUDNN_STATUS_...: cuDNN's last error text".
 Status dnn_error(const Dnn *dnn, cudnnStatus_t st, const char *what, Diag *d);

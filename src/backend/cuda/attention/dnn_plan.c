@@ -16,11 +16,9 @@ static cudnnStatus_t set(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBacken
     return dnn->lib->cudnnBackendSetAttribute(x, attr, type, n, value);
 }
 
-// Where a descriptor learns for which device it is: the handle's, or the one described.
-static cudnnStatus_t set_device(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t handle,
-                                cudnnBackendAttributeName_t props) {
-    if (dnn->handle) return handle ? set(dnn, x, handle, CUDNN_TYPE_HANDLE, 1, &dnn->handle) : CUDNN_STATUS_SUCCESS;
-    return props ? set(dnn, x, props, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &dnn->props) : CUDNN_STATUS_SUCCESS;
+// A descriptor learns for which device it is.
+static cudnnStatus_t set_device(const Dnn *dnn, cudnnBackendDescriptor_t x, cudnnBackendAttributeName_t handle) {
+    return set(dnn, x, handle, CUDNN_TYPE_HANDLE, 1, &dnn->handle);
 }
 
 static cudnnStatus_t operation_graph(DnnGraph *g, cudnnBackendDescriptor_t *out) {
@@ -28,7 +26,7 @@ static cudnnStatus_t operation_graph(DnnGraph *g, cudnnBackendDescriptor_t *out)
     cudnnStatus_t st = dnn->lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, out);
     if (st != CUDNN_STATUS_SUCCESS) return st;
     st = set(dnn, *out, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, g->nop, g->op);
-    if (st == CUDNN_STATUS_SUCCESS) st = set_device(dnn, *out, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, 0);
+    if (st == CUDNN_STATUS_SUCCESS) st = set_device(dnn, *out, CUDNN_ATTR_OPERATIONGRAPH_HANDLE);
     return st == CUDNN_STATUS_SUCCESS ? dnn->lib->cudnnBackendFinalize(*out) : st;
 }
 
@@ -41,7 +39,6 @@ static cudnnStatus_t proposals(const Dnn *dnn, cudnnBackendDescriptor_t graph, c
     if (st == CUDNN_STATUS_SUCCESS)
         st = set(dnn, *heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &graph);
     if (st == CUDNN_STATUS_SUCCESS) st = set(dnn, *heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (st == CUDNN_STATUS_SUCCESS) st = set_device(dnn, *heuristic, 0, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP);
     if (st == CUDNN_STATUS_SUCCESS) st = lib->cudnnBackendFinalize(*heuristic);
     if (st != CUDNN_STATUS_SUCCESS) return st;
     for (int i = 0; i < MAX_CONFIGS; i++) {
@@ -69,7 +66,7 @@ static cudnnStatus_t workspace_of(const Dnn *dnn, cudnnBackendDescriptor_t plan,
 static cudnnStatus_t build(const Dnn *dnn, cudnnBackendDescriptor_t config, cudnnBackendDescriptor_t *plan, int64_t *workspace) {
     cudnnStatus_t st = dnn->lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, plan);
     if (st != CUDNN_STATUS_SUCCESS) return st;
-    st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
+    st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE);
     if (st == CUDNN_STATUS_SUCCESS)
         st = set(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
     if (st == CUDNN_STATUS_SUCCESS) st = dnn->lib->cudnnBackendFinalize(*plan);
@@ -149,7 +146,7 @@ Status dnn_plan_from_text(const Dnn *dnn, const char *text, size_t nbytes, cudnn
                           Diag *d) {
     cudnnStatus_t st = dnn->lib->cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, plan);
     if (st == CUDNN_STATUS_SUCCESS)
-        st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
+        st = set_device(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE);
     if (st == CUDNN_STATUS_SUCCESS)
         st = set(dnn, *plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)nbytes, text);
     if (st == CUDNN_STATUS_SUCCESS) st = dnn->lib->cudnnBackendFinalize(*plan);

@@ -52,16 +52,8 @@ GPU_FN i64 max_of(i64 a, i64 b) { return a > b ? a : b; }
 
 #if defined(GPU_EMULATE)
 GPU_FN i64 gpu_atomic_max(i64 *p, i64 v) { i64 o = *p; *p = v > o ? v : o; return o; }
-GPU_FN void gpu_add4(float *p, const float *v) { for (int i = 0; i < 4; i++) p[i] += v[i]; }
 #else
 GPU_FN i64 gpu_atomic_max(i64 *p, i64 v) { return atomicMax(p, v); }
-GPU_FN void gpu_add4(float *p, const float *v) {  // four atomics at once; p is aligned to 16 bytes
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    atomicAdd((float4 *)p, make_float4(v[0], v[1], v[2], v[3]));
-#else
-    for (int i = 0; i < 4; i++) atomicAdd(p + i, v[i]);
-#endif
-}
 #endif
 
 // The first error of a step is the one that is reported.

@@ -63,11 +63,18 @@ typedef struct GpuRows {
     int node;
 } GpuRows;
 void gpu_take_rows(const Device *dev, const GpuRows *r);             // dst[i] = src[index[i]]
-void gpu_add_rows(const Device *dev, const GpuRows *r, void *sums);  // sums[index[i]] += src[i]; sums: f32, or i64 for i64
+void gpu_add_rows(const Device *dev, const GpuRows *r, long long *sums);  // sums[index[i]] += src[i]: i64
 void gpu_set_rows(const Device *dev, const GpuRows *r,
                   long long *owner);  // dst[index[i]] = src[i], the last i of equals; owner: [nrows]
 void gpu_convert(const Device *dev, void *dst, GpuType to, const void *src, GpuType from, long long n);  // f32 <-> bf16
 
+// ---- rows_sum.cu ----------------------------------------------------------------------------------------------------------
+// sums[t] = the sum of src[i] over index[i] == t, for every t that is in the index; `add`: += instead. src f32 or bf16, sums f32;
+// always in the same order.
+void gpu_sum_rows(const Device *dev, const GpuRows *r, void *sums, int add, void *scratch);
+size_t gpu_sum_rows_scratch(long long n, long long rest);
+
+// ---- index.cu, continued --------------------------------------------------------------------------------------------------
 // The lines of gather and scatter_add: small[c] <-> large[c with index[c] along `dim`]. Strides of each in elements, sizes of
 // index.
 typedef struct GpuLines {

@@ -1,6 +1,6 @@
-// Kernels of fused nodes without rows: every thread takes vectors along the last dim, several at once so that loads overlap. Where an
-// input repeats along an earlier dim, the vectors that a thread takes at once lie along that dim, and the input is loaded for all of
-// them once (rotary tables for several heads, a bias for several rows).
+// Kernels of fused nodes without rows: every thread takes vectors along the last dim, several at once so that loads overlap.
+// Where an input repeats along an earlier dim, the vectors that a thread takes at once lie along that dim, and the input is
+// loaded for all of them once (rotary tables for several heads, a bias for several rows).
 #include "backend/cuda/fused/codegen_expr.h"
 #include "backend/cuda/fused/codegen_fused.h"
 
@@ -84,9 +84,9 @@ static int repeated_dim(const Gen *g, const Flat *f, int *many) {
     return best;
 }
 
-// Turns that a thread takes along many_dim. Large tables that repeat along it would come from L2, or from memory, again in each turn
-// of its own: threads stay at a place of the other dims instead, and blocks beside each other share one, so that they read and write
-// close together. Only where places fill the blocks.
+// Turns that a thread takes along many_dim. Large tables that repeat along it would come from L2, or from memory, again in each
+// turn of its own: threads stay at a place of the other dims instead, and blocks beside each other share one, so that they read
+// and write close together. Only where places fill the blocks.
 static int64_t choose_steps(const Gen *g, const Flat *f, int64_t nvec) {
     const FusedSpace *s = g->s;
     if (nvec == 0) return 1;

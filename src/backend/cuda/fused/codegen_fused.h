@@ -85,7 +85,8 @@ void gen_declare_input(Gen *g, int i, const char *array);
 void gen_load_input(Gen *g, int i, int ndims);
 // "v<i> = ...": instruction i as a scalar, or of element e; inputs by x<i>.
 void gen_instr(Gen *g, int i);
-void gen_row_input(Gen *g, int i);    // an input instruction that is the same along the row; g->next: m<i> = its value in that row
+void gen_row_input(Gen *g, int i);    // an input instruction that is the same along the row; g->next: m<i> = its value in that
+                                      // row
 // A division by what is the same along the row, in a kernel whose results are rounded to bf16: by d<b>, the divisor's inverse.
 bool gen_divides_by_row(const Gen *g, int i);
 // Marks in need[] what instruction i needs; does not go beyond row-constant instructions (which it marks) where stop is set.

@@ -1,10 +1,11 @@
-// Kernels of fused nodes with rows. A group of threads (part of a warp, or a block) takes a row: phases over its elements, each of
-// which ends in the reductions that the next one waits for. What a thread needs of the row stays in its registers from phase to
-// phase where there is room, so that inputs are read once. Three ways, by the row's length and how many there are:
+// Kernels of fused nodes with rows. A group of threads (part of a warp, or a block) takes a row: phases over its elements, each
+// of which ends in the reductions that the next one waits for. What a thread needs of the row stays in its registers from phase
+// to phase where there is room, so that inputs are read once. Three ways, by the row's length and how many there are:
 //   kept   every thread has at most `ne` vectors of the row, in registers
 //   long   a block reads the row again in each phase
 //   split  few long rows: several blocks take a row, a launch for each phase, partial results through scratch
-// Columns are summed by the threads that own them over the rows that a worker takes, then over workers by a second kernel (fused.c).
+// Columns are summed by the threads that own them over the rows that a worker takes, then over workers by a second kernel
+// (fused.c).
 #include "backend/cuda/fused/codegen_expr.h"
 #include "backend/cuda/fused/codegen_fused.h"
 
@@ -104,12 +105,13 @@ static void choose_threads(const Gen *g, Rows *r) {
     r->ne = (int)min_i64(max_i64(1, ceil_div(r->nv, r->group)), INT32_MAX);
 }
 
-// Inputs that several phases read are kept, or the row is read again and again; then those that all rows share; then the others (so
-// that all loads of a row start together).
+// Inputs that several phases read are kept, or the row is read again and again; then those that all rows share; then the others
+// (so that all loads of a row start together).
 static bool keep_inputs(Gen *g, Rows *r) {
     const FusedSpace *s = g->s;
     if (r->ne > MAX_KEPT_VECTORS) return false;
-    int64_t sums = (int64_t)r->ncolsum * g->v * r->ne, room = r->ncolsum ? fused_tuning.summed_words - sums : fused_tuning.kept_words;
+    int64_t sums = (int64_t)r->ncolsum * g->v * r->ne,
+            room = r->ncolsum ? fused_tuning.summed_words - sums : fused_tuning.kept_words;
     for (int turn = 0; turn < 3; turn++)
         for (int i = 0; i < s->nin; i++) {
             bool shared = same_in_all_rows(s, &s->in[i]);
@@ -522,7 +524,8 @@ Status codegen_rows(Gen *g) {
         return ST_OK;
     }
     if (s->nlevel + 2 > FUSED_MAX_LAUNCHES)
-        return diag_error(g->d, ST_UNSUPPORTED, "fused: %d reductions of a long row wait for each other; split the node", s->nlevel);
+        return diag_error(g->d, ST_UNSUPPORTED, "fused: %d reductions of a long row wait for each other; split the node",
+                          s->nlevel);
     str_add(&g->body, parts_text);
     bool whole = r.ncolsum > 0, rows = false;
     for (int j = 0; j < s->nout; j++) whole = whole || s->out_kind[j] == OUT_WHOLE, rows = rows || s->out_kind[j] == OUT_ROW;

@@ -30,7 +30,9 @@ Status cuda_embedding(const KernelArgs *k, Diag *d) {
 }
 
 // Sums of bf16 are made in f32 and rounded once at the end.
-static size_t sums_scratch(const Operand *out) { return out->dtype == DT_BF16 ? (size_t)operand_elems(out) * 4 : 0; }
+static size_t sums_scratch(const Operand *out) {
+    return out->dtype == DT_BF16 ? ((size_t)operand_elems(out) * 4 + 255) / 256 * 256 : 0;
+}
 
 static void *sums_of(const KernelArgs *k) {
     if (k->out[0].dtype != DT_BF16) return k->out[0].data;
@@ -50,7 +52,19 @@ static Status sums_start(const KernelArgs *k, void *sums, Diag *d) {
     return ST_OK;
 }
 
-size_t cuda_embedding_grad_scratch(const Node *n, const Operand *in, const Operand *out) { return sums_scratch(&out[0]); }
+// Of rows that are added to rows of `out`.
+static size_t rows_scratch(const Operand *index, const Operand *out) {
+    size_t sums = sums_scratch(out);
+    return out->dtype == DT_I64 ? 0 : sums + gpu_sum_rows_scratch(operand_elems(index), operand_count(out, 1, out->ndim));
+}
+
+static void add_rows(const KernelArgs *k, const GpuRows *r, void *sums, bool add) {
+    if (r->n == 0) return;
+    if (r->type == GPU_I64 || r->rest == 0) gpu_add_rows(k->device, r, sums);  // any order is right
+    else gpu_sum_rows(k->device, r, sums, add, (char *)k->scratch + sums_scratch(&k->out[0]));
+}
+
+size_t cuda_embedding_grad_scratch(const Node *n, const Operand *in, const Operand *out) { return rows_scratch(&in[0], &out[0]); }
 
 Status cuda_embedding_grad(const KernelArgs *k, Diag *d) {
     GpuRows r;
@@ -62,9 +76,10 @@ Status cuda_embedding_grad(const KernelArgs *k, Diag *d) {
         return diag_error(d, ST_UNSUPPORTED, "device cuda has no embedding_grad of %s into %s", dtype_name(k->in[1].dtype),
                           dtype_name(k->out[0].dtype));
     r.src = k->in[1].data, r.skip = node_int_or(k->node, ATTR_SKIP, -1);
+    CHECK(k->scratch_nbytes >= rows_scratch(&k->in[0], &k->out[0]), "scratch too small");
     void *sums = sums_of(k);
     gpu_fill(k->device->stream, k->device->nsm, sums, out == GPU_I64 ? GPU_I64 : GPU_F32, r.nrows * r.rest, 0);
-    if (r.n > 0) gpu_add_rows(k->device, &r, sums);
+    add_rows(k, &r, sums, false);
     sums_done(k, sums);
     return ST_OK;
 }
@@ -73,7 +88,7 @@ static bool accumulates(const Node *n) { return node_int_or(n, ATTR_ACCUMULATE, 
 
 // Without accumulating: which source comes last, for every row.
 size_t cuda_index_put_scratch(const Node *n, const Operand *in, const Operand *out) {
-    return accumulates(n) ? sums_scratch(&out[0]) : (size_t)in[0].dim[0] * 8;
+    return accumulates(n) ? rows_scratch(&in[1], &out[0]) : (size_t)in[0].dim[0] * 8;
 }
 
 Status cuda_index_put(const KernelArgs *k, Diag *d) {
@@ -82,9 +97,10 @@ Status cuda_index_put(const KernelArgs *k, Diag *d) {
     r.src = k->in[2].data;
     if (accumulates(k->node)) {
         if (r.type == GPU_BOOL) return diag_error(d, ST_UNSUPPORTED, "device cuda has no index_put that accumulates bool");
+        CHECK(k->scratch_nbytes >= rows_scratch(&k->in[1], &k->out[0]), "scratch too small");
         void *sums = sums_of(k);
         TRY(sums_start(k, sums, d));
-        if (r.n > 0) gpu_add_rows(k->device, &r, sums);
+        add_rows(k, &r, sums, true);
         sums_done(k, sums);
         return ST_OK;
     }

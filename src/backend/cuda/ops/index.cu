@@ -4,8 +4,7 @@
 
 struct RowParams {
     GpuRows r;
-    void *sums;
-    i64 *owner;
+    i64 *sums, *owner;
     DeviceError *error;
     int group;  // threads of a row
 };
@@ -45,31 +44,6 @@ template <class V> struct SetRow {
         for (i64 c = lane; c < p.r.rest; c += lanes) to[c] = from[c];
     }
 };
-template <class T> struct AddRow {
-    const RowParams &p;
-    GPU_CALL void operator()(i64 i, int lane, int lanes) const {
-        i64 t = row_index(p, i, lane == 0);
-        if (t < 0) return;
-        float *to = (float *)p.sums + t * p.r.rest;
-        const T *from = (const T *)p.r.src + i * p.r.rest;
-        for (i64 c = lane; c < p.r.rest; c += lanes) gpu_atomic_add(to + c, to_float(from[c]));
-    }
-};
-template <class T> struct AddRow4 {  // rest is a multiple of 4, everything is aligned
-    const RowParams &p;
-    GPU_CALL void operator()(i64 i, int lane, int lanes) const {
-        struct alignas(4 * sizeof(T)) Four { T v[4]; };
-        i64 t = row_index(p, i, lane == 0);
-        if (t < 0) return;
-        float *to = (float *)p.sums + t * p.r.rest, v[4];
-        const Four *from = (const Four *)((const T *)p.r.src + i * p.r.rest);
-        for (i64 c = lane; c < p.r.rest / 4; c += lanes) {
-            Four x = from[c];
-            GPU_UNROLL for (int j = 0; j < 4; j++) v[j] = to_float(x.v[j]);
-            gpu_add4(to + 4 * c, v);
-        }
-    }
-};
 struct AddRowInt {
     const RowParams &p;
     GPU_CALL void operator()(i64 i, int lane, int lanes) const {
@@ -92,10 +66,6 @@ ROWS(rows_set_2, SetRow<u16>)
 ROWS(rows_set_4, SetRow<u32>)
 ROWS(rows_set_8, SetRow<u64>)
 ROWS(rows_set_16, SetRow<Wide>)
-ROWS(rows_add_f32, AddRow<float>)
-ROWS(rows_add_bf16, AddRow<bf16>)
-ROWS(rows_add4_f32, AddRow4<float>)
-ROWS(rows_add4_bf16, AddRow4<bf16>)
 ROWS(rows_add_i64, AddRowInt)
 
 GPU_KERNEL(rows_owner, RowParams, UTIL_BLOCK) {
@@ -115,8 +85,8 @@ static i64 rows_widen(GpuRows *r) {
     return elem;
 }
 
-static RowParams rows_params(const Device *dev, const GpuRows *r, i64 per_lane) {
-    RowParams p = {*r, 0, 0, dev->error, util_pow2(util_ceil_div(r->rest, per_lane), UTIL_BLOCK)};
+static RowParams rows_params(const Device *dev, const GpuRows *r) {
+    RowParams p = {*r, 0, 0, dev->error, util_pow2(r->rest, UTIL_BLOCK)};
     return p;
 }
 static GpuDim rows_grid(const Device *dev, const RowParams &p) { return util_grid(dev->nsm, p.r.n, UTIL_BLOCK / p.group); }
@@ -124,7 +94,7 @@ static GpuDim rows_grid(const Device *dev, const RowParams &p) { return util_gri
 extern "C" void gpu_take_rows(const Device *dev, const GpuRows *r) {
     GpuRows w = *r;
     i64 elem = rows_widen(&w);
-    RowParams p = rows_params(dev, &w, 1);
+    RowParams p = rows_params(dev, &w);
     GpuDim grid = rows_grid(dev, p), block = util_block();
     if (elem == 1) GPU_LAUNCH(rows_take_1, dev->stream, grid, block, 0, p);
     else if (elem == 2) GPU_LAUNCH(rows_take_2, dev->stream, grid, block, 0, p);
@@ -136,7 +106,7 @@ extern "C" void gpu_take_rows(const Device *dev, const GpuRows *r) {
 extern "C" void gpu_set_rows(const Device *dev, const GpuRows *r, i64 *owner) {
     GpuRows w = *r;
     i64 elem = rows_widen(&w);
-    RowParams p = rows_params(dev, &w, 1);
+    RowParams p = rows_params(dev, &w);
     p.owner = owner;
     GpuDim grid = rows_grid(dev, p), block = util_block();
     GPU_LAUNCH(rows_owner, dev->stream, util_grid(dev->nsm, r->n, UTIL_BLOCK), block, 0, p);
@@ -147,16 +117,10 @@ extern "C" void gpu_set_rows(const Device *dev, const GpuRows *r, i64 *owner) {
     else GPU_LAUNCH(rows_set_16, dev->stream, grid, block, 0, p);
 }
 
-extern "C" void gpu_add_rows(const Device *dev, const GpuRows *r, void *sums) {
-    bool four = r->type != GPU_I64 && r->rest % 4 == 0 && util_aligned(sums, 16) && util_aligned(r->src, 4 * rows_elem(r->type));
-    RowParams p = rows_params(dev, r, four ? 4 : 1);
+extern "C" void gpu_add_rows(const Device *dev, const GpuRows *r, long long *sums) {
+    RowParams p = rows_params(dev, r);
     p.sums = sums;
-    GpuDim grid = rows_grid(dev, p), block = util_block();
-    if (r->type == GPU_I64) GPU_LAUNCH(rows_add_i64, dev->stream, grid, block, 0, p);
-    else if (r->type == GPU_F32 && four) GPU_LAUNCH(rows_add4_f32, dev->stream, grid, block, 0, p);
-    else if (r->type == GPU_F32) GPU_LAUNCH(rows_add_f32, dev->stream, grid, block, 0, p);
-    else if (four) GPU_LAUNCH(rows_add4_bf16, dev->stream, grid, block, 0, p);
-    else GPU_LAUNCH(rows_add_bf16, dev->stream, grid, block, 0, p);
+    GPU_LAUNCH(rows_add_i64, dev->stream, rows_grid(dev, p), util_block(), 0, p);
 }
 
 // ---- conversion -----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ static int64_t pow2_at_least(int64_t n, int64_t most) {
     return p;
 }
 
-// Threads for a row of `packs` loads: each has a few of them under way. Where rows are many a warp is enough, and needs no barrier.
+// Threads for a row of `packs` loads: each has a few of them under way. Where rows are many a warp is enough, and needs no
+// barrier.
 static int row_group(int64_t packs, int64_t rows) {
     int64_t group = pow2_at_least(ceil_div(packs, LOADS), BLOCK);
     return (int)(group > WARP && rows >= ENOUGH_THREADS / WARP ? WARP : group);
