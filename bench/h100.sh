@@ -2,7 +2,7 @@
 # Everything that a GPU has to show, with the table last. Two steps, because the GPU's machine may have no compiler libraries:
 #   bench/h100.sh build            here: an executable with static libraries, and the GPU tests, in build-gpu/
 #   bench/h100.sh run [PART...]    on the GPU's machine: checks and times. Each part is done in ten minutes. Parts:
-#     units long rates calibrate right bf16 speed peer memory start quality sanitize
+#     units long rates calibrate right bf16 speed peer memory start quality sanitize, and by name only: context half million budgets
 # Files go to $OUT (default out/h100), rows of the table to $OUT/rows.txt too.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -129,6 +129,67 @@ part_rates() {
 }
 
 # A device model of this card, and what it predicts for the steps that `speed` measures.
+# Long contexts (docs/performance.md): each beside its ceiling, PyTorch's recipe, and what was planned. `context` in ten minutes; `half` and
+# `million` (a program of four layers, exported here) are parts of their own.
+tail_of() { grep -E "decisions|the backward needs|token-wise|step [0-9]|^  all |copies|device memory|host memory for" "$1" | cut -c1-170; }
+planned() { sed -n 's/.*device memory: planned \([0-9.]*\).*in use \([0-9.]*\) GB/planned \1 GB, in use \2/p' "$1"; }
+context_at() {  # S, name, options...
+    local log="$OUT/context_$1_$2.log" s=$1 name=$2
+    shift 2
+    train_1b "$s" 3 --profile "$@" >"$log"
+    tail_of "$log"
+    row "1B, S = $s ($name): $(rate "$log") tokens/s, $(ratio "$(rate "$log")" "$(ceiling "$s")") of the ceiling, $(planned "$log")"
+}
+part_context() {
+    limited 200 $B/bin/gpu_ceiling 131072 262144 >"$OUT/ceiling.log" 2>&1
+    context_at 131072 auto
+    context_at 262144 auto
+    limited 200 "$PY" bench/peer_torch.py strong 131072 262144 >"$OUT/peer_context.log" 2>&1
+    grep peer "$OUT/peer_context.log" | tee -a "$OUT/rows.txt"
+    context_at 131072 in_less --budget 38.5GiB
+}
+part_half() {
+    limited 100 $B/bin/gpu_ceiling 524288 >"$OUT/ceiling.log" 2>&1
+    train_1b 524288 2 --profile >"$OUT/context_524288.log"
+    tail_of "$OUT/context_524288.log"
+    row "1B, S = 524288: $(rate "$OUT/context_524288.log") tokens/s, $(ratio "$(rate "$OUT/context_524288.log")" "$(ceiling 524288)") of the ceiling, $(planned "$OUT/context_524288.log")"
+}
+four_layers() {  # S, name, options...
+    local log="$OUT/four_$1_$2.log" s=$1 name=$2
+    shift 2
+    "$A" train /tmp/four.pt2 --data /tmp/tokens.bin --random-init --batch 1 --seq "$s" --steps 1 --device cuda --dtype bf16 --out /tmp/out4 --no-save "$@" \
+        >"$log" 2>&1
+    tail_of "$log"
+    row "its shape with four layers, S = $s ($name): $(rate "$log") tokens/s, predicted $(sed -n 's/.*slowest: .* predicted, \([0-9]*\) tokens.*/\1/p' "$log"), $(planned "$log")"
+}
+part_million() {
+    "$PY" -c 'import transformers as T
+T.LlamaConfig(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+              max_position_embeddings=1 << 21, rope_theta=500000.0, tie_word_embeddings=True, architectures=["LlamaForCausalLM"]).save_pretrained("/tmp/four")'
+    PYTHONPATH=python limited 100 "$PY" -m autosp.export /tmp/four/config.json --meta --dtype bf16 -o /tmp/four.pt2 || return
+    four_layers 1048576 auto
+    four_layers 425984 layer --remat layer
+    four_layers 425984 auto
+    for m in "layer --remat layer --whole-logits" "auto"; do
+        # shellcheck disable=SC2086
+        context_at 79872 $m
+    done
+}
+# Every fixture at the least budget that is named for it.
+part_budgets() {
+    local f g p least out n=0 bad=0
+    for f in $(fixtures); do
+        for p in 1 2 4; do
+            g=$F/$f/b2s64.safetensors
+            least=$("$A" check "$F/$f/model.pt2" --golden "$g" --ranks $p --device cuda --dtype fp32 --budget 1kB 2>&1 | sed -n 's/.*--budget \([0-9]*\) would do.*/\1/p')
+            out=$(timeout 60 "$A" check "$F/$f/model.pt2" --golden "$g" --ranks $p --device cuda --dtype fp32 --budget "$least" 2>&1 | tail -1)
+            n=$((n + 1))
+            case $out in *"check: PASS"*) ;; *) bad=$((bad + 1)); echo "$f P=$p budget $least: $out" ;; esac
+        done
+    done
+    row "fixtures at their least budgets, P = 1, 2, 4: $((n - bad)) of $n PASS"
+}
+
 part_calibrate() {
     local t0=$SECONDS s
     note "calibrate"

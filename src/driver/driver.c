@@ -191,16 +191,15 @@ int64_t plan_device_nbytes(const Plan *p, const DeviceModel *m) {
     return most;
 }
 
-static Status refuse(const Run *r, int64_t least) {
+static Status refuse(Run *r, int64_t least) {
     const MemoryOptions *m = &r->o->memory;
     const Graph *g = r->out->graph;
-    bool freely = m->remat == REMAT_AUTO && m->tile_rows == TILE_AUTO;
+    r->out->refused_nbytes = least;
     return diag_error(r->d, ST_MEMORY,
                       "%s at sequence length %lld on %d rank%s does not fit: the budget of each rank is %s, the least found is %s (--budget "
-                      "%lld would do)%s%s; more ranks or a shorter sequence help too",
+                      "%lld would do)",
                       g->name, (long long)g->seq, r->o->nranks, r->o->nranks == 1 ? "" : "s", bytes_text((double)m->budget_nbytes).s,
-                      bytes_text((double)least).s, (long long)least, freely ? "" : "; --remat auto and --tile auto need less",
-                      m->offload ? "" : "; --offload on needs less");
+                      bytes_text((double)least).s, (long long)least);
 }
 
 static int64_t largest_host(const Plan *p) {
@@ -315,7 +314,79 @@ static Status compile_from(const Archive *ar, const CompileOptions *options, Com
     return st;
 }
 
-Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(NULL, o, out, d); }
+// ---- what helps, where nothing fits ------------------------------------------------------------------------------------------------
+typedef struct Change {
+    const char *text;
+    CompileOptions o;
+    int64_t nbytes;          // that a rank then needs at least; 0: there is no such plan
+} Change;
+
+static int by_nbytes(const void *pa, const void *pb) {
+    const Change *a = pa, *b = pb;
+    if (!a->nbytes != !b->nbytes) return a->nbytes ? -1 : 1;
+    return (a->nbytes > b->nbytes) - (a->nbytes < b->nbytes);
+}
+
+static int list_changes(const CompileOptions *o, int64_t seq, Arena *a, Change *c) {
+    const MemoryOptions *m = &o->memory;
+    bool device = backend_of(o)->device != NULL;
+    int n = 0;
+    c[n] = (Change){.text = arena_printf(a, "--ranks %d", 2 * o->nranks), .o = *o};
+    c[n++].o.nranks = 2 * o->nranks;
+    c[n] = (Change){.text = arena_printf(a, "--seq %lld", (long long)seq / 2), .o = *o};
+    c[n++].o.import.seq = seq / 2;
+    if (device && !m->offload) {
+        c[n] = (Change){.text = "--offload on", .o = *o};
+        c[n++].o.memory.offload = true;
+    }
+    if (device && o->update && !o->offload_state) {
+        c[n] = (Change){.text = "--offload-state", .o = *o};
+        c[n++].o.offload_state = true;
+    }
+    if (m->remat != REMAT_AUTO || m->tile_rows != TILE_AUTO) {
+        c[n] = (Change){.text = "--remat auto --tile auto", .o = *o};
+        c[n].o.memory.remat = REMAT_AUTO;
+        c[n++].o.memory.tile_rows = TILE_AUTO;
+    }
+    if (o->whole_logits) {
+        c[n] = (Change){.text = "without --whole-logits", .o = *o};
+        c[n++].o.whole_logits = false;
+    }
+    return n;
+}
+
+// The three changes that help most, each found by planning it.
+static Status advise(const CompileOptions *o, int64_t seq, int64_t least, Diag *d) {
+    enum { MOST = 6, SHOWN = 3 };
+    Change c[MOST];
+    Arena *a = arena_new();
+    if (!a) return ST_MEMORY;
+    Str s = {0};
+    int n = list_changes(o, seq, a, c), shown = 0;
+    for (int i = 0; i < n; i++) {
+        Compiled out = {0};
+        Diag ignored = {0};
+        c[i].o.least = c[i].o.memory.quick = true;
+        c[i].o.sketch = 1;
+        c[i].o.dump_after = NULL;
+        if (compile_from(NULL, &c[i].o, &out, &ignored) == ST_OK && out.plan) c[i].nbytes = plan_device_nbytes(out.plan, compile_device_model(o));
+        compiled_free(&out);
+    }
+    qsort(c, (size_t)n, sizeof *c, by_nbytes);
+    for (int i = 0; i < n && shown < SHOWN && c[i].nbytes > 0 && c[i].nbytes < least; i++, shown++)
+        str_printf(&s, "%s%s (%s%s)", shown ? ", " : "; each rank would need less with ", c[i].text, bytes_text((double)c[i].nbytes).s,
+                   c[i].nbytes <= o->memory.budget_nbytes ? ": fits" : "");
+    size_t len = strlen(d->text);
+    if (s.len) snprintf(d->text + len, sizeof d->text - len, "%s", str_text(&s));
+    str_free(&s);
+    arena_free(a);
+    return ST_MEMORY;
+}
+
+Status compile_file(const CompileOptions *o, Compiled *out, Diag *d) {
+    Status st = compile_from(NULL, o, out, d);
+    return st != ST_OK && out->refused_nbytes > 0 ? advise(o, out->graph->seq, out->refused_nbytes, d) : st;
+}
 Status compile_archive(const Archive *ar, const CompileOptions *o, Compiled *out, Diag *d) { return compile_from(ar, o, out, d); }
 
 void compiled_free(Compiled *c) {

@@ -33,6 +33,7 @@ typedef struct CompileOptions {
 enum { SKETCH_RANKS = 64 };    // up to here a plan to look at has all ranks
 
 typedef struct Compiled {
+    int64_t refused_nbytes;    // the least that was found, where no plan fits the budget; else 0
     Arena *arena;              // owns the graph, the plan and the reports
     Graph *graph;              // after the last pass that ran
     Plan *plan;                // NULL with stop_after
