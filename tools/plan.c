@@ -6,6 +6,7 @@
 
 #include "decisions.h"
 #include "driver/explain.h"
+#include "driver/html.h"
 #include "driver/longest.h"
 #include "driver/plan_report.h"
 #include "options.h"
@@ -56,6 +57,7 @@ static Status plan_one(const PlanArgs *p, const CompileOptions *o, Diag *d) {
         if (p->json) st = plan_report_json(stdout, &out, d);
         else plan_report_text(stdout, &out, p->all);
     }
+    if (st == ST_OK && p->html && out.plan) st = plan_html(p->html, &out, d);
     if (st == ST_OK && p->save && out.plan) st = decisions_save(p->save, &out, d);
     if (st == ST_OK) print_import_notes("autosp plan", &out.import);
     compiled_free(&out);
@@ -69,6 +71,7 @@ int command_plan(int argc, char **argv) {
         {"--max-seq", OPT_FLAG, &p.max_seq, NULL, "instead of one length: the longest that fits, for each number of ranks"},
         {"--ranks", OPT_TEXT, &p.ranks, "P[,P...]", "number of ranks (default 1); with --max-seq several, such as 1,8,64,1024"},
         {"--json", OPT_FLAG, &p.json, NULL, "the same as JSON on standard output"},
+        {"--html", OPT_TEXT, &p.html, "F", "one page: memory and streams over the step, decisions"},
         {"--save", OPT_TEXT, &p.save, "PLAN", "keep the decisions, for check --decisions and train --decisions"},
         {"--all", OPT_FLAG, &p.all, NULL, "list everything: each collective, each value alive at the peak"},
         {"--no-update", OPT_FLAG, &p.no_update, NULL, "leave the optimizer out"},

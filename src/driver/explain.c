@@ -107,7 +107,11 @@ const char *value_label(const Graph *g, ValueId v, Arena *a) {
     const Node *n = graph_node(g, x->def);
     const char *word = attention_word(n->op, x->index);
     if (word) return arena_printf(a, "%s of attention", word);
-    if (n->op == OP_RESHARD && n->note) return arena_strndup(a, n->note, strcspn(n->note, "("));
+    if (n->op == OP_RESHARD && n->note) {
+        size_t len = strcspn(n->note, "(");
+        while (len > 0 && n->note[len - 1] == ' ') len--;
+        return arena_strndup(a, n->note, len);
+    }
     const char *place = place_of(n, a), *index = x->index ? arena_printf(a, " (result %d)", x->index + 1) : "";
     if (n->op == OP_PARAM || n->op == OP_INPUT || n->op == OP_CONSTANT) return x->name ? x->name : op_name(n->op);
     return arena_printf(a, "%s%s%s%s", *place ? place : "", *place ? ": " : "", op_name(n->op), index);

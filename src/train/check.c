@@ -88,6 +88,7 @@ static Status run_steps(const CheckOptions *o, const Compiled *c, const TensorFi
 // Runs the program in float32 on one CPU rank and keeps what its routers chose.
 static Status show_routing(const CheckOptions *o, const TensorFile *inputs, Routing *held, Diag *d) {
     CompileOptions co = o->compile;
+    co.memory = (MemoryOptions){0};
     co.nranks = 1, co.backend = NULL, co.routing = ROUTING_SHOW, co.update = false, co.strategies = NULL,
     co.attention = ATTN_AUTO;
     float32_only(&co);
@@ -277,6 +278,8 @@ static Status golden_binding(const TensorFile *f, CheckOptions *o, Diag *d) {
 static Status reference_gradients(const CheckOptions *o, const TensorFile *f, Trace *ref, Diag *d) {
     CheckOptions one = *o;
     one.compile.nranks = 1;
+    one.compile.memory = (MemoryOptions){0};  // what is compared with keeps everything, whole
+    one.compile.offload_state = false;
     one.notes = NULL;
     one.compile.no_fuse = true;
     one.compile.import.real = DT_F64;
@@ -328,6 +331,8 @@ static Status check_against_one(CheckOptions *o, Arena *a, Trace *t, CheckResult
     r->seq = o->compile.import.seq;
     CheckOptions one = *o;
     one.compile.nranks = 1;
+    one.compile.memory = (MemoryOptions){0};  // what is compared with keeps everything, whole
+    one.compile.offload_state = false;
     one.notes = NULL;
     one.compile.attention = ATTN_AUTO;
     one.compile.strategies = NULL;
